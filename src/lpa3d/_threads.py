@@ -23,7 +23,9 @@ def num_threads() -> int:
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
     if not text.isdigit() or int(text) < 1:
-        raise InputError(f"LPA3D_NUM_THREADS is {text!r}; a positive whole number is needed, e.g. LPA3D_NUM_THREADS=4")
+        raise InputError(
+            f"LPA3D_NUM_THREADS is {text!r}; a positive whole number is needed, e.g. LPA3D_NUM_THREADS=4"
+        )
     return int(text)
 
 

@@ -1,0 +1,165 @@
+"""The one door: every argument is checked here, before any work, and made canonical.
+
+Behind it arrays are ``(Z, Y, X)``, C-ordered, in native byte order, of an unsigned dtype (class maps, where only
+equality counts) or of int64 or narrower (ids). A copy is made only where the input is not canonical already.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InputError, InputTypeError
+
+__all__ = [
+    "canonical_connectivity",
+    "canonical_out",
+    "canonical_spacing",
+    "check_array",
+    "class_map",
+    "instance_ids",
+    "is_integral",
+    "max_id",
+    "same_shape",
+]
+
+MAX_ID = 2**63 - 1
+
+_CONNECTIVITY = {1: 6, 2: 18, 3: 26, 6: 6, 18: 18, 26: 26}
+
+
+def is_integral(dtype: np.dtype[Any]) -> bool:
+    """Return whether `dtype` holds booleans or integers."""
+    return dtype.kind in "bui"
+
+
+def check_array(array: Any, name: str) -> npt.NDArray[Any]:
+    """Refuse anything but a 2D or 3D NumPy array of booleans, integers or floats (masked arrays lose their mask)."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputTypeError(f"{name} is a masked array, whose mask would be lost; pass {name}.filled(0)")
+    if not isinstance(array, np.ndarray):
+        raise InputTypeError(
+            f"{name} is a {type(array).__module__}.{type(array).__qualname__}; a NumPy array is needed: "
+            f"pass numpy.asarray({name})"
+        )
+    if array.dtype.kind not in "buif":
+        raise InputTypeError(f"{name} has dtype {array.dtype}; an array of bool or integers is needed")
+    if array.ndim not in (2, 3):
+        raise InputError(
+            f"{name} has {array.ndim} dimensions, shape {array.shape}; (Z, Y, X) or (Y, X) is needed"
+        )
+    return np.asarray(array)
+
+
+def _canonical(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return `array` as 3D, C-ordered and in native byte order, copied only where it is not."""
+    if array.ndim == 2:
+        array = array[np.newaxis]
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+def class_map(volume: Any, name: str = "volume") -> npt.NDArray[Any]:
+    """Return a class map as canonical uint8, uint16, uint32 or uint64 of the same bits (0 stays background)."""
+    array = check_array(volume, name)
+    if array.dtype.kind == "f":
+        raise InputTypeError(
+            f"{name} has dtype {array.dtype}; a class map is bool or integer. Threshold it ({name} > 0.5), or pass "
+            f"the image as cost= of propagate"
+        )
+    array = _canonical(array)
+    return array.view(np.dtype(f"u{array.dtype.itemsize}"))
+
+
+def max_id(ids: npt.NDArray[Any]) -> int:
+    """Return the largest value of `ids`, 0 where it is empty."""
+    return int(ids.max()) if ids.size else 0
+
+
+def instance_ids(array: Any, name: str) -> npt.NDArray[Any]:
+    """Return instance ids as canonical integers of their own dtype, none negative, none above 2**63 - 1."""
+    ids = check_array(array, name)
+    if ids.dtype.kind == "f":
+        raise InputTypeError(
+            f"{name} has dtype {ids.dtype}; instance ids are integers: pass {name}.astype('int64')"
+        )
+    ids = _canonical(ids)
+    if ids.dtype.kind == "b":
+        return ids.view(np.uint8)
+    if ids.dtype.kind == "i" and ids.size and int(ids.min()) < 0:
+        raise InputError(
+            f"{name} holds negative ids, the smallest is {int(ids.min())}; 0 is unlabelled, ids are > 0"
+        )
+    if ids.dtype == np.uint64 and max_id(ids) > MAX_ID:
+        raise InputError(f"{name} holds ids up to {max_id(ids)}; at most 2**63 - 1 is possible")
+    return ids
+
+
+def same_shape(array: npt.NDArray[Any], name: str, other: npt.NDArray[Any], other_name: str) -> None:
+    """Refuse two arrays of different shapes; call it before either is made canonical."""
+    if array.shape != other.shape:
+        raise InputError(
+            f"{name} has shape {array.shape} but {other_name} has shape {other.shape}; they must be the same"
+        )
+
+
+def canonical_connectivity(connectivity: Any) -> int:
+    """Return 6, 18 or 26 for one of those or for scikit-image's 1, 2, 3."""
+    try:
+        return _CONNECTIVITY[operator.index(connectivity)]
+    except (TypeError, KeyError):
+        raise InputError(
+            f"connectivity is {connectivity!r}; 6, 18 or 26 is needed (or 1, 2, 3 for the same)"
+        ) from None
+
+
+def canonical_spacing(spacing: Any, ndim: int) -> tuple[float, float, float]:
+    """Return `spacing` as three positive floats ``(z, y, x)``; two suffice for a 2D array."""
+    try:
+        values = tuple(float(value) for value in spacing)
+    except (TypeError, ValueError):
+        raise InputTypeError(
+            f"spacing is {spacing!r}; three numbers (z, y, x) are needed, e.g. (40, 8, 8)"
+        ) from None
+    if ndim == 2 and len(values) == 2:
+        # The one slice has no neighbours along z; its thickness only must not become the smallest side.
+        values = (max(values), *values)
+    if len(values) != 3:
+        needed = "two or three" if ndim == 2 else "three"
+        raise InputError(
+            f"spacing {spacing!r} has {len(values)} values; {needed} are needed for a {ndim}D array"
+        )
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        raise InputError(f"spacing is {spacing!r}; every value must be finite and > 0")
+    return values[0], values[1], values[2]
+
+
+def canonical_out(
+    out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Sequence[Any]
+) -> npt.NDArray[Any] | None:
+    """Check `out` against the result's shape and dtype and return it as 3D; None stays None.
+
+    Raises
+    ------
+    InputTypeError, InputError
+        If `out` is no NumPy array, has another shape or dtype, is not C-ordered or writeable, or shares memory with
+        one of `inputs`.
+    """
+    if out is None:
+        return None
+    need = f"numpy.empty({shape}, {dtype.name!r})"
+    if not isinstance(out, np.ndarray):
+        raise InputTypeError(f"out is a {type(out).__qualname__}; a NumPy array is needed: out={need}")
+    if out.shape != shape or out.dtype != dtype:
+        raise InputError(f"out has shape {out.shape} and dtype {out.dtype}; needed is out={need}")
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise InputError(f"out must be C-contiguous and writeable: out={need}")
+    if any(isinstance(array, np.ndarray) and np.may_share_memory(out, array) for array in inputs):
+        raise InputError(
+            f"out shares memory with an input, which would be overwritten; pass a new array: out={need}"
+        )
+    return out[np.newaxis] if out.ndim == 2 else out
