@@ -50,9 +50,7 @@ def check_array(array: Any, name: str) -> npt.NDArray[Any]:
     if array.dtype.kind not in "buif":
         raise InputTypeError(f"{name} has dtype {array.dtype}; an array of bool or integers is needed")
     if array.ndim not in (2, 3):
-        raise InputError(
-            f"{name} has {array.ndim} dimensions, shape {array.shape}; (Z, Y, X) or (Y, X) is needed"
-        )
+        raise InputError(f"{name} has {array.ndim} dimensions, shape {array.shape}; (Z, Y, X) or (Y, X) is needed")
     return np.asarray(array)
 
 
@@ -84,16 +82,12 @@ def instance_ids(array: Any, name: str) -> npt.NDArray[Any]:
     """Return instance ids as canonical integers of their own dtype, none negative, none above 2**63 - 1."""
     ids = check_array(array, name)
     if ids.dtype.kind == "f":
-        raise InputTypeError(
-            f"{name} has dtype {ids.dtype}; instance ids are integers: pass {name}.astype('int64')"
-        )
+        raise InputTypeError(f"{name} has dtype {ids.dtype}; instance ids are integers: pass {name}.astype('int64')")
     ids = _canonical(ids)
     if ids.dtype.kind == "b":
         return ids.view(np.uint8)
     if ids.dtype.kind == "i" and ids.size and int(ids.min()) < 0:
-        raise InputError(
-            f"{name} holds negative ids, the smallest is {int(ids.min())}; 0 is unlabelled, ids are > 0"
-        )
+        raise InputError(f"{name} holds negative ids, the smallest is {int(ids.min())}; 0 is unlabelled, ids are > 0")
     if ids.dtype == np.uint64 and max_id(ids) > MAX_ID:
         raise InputError(f"{name} holds ids up to {max_id(ids)}; at most 2**63 - 1 is possible")
     return ids
@@ -112,9 +106,7 @@ def canonical_connectivity(connectivity: Any) -> int:
     try:
         return _CONNECTIVITY[operator.index(connectivity)]
     except (TypeError, KeyError):
-        raise InputError(
-            f"connectivity is {connectivity!r}; 6, 18 or 26 is needed (or 1, 2, 3 for the same)"
-        ) from None
+        raise InputError(f"connectivity is {connectivity!r}; 6, 18 or 26 is needed (or 1, 2, 3 for the same)") from None
 
 
 def canonical_spacing(spacing: Any, ndim: int) -> tuple[float, float, float]:
@@ -122,17 +114,13 @@ def canonical_spacing(spacing: Any, ndim: int) -> tuple[float, float, float]:
     try:
         values = tuple(float(value) for value in spacing)
     except (TypeError, ValueError):
-        raise InputTypeError(
-            f"spacing is {spacing!r}; three numbers (z, y, x) are needed, e.g. (40, 8, 8)"
-        ) from None
+        raise InputTypeError(f"spacing is {spacing!r}; three numbers (z, y, x) are needed, e.g. (40, 8, 8)") from None
     if ndim == 2 and len(values) == 2:
         # The one slice has no neighbours along z; its thickness only must not become the smallest side.
         values = (max(values), *values)
     if len(values) != 3:
         needed = "two or three" if ndim == 2 else "three"
-        raise InputError(
-            f"spacing {spacing!r} has {len(values)} values; {needed} are needed for a {ndim}D array"
-        )
+        raise InputError(f"spacing {spacing!r} has {len(values)} values; {needed} are needed for a {ndim}D array")
     if not all(math.isfinite(value) and value > 0 for value in values):
         raise InputError(f"spacing is {spacing!r}; every value must be finite and > 0")
     return values[0], values[1], values[2]
@@ -159,7 +147,5 @@ def canonical_out(
     if not (out.flags.c_contiguous and out.flags.writeable):
         raise InputError(f"out must be C-contiguous and writeable: out={need}")
     if any(isinstance(array, np.ndarray) and np.may_share_memory(out, array) for array in inputs):
-        raise InputError(
-            f"out shares memory with an input, which would be overwritten; pass a new array: out={need}"
-        )
+        raise InputError(f"out shares memory with an input, which would be overwritten; pass a new array: out={need}")
     return out[np.newaxis] if out.ndim == 2 else out

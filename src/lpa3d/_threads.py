@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +24,7 @@ def num_threads() -> int:
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
     if not text.isdigit() or int(text) < 1:
-        raise InputError(
-            f"LPA3D_NUM_THREADS is {text!r}; a positive whole number is needed, e.g. LPA3D_NUM_THREADS=4"
-        )
+        raise InputError(f"LPA3D_NUM_THREADS is {text!r}; a positive whole number is needed, e.g. LPA3D_NUM_THREADS=4")
     return int(text)
 
 
@@ -33,7 +32,7 @@ def split(length: int, parts: int) -> list[tuple[int, int]]:
     """Cut ``range(length)`` into at most `parts` non-empty runs of nearly equal length."""
     parts = max(1, min(parts, length))
     bounds = [length * i // parts for i in range(parts + 1)]
-    return [(lo, hi) for lo, hi in zip(bounds, bounds[1:], strict=False) if hi > lo]
+    return [(lo, hi) for lo, hi in itertools.pairwise(bounds) if hi > lo]
 
 
 def run_all(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
