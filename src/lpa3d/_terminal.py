@@ -1,0 +1,93 @@
+"""What the command line says besides its results: messages, and on a terminal a line that shows the progress."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+
+__all__ = ["Terminal"]
+
+BAR = 24
+
+
+class Terminal:
+    """Messages to standard error; the progress line only where that is a terminal.
+
+    The line is drawn by `tick`, which one thread calls while another one works. Messages may come from any thread.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.animated = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.times: list[tuple[str, float]] = []
+        self._lock = threading.Lock()
+        self._step = ""
+        self._started = time.perf_counter()
+        self._fraction: float | None = None
+        self._shown = ""
+
+    def step(self, name: str, verb: str) -> None:
+        """Begin a step: `name` is shown while it runs ("reading a.npy"), `verb` in the summary ("read")."""
+        with self._lock:
+            self._end_step()
+            self._step, self._verb = name, verb
+            self._started, self._fraction = time.perf_counter(), None
+
+    def _end_step(self) -> None:
+        if self._step:
+            self.times.append((self._verb, time.perf_counter() - self._started))
+            self._step = ""
+
+    def finish(self) -> None:
+        """End the last step and remove the line."""
+        with self._lock:
+            self._end_step()
+            self._clear()
+
+    def progress(self, fraction: float) -> None:
+        """Say how much of the step is done, 0 to 1."""
+        self._fraction = fraction
+
+    def tick(self) -> None:
+        """Draw the line anew if it would look different."""
+        if not self.animated:
+            return
+        with self._lock:
+            if not self._step:
+                return
+            elapsed = f"{time.perf_counter() - self._started:.0f} s"
+            line = f"{self._step}  {elapsed}"
+            if self._fraction is not None:
+                done = min(max(self._fraction, 0.0), 1.0)
+                filled = int(done * BAR)
+                line = f"{self._step}  [{'#' * filled}{'.' * (BAR - filled)}] {100 * done:3.0f} %  {elapsed}"
+            line = line[: max(shutil.get_terminal_size().columns - 1, 1)]
+            if line != self._shown:
+                self._write(f"\r{line}{' ' * (len(self._shown) - len(line))}")
+                self._shown = line
+
+    def _clear(self) -> None:
+        if self._shown:
+            self._write(f"\r{' ' * len(self._shown)}\r")
+            self._shown = ""
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except OSError:
+            pass  # nobody listens; the work goes on
+
+    def say(self, text: str) -> None:
+        """Print a note, unless the user wants quiet."""
+        if not self.quiet:
+            self.message(text)
+
+    def message(self, text: str) -> None:
+        """Print an error or a warning, which quiet does not silence."""
+        with self._lock:
+            self._clear()
+            self._write(f"lpa3d: {text}\n")
