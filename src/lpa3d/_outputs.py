@@ -184,9 +184,13 @@ class Outputs:
             finally:
                 os.close(handle)
 
+    def cancel(self) -> None:
+        """Make the next `check`, in whatever thread, raise `Cancelled`."""
+        self._cancelled = True
+
     def discard(self) -> None:
         """Remove everything that was written but not committed; may be called from another thread."""
-        self._cancelled = True
+        self.cancel()
         with self._lock:
             for output in self._outputs:
                 _remove(output.temp)

@@ -540,6 +540,8 @@ def _open_nifti(location: Location) -> Volume:
     unit = header.get_xyzt_units()[0]
 
     def fetch(lo: int, hi: int) -> Array:
+        if not math.prod(shape):
+            return np.empty(shape, dtype)  # nibabel loses the shape of some
         array = np.asarray(proxy) if scaled else np.asarray(proxy.get_unscaled())
         return np.asarray(array.T[(0,) * lead][lo:hi])
 
@@ -932,7 +934,8 @@ def _write_tiff(target: Target, array: Array, geometry: Geometry, progress: Prog
 
     tifffile.imwrite(
         target.output.temp,
-        each(),
+        # Axes of length 1 change what tifffile takes for a page.
+        each() if min(array.shape) > 1 else array,
         shape=array.shape,
         dtype=array.dtype.newbyteorder("="),
         bigtiff=array.nbytes > 2**32 - 2**25,

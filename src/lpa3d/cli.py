@@ -1,0 +1,839 @@
+"""The command ``lpa3d``: files in, files out.
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 the work failed, 2 the command
+line or an input cannot be used (nothing was written), 130 Ctrl-C, 143 terminated.
+
+The work runs in a thread of its own, so that the main thread can draw the progress line and answer Ctrl-C at once, even
+while compiled code runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import re
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from . import __version__
+from ._checks import canonical_spacing
+from ._outputs import Cancelled, Outputs
+from ._terminal import Terminal
+from .errors import InputError, Lpa3dError, Lpa3dWarning
+from .io import FileError, Geometry, Target, Volume, open_volume, plan
+
+__all__ = ["main"]
+
+OK, FAILED, UNUSABLE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 2, 130, 141, 143
+
+Array = npt.NDArray[Any]
+
+
+# ------------------------------------------------------------------------------------------------- running a command
+
+
+@dataclass
+class Job:
+    """One run: what was asked, where messages go, the outputs in the making, and what standard output will get."""
+
+    args: argparse.Namespace
+    terminal: Terminal
+    outputs: Outputs
+    files: ExitStack
+    results: list[str]
+
+    def open(self, name: str) -> Volume:
+        """Open an input; it is closed at the end."""
+        return self.files.enter_context(open_volume(name))
+
+    def read(self, volume: Volume, role: str, *, floats: bool = False) -> Array:
+        """Read a whole input as one step: labels, or with `floats` an image of any kind."""
+        self.terminal.step(f"reading {volume.name}", "read")
+        if floats:
+            return volume.read(self.progress)
+        array = volume.read_integers(role, self.progress)
+        if array.dtype != volume.dtype:
+            self.terminal.say(f"{volume.name} stores whole numbers as {volume.dtype}; they are read as {array.dtype}")
+        return array
+
+    def write(self, target: Target, array: Array, geometry: Geometry) -> None:
+        """Write a result as one step."""
+        self.terminal.step(f"writing {target.location.name}", "wrote")
+        target.write(array, geometry, self.progress)
+
+    def progress(self, fraction: float) -> None:
+        """Show how far a step is; the place where an interrupted run stops."""
+        self.outputs.check()
+        self.terminal.progress(fraction)
+
+    def finish(self, text: str) -> None:
+        """Put the outputs into place and say what was done."""
+        self.outputs.commit()
+        self.terminal.finish()
+        times: dict[str, float] = {}
+        for verb, seconds in self.terminal.times:
+            times[verb] = times.get(verb, 0.0) + seconds
+        self.terminal.say(f"{text}; {', '.join(f'{verb} in {seconds:.1f} s' for verb, seconds in times.items())}")
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that it cleans up as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _warnings_to(terminal: Terminal) -> Iterator[None]:
+    """Print the library's own warnings as messages; other libraries' remarks are for developers."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, Lpa3dWarning) or _debugging():
+            terminal.message(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        yield
+
+
+def _debugging() -> bool:
+    return os.environ.get("LPA3D_DEBUG", "") not in ("", "0")
+
+
+def _attend(run: Callable[[Job], None], args: argparse.Namespace) -> int:
+    """Run a command in a thread, draw its progress, and clean up whatever ends it."""
+    terminal = Terminal(quiet=args.quiet)
+    outputs = Outputs(overwrite=getattr(args, "overwrite", False))
+    results: list[str] = []
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with _warnings_to(terminal), outputs, ExitStack() as files:
+                run(Job(args, terminal, outputs, files, results))
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    try:
+        with _signals():
+            thread.start()
+            while thread.is_alive():
+                thread.join(0.1)
+                terminal.tick()
+    except (KeyboardInterrupt, _Terminated) as interruption:
+        # Once is enough: the cleaning up is not to be interrupted.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A writer stops by itself at the next slab; one that does not is cut off.
+        outputs.cancel()
+        thread.join(2.0 if outputs.writing else 0.0)
+        outputs.discard()
+        terminal.finish()
+        stopped = isinstance(interruption, _Terminated)
+        terminal.message("terminated" if stopped else "interrupted")
+        code = TERMINATED if stopped else INTERRUPTED
+        if thread.is_alive():
+            # Compiled code cannot be stopped, and leaving in the usual way would wait for it.
+            os._exit(code)
+        signal.signal(signal.SIGINT, before)
+        return code
+    terminal.finish()
+    if failures:
+        return _report(failures[0], terminal)
+    for text in results:
+        sys.stdout.write(text)
+    return OK
+
+
+def _report(error: BaseException, terminal: Terminal) -> int:
+    """Print what went wrong and return the exit code."""
+    if _debugging():
+        traceback.print_exception(error)
+    if isinstance(error, Cancelled):
+        return INTERRUPTED
+    if isinstance(error, Lpa3dError):
+        terminal.message(f"error: {error}")
+        return UNUSABLE if isinstance(error, (ValueError, TypeError)) else FAILED
+    if isinstance(error, MemoryError):
+        terminal.message(f"error: not enough memory{f' ({error})' if str(error) else ''}")
+    elif isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        terminal.message(f"error: {place}{error.strerror}")
+    else:
+        text = f"{type(error).__name__}: {error}"
+        terminal.message(f"error: unexpected {text} (LPA3D_DEBUG=1 shows where; please report it)")
+    return FAILED
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; those of the process by default.
+    """
+    try:
+        try:
+            return _main(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        Terminal().message("interrupted")
+        return INTERRUPTED
+    except OSError as error:
+        # What is left in the buffer must not be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return BROKEN_PIPE  # the reader has enough, as head does
+        Terminal().message(f"error: cannot write to standard output: {error.strerror}")
+        return FAILED
+
+
+def _main(argv: list[str]) -> int:
+    parser = _parser(argv)
+    if not argv:
+        parser.print_help(sys.stderr)
+        return UNUSABLE
+    args = parser.parse_args(argv)
+    if args.command == "demo":
+        from . import demo
+
+        try:
+            return int(demo.run(args))
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            return _report(error, Terminal())
+    return _attend(args.run, args)
+
+
+# --------------------------------------------------------------------------------------------------------- arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors look like all others."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(UNUSABLE, f"lpa3d: error: {message}\nTry '{self.prog} --help'.\n")
+
+
+def _slices(text: str) -> tuple[int, ...]:
+    """Parse ``3,7,10-12``."""
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not match or (match[2] and int(match[2]) < int(match[1])):
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of slices, such as 3,7,10-12")
+        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(sorted(found))
+
+
+def _axis(text: str) -> int | str | None:
+    """Parse a slice axis: auto, none, a number or a letter."""
+    axes: dict[str, int | str | None] = {"auto": "auto", "none": None, "z": 0, "y": 1, "x": 2, "0": 0, "1": 1, "2": 2}
+    if text.lower() not in axes:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, none, z, y, x, 0, 1, 2")
+    return axes[text.lower()]
+
+
+def _parser(argv: Sequence[str]) -> _Parser:
+    """Build the parser; the options of a command that lives elsewhere only where it is asked for."""
+    parser = _Parser(
+        prog="lpa3d",
+        description="Turn class maps and partial labels of electron microscopy volumes into 3D instances.",
+        epilog="'lpa3d COMMAND --help' has the options of a command and examples.\n\n"
+        "Files by suffix: .zarr (also name.zarr/inner/array), .npy, .nii, .nii.gz, .tif, .tiff, .h5 (name.h5:/dataset)",
+    )
+    version = {"action": "version", "version": f"lpa3d {__version__}"}
+    parser.add_argument("--version", **version)  # type: ignore[arg-type]
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    for command in COMMANDS:
+        sub = commands.add_parser(
+            command.name,
+            help=command.help,
+            description=command.description,
+            epilog="examples:\n" + "\n".join(f"  {line}" for line in command.examples),
+        )
+        command.add_arguments(sub)
+        if command.writes:
+            sub.add_argument("--overwrite", action="store_true", help="replace an existing output, at the very end")
+        sub.add_argument(
+            "-q", "--quiet", action="store_true", help="no progress and no summary; errors and warnings stay"
+        )
+        sub.add_argument("--version", **version)  # type: ignore[arg-type]
+        sub.set_defaults(run=command.run)
+    demo = commands.add_parser("demo", help="make a phantom cell, run everything on it, and show what was recovered")
+    if "demo" in argv:
+        from .demo import add_arguments
+
+        add_arguments(demo)
+    return parser
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: how it is described, its arguments, and what it does."""
+
+    name: str
+    help: str
+    description: str
+    examples: tuple[str, ...]
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Job], None]
+    writes: bool = True
+
+
+def _add_connectivity(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--connectivity",
+        type=int,
+        default=6,
+        choices=(6, 18, 26, 1, 2, 3),
+        metavar="{6,18,26}",
+        help="voxels that are neighbours: by faces, edges too, corners too (default 6)",
+    )
+
+
+def _add_spacing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--spacing",
+        type=float,
+        nargs=3,
+        metavar=("Z", "Y", "X"),
+        help="voxel size in any unit (default: what the file says, else 1 1 1)",
+    )
+
+
+# ------------------------------------------------------------------------------------------------- shared by commands
+
+
+def _check_same_shape(volume: Volume, other: Volume) -> None:
+    if volume.shape != other.shape:
+        raise InputError(
+            f"{volume.name} has shape {volume.shape} but {other.name} has shape {other.shape}; they must be the same"
+        )
+
+
+def _check_same_place(job: Job, volume: Volume, other: Volume) -> None:
+    """Warn where two files say that their voxels are not of the same size or place; voxels are matched by index."""
+    a, b = volume.geometry, other.geometry
+    if a.nifti is not None and b.nifti is not None:
+        if not np.allclose(a.nifti.get_best_affine(), b.nifti.get_best_affine(), rtol=1e-4, atol=1e-4):
+            job.terminal.message(
+                f"warning: {volume.name} and {other.name} have different affines; voxels are matched by index"
+            )
+    elif a.spacing and b.spacing and a.unit == b.unit and not np.allclose(a.spacing, b.spacing, rtol=1e-4):
+        job.terminal.message(
+            f"warning: {volume.name} has spacing {_sizes(a.spacing)} but {other.name} {_sizes(b.spacing)}; "
+            f"voxels are matched by index"
+        )
+
+
+def _sizes(spacing: Iterable[float]) -> str:
+    return " ".join(f"{size:g}" for size in spacing)
+
+
+def _spacing(job: Job, volume: Volume) -> tuple[tuple[float, float, float], Geometry]:
+    """Return the voxel size to work with and the geometry to write: the user's, else the file's, else 1."""
+    given = job.args.spacing
+    if given is not None:
+        spacing = canonical_spacing(given, 3)
+        return spacing, Geometry(spacing, "", volume.geometry.nifti)
+    if volume.geometry.spacing is None:
+        return (1.0, 1.0, 1.0), volume.geometry
+    if volume.geometry.spacing != (1.0, 1.0, 1.0):
+        unit = f" {volume.geometry.unit}" if volume.geometry.unit else ""
+        job.terminal.say(f"spacing {_sizes(volume.geometry.spacing)}{unit} (z y x), from {volume.name}")
+    return volume.geometry.spacing, volume.geometry
+
+
+def _runs(slabs: Iterable[tuple[int, int, Array]]) -> tuple[Array, Array]:
+    """Return the distinct values of an array that comes in slabs, and how often each occurs.
+
+    Label arrays are made of runs of equal voxels, so only the first voxel of each run is sorted.
+    """
+    found: list[tuple[Array, Array]] = []
+    pending = 0
+    for _, _, slab in slabs:
+        for flat in _pieces(slab):
+            starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+            found.append(_total(flat[starts], np.diff(starts, append=flat.size)))
+            pending += len(found[-1][0])
+            if pending > 2**22:
+                found = [_total(*map(np.concatenate, zip(*found, strict=True)))]
+                pending = 0
+    if not found:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    return _total(*map(np.concatenate, zip(*found, strict=True)))
+
+
+def _total(values: Array, counts: Array) -> tuple[Array, Array]:
+    """Return the distinct `values` in order, and the sum of the `counts` of each."""
+    order = np.argsort(values, kind="stable")
+    values, counts = values[order], counts[order]
+    first = np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1])))
+    return values[first], np.add.reduceat(counts, first)
+
+
+def _pieces(slab: Array, size: int = 2**22) -> Iterator[Array]:
+    """Yield `slab` as flat pieces of at most about `size` voxels."""
+    rows = max(size // max(math.prod(slab.shape[1:]), 1), 1)
+    for lo in range(0, len(slab), rows):
+        piece = np.ascontiguousarray(slab[lo : lo + rows]).reshape(-1)
+        if piece.size:
+            yield piece
+
+
+def _summary(labels: Array) -> str:
+    """Return how many instances and labelled voxels there are."""
+    values, counts = _runs([(0, len(labels), labels)])
+    voxels = int(counts[values != 0].sum())
+    return f"{_count(int(np.count_nonzero(values)), 'instance')}, {_share(voxels, labels.size)} labelled"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _share(voxels: int, total: int) -> str:
+    return f"{voxels:,} of {total:,} voxels ({100 * voxels / max(total, 1):.1f} %)"
+
+
+# ------------------------------------------------------------------------------------------------------------- label
+
+
+def _label_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", metavar="IN", help="class map: bool or integers, 0 is background")
+    parser.add_argument("output", metavar="OUT", help="labels: uint32, or uint64 from 2**32 voxels on")
+    _add_connectivity(parser)
+
+
+def _label(job: Job) -> None:
+    source = job.open(job.args.input)
+    source.check_integers("a class map")
+    target = plan(job.outputs, job.args.output, source.shape, [source.path])
+    volume = job.read(source, "a class map")
+    from lpa3d import label
+
+    job.terminal.step("labelling", "labelled")
+    labels = label(volume, connectivity=job.args.connectivity)
+    job.write(target, labels, source.geometry)
+    count = int(labels.max()) if labels.size else 0
+    voxels = int(np.count_nonzero(labels))
+    job.finish(f"{_count(count, 'component')}, {_share(voxels, labels.size)} labelled")
+
+
+# ---------------------------------------------------------------------------------------------------------- propagate
+
+
+def _propagate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("volume", metavar="VOLUME", help="class map: bool or integers, 0 is background")
+    parser.add_argument("seeds", metavar="SEEDS", help="instance ids of the same shape, 0 is unlabelled")
+    parser.add_argument("output", metavar="OUT", help="labels, of the seeds' dtype")
+    _add_connectivity(parser)
+    _add_spacing(parser)
+    parser.add_argument(
+        "--cost", metavar="FILE", help="image >= 0 that makes distances longer, e.g. membrane probability"
+    )
+    parser.add_argument("--max-distance", type=float, metavar="D", help="farthest from a seed, in units of the spacing")
+    parser.add_argument("--sweeps", type=int, metavar="N", help="rounds of diffusion that smooth borders; 0 for none")
+    parser.add_argument(
+        "--slice-axis",
+        type=_axis,
+        default="auto",
+        metavar="{auto,none,z,y,x}",
+        help="axis across which slices were annotated; 0, 1, 2 are z, y, x (default auto: found from the seeds)",
+    )
+    parser.add_argument(
+        "--missing-slices",
+        type=_slices,
+        default=(),
+        metavar="LIST",
+        help="slices that are empty in the class map and are bridged, e.g. 3,7,10-12",
+    )
+    parser.add_argument(
+        "--unseeded",
+        choices=("drop", "label"),
+        default="drop",
+        help="components without a seed: leave them 0, or give each a new id (default drop)",
+    )
+    parser.add_argument(
+        "--seed-conflicts",
+        choices=("raise", "majority"),
+        default="raise",
+        help="an id on two classes: stop, or keep its larger class (default raise)",
+    )
+    parser.add_argument("--confidence", metavar="FILE", help="also write how sure each label is, uint16")
+
+
+def _propagate(job: Job) -> None:
+    args = job.args
+    volume, seeds = job.open(args.volume), job.open(args.seeds)
+    cost = job.open(args.cost) if args.cost else None
+    volume.check_integers("a class map")
+    seeds.check_integers("seeds")
+    inputs = [file for file in (volume, seeds, cost) if file is not None]
+    for file in inputs[1:]:
+        _check_same_shape(volume, file)
+        _check_same_place(job, volume, file)
+    spacing, geometry = _spacing(job, volume)
+    paths = [file.path for file in inputs]
+    target = plan(job.outputs, args.output, volume.shape, paths)
+    sureness = plan(job.outputs, args.confidence, volume.shape, paths) if args.confidence else None
+    options: dict[str, Any] = {"return_confidence": True} if sureness else {}
+    if args.sweeps is not None:
+        options["sweeps"] = args.sweeps
+    from lpa3d import propagate
+
+    classes = job.read(volume, "a class map")
+    ids = job.read(seeds, "seeds")
+    if cost is not None:
+        options["cost"] = job.read(cost, "a cost", floats=True)
+    job.terminal.step("propagating", "propagated")
+    result = propagate(
+        classes,
+        ids,
+        connectivity=args.connectivity,
+        spacing=spacing,
+        max_distance=args.max_distance,
+        slice_axis=args.slice_axis,
+        missing_slices=args.missing_slices,
+        unseeded=args.unseeded,
+        seed_conflicts=args.seed_conflicts,
+        **options,
+    )
+    labels = result[0] if sureness else result
+    job.write(target, labels, geometry)
+    if sureness:
+        job.write(sureness, result[1], geometry)
+    job.finish(_summary(labels))
+
+
+# ------------------------------------------------------------------------------------------------ merge and contacts
+
+
+def _merge_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", metavar="IN", help="instance ids, 0 is background")
+    parser.add_argument("output", metavar="OUT", help="labels with fragments united, of the same dtype")
+    parser.add_argument("--classes", metavar="FILE", help="class map of the same shape; different classes never join")
+    _add_connectivity(parser)
+    _add_spacing(parser)
+    parser.add_argument(
+        "--scores", metavar="CSV", help="evidence for pairs, columns id_a,id_b,score; else the contact's"
+    )
+    parser.add_argument("--min-contact", type=float, metavar="S", help="least evidence that unites a pair")
+    for name, what in (("must", "unites"), ("cannot", "keeps apart, even through a third label")):
+        parser.add_argument(
+            f"--{name}-link",
+            action="append",
+            default=[],
+            metavar="A:B|CSV",
+            help=f"a pair of ids, or a file with columns id_a,id_b, that this {what}; may be given again",
+        )
+
+
+def _merge(job: Job) -> None:
+    args = job.args
+    source = job.open(args.input)
+    source.check_integers("labels")
+    classes = job.open(args.classes) if args.classes else None
+    if classes is not None:
+        classes.check_integers("a class map")
+        _check_same_shape(source, classes)
+        _check_same_place(job, source, classes)
+    links = {name: getattr(args, f"{name}_link") for name in ("must", "cannot")}
+    tables = [text for texts in links.values() for text in texts if not _PAIR.fullmatch(text)]
+    tables += [args.scores] if args.scores else []
+    inputs = [file.path for file in (source, classes) if file is not None] + [Path(name) for name in tables]
+    spacing, geometry = _spacing(job, source)
+    target = plan(job.outputs, args.output, source.shape, inputs)
+    must, cannot = (_read_links(texts) for texts in links.values())
+    scores = _read_table(args.scores, score=True) if args.scores else None
+    labels = job.read(source, "labels")
+    class_map = None if classes is None else job.read(classes, "a class map")
+    before = _summary(labels)
+    from lpa3d import merge
+
+    job.terminal.step("merging", "merged")
+    merged = merge(
+        labels,
+        classes=class_map,
+        scores=None if scores is None else {(a, b): score for a, b, score in scores},
+        spacing=spacing,
+        connectivity=args.connectivity,
+        min_contact=args.min_contact,
+        must_link=must,
+        cannot_link=cannot,
+    )
+    job.write(target, merged, geometry)
+    job.finish(f"{before.partition(',')[0]} became {_summary(merged)}")
+
+
+_PAIR = re.compile(r"(\d+):(\d+)")
+
+
+def _read_links(texts: Iterable[str]) -> list[tuple[int, int]]:
+    """Return the pairs of ids that ``A:B`` and files name."""
+    pairs: list[tuple[int, int]] = []
+    for text in texts:
+        match = _PAIR.fullmatch(text)
+        if match:
+            pairs.append((int(match[1]), int(match[2])))
+        else:
+            pairs += [(a, b) for a, b, _ in _read_table(text, score=False)]
+    return pairs
+
+
+def _read_table(name: str, *, score: bool) -> list[tuple[int, int, float]]:
+    """Read pairs of ids, and a score for each, from a CSV file.
+
+    With a header the columns are found by name, so that a table of ``contacts`` with one more column will do; without
+    one they are the only columns.
+    """
+    wanted = ["id_a", "id_b", "score"] if score else ["id_a", "id_b"]
+    pairs: list[tuple[int, int, float]] = []
+    columns = list(range(len(wanted)))
+    number = 1
+    try:
+        with open(name, newline="", encoding="utf-8-sig") as file:
+            for number, row in enumerate(csv.reader(file), 1):
+                cells = [cell.strip() for cell in row]
+                if not any(cells):
+                    continue
+                if number == 1 and not cells[0].isdecimal():
+                    if not set(wanted) <= set(cells):
+                        raise InputError(f"{name} has columns {', '.join(cells)}; needed are {', '.join(wanted)}")
+                    columns = [cells.index(column) for column in wanted]
+                    continue
+                pairs.append(
+                    (int(cells[columns[0]]), int(cells[columns[1]]), float(cells[columns[2]]) if score else 0.0)
+                )
+    except OSError as error:
+        raise InputError(f"cannot read {name}: {error.strerror}") from error
+    except (ValueError, IndexError, csv.Error) as error:
+        if isinstance(error, InputError):
+            raise
+        needed = "two ids and a score" if score else "two ids"
+        raise InputError(
+            f"{name}, line {number}: {needed} are needed, such as {'3,7,0.9' if score else '3,7'}"
+        ) from error
+    return pairs
+
+
+def _contacts_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", metavar="IN", help="instance ids, 0 is background")
+    parser.add_argument("-o", "--output", metavar="CSV", help="file for the table (default standard output)")
+    parser.add_argument("--image", metavar="FILE", help="image of the same shape, whose mean on each boundary is added")
+    _add_connectivity(parser)
+    _add_spacing(parser)
+
+
+def _contacts(job: Job) -> None:
+    args = job.args
+    source = job.open(args.input)
+    source.check_integers("labels")
+    image = job.open(args.image) if args.image else None
+    inputs = [source.path]
+    if image is not None:
+        _check_same_shape(source, image)
+        _check_same_place(job, source, image)
+        inputs.append(image.path)
+    spacing, _ = _spacing(job, source)
+    output = job.outputs.add(args.output, Path(args.output), ".csv", inputs) if args.output else None
+    labels = job.read(source, "labels")
+    values = None if image is None else job.read(image, "an image", floats=True)
+    from lpa3d import contacts
+
+    job.terminal.step("finding contacts", "found contacts")
+    table = contacts(labels, image=values, spacing=spacing, connectivity=args.connectivity)
+    columns = table.columns()
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    text = "".join(f"{','.join(map(str, row))}\n" for row in (columns, *rows))
+    if output is None:
+        job.results.append(text)
+    else:
+        try:
+            output.temp.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise FileError(f"cannot write {output.name}: {error.strerror}") from error
+    job.finish(f"{_count(len(table), 'touching pair')}")
+
+
+# -------------------------------------------------------------------------------------------------------------- info
+
+
+def _info_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", metavar="FILE", help="any file or zarr folder that lpa3d reads")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _info(job: Job) -> None:
+    source = job.open(job.args.input)
+    job.terminal.step(f"reading {source.name}", "read")
+    spacing = source.geometry.spacing
+    facts: dict[str, Any] = {
+        "file": source.name,
+        "format": source.format,
+        "shape": list(source.shape),
+        "dtype": str(source.dtype),
+        "spacing": list(spacing) if spacing else None,
+        "unit": source.geometry.unit or None,
+        "chunks": list(source.chunks) if source.chunks else None,
+        "compression": source.compression or None,
+        "bytes": math.prod(source.shape) * source.dtype.itemsize,
+    }
+    facts |= _info_values(job, source)
+    job.results.append((json.dumps(facts) if job.args.json else _info_text(facts)) + "\n")
+
+
+LISTED = 16
+"""Most values of a class map that `info` lists one by one."""
+
+
+def _info_values(job: Job, source: Volume) -> dict[str, Any]:
+    """Return what the voxels hold: extremes of an image, ids of labels."""
+
+    def slabs() -> Iterator[tuple[int, int, Array]]:
+        for lo, hi, slab in source.slabs():
+            yield lo, hi, slab
+            job.progress(hi / source.shape[0])
+
+    if source.dtype.kind not in "buif" or not math.prod(source.shape):
+        return {}
+    if source.dtype.kind == "f":
+        low, high, foreground, whole = math.inf, -math.inf, 0, True
+        for _, _, slab in slabs():
+            low, high = min(low, float(np.nanmin(slab))), max(high, float(np.nanmax(slab)))
+            foreground += int(np.count_nonzero(slab))
+            whole = whole and bool(np.array_equal(np.rint(slab), slab))
+        return {"smallest": low, "largest": high, "foreground_voxels": foreground, "whole_numbers": whole}
+    values, counts = _runs(slabs())
+    inside = values != 0
+    facts: dict[str, Any] = {
+        "smallest": int(values[0]),
+        "largest": int(values[-1]),
+        "foreground_voxels": int(counts[inside].sum()),
+        "labels": int(np.count_nonzero(inside)),
+    }
+    if len(values) <= LISTED:
+        facts["voxels"] = {str(int(value)): int(count) for value, count in zip(values, counts, strict=True)}
+    return facts
+
+
+def _info_text(facts: dict[str, Any]) -> str:
+    """Return the facts as lines for a person."""
+    total = math.prod(facts["shape"])
+    size = f"{total:,} voxels, {_bytes(facts['bytes'])} in memory"
+    lines = {
+        "file": facts["file"],
+        "format": ", ".join(text for text in (facts["format"], facts["compression"]) if text),
+        "shape": f"{' '.join(map(str, facts['shape']))} ({'z y x'[-2 * len(facts['shape']) + 1 :]}), {size}",
+        "dtype": facts["dtype"] + (", whole numbers only" if facts.get("whole_numbers") else ""),
+        "spacing": " ".join([_sizes(facts["spacing"]), facts["unit"] or ""]) if facts["spacing"] else "not in the file",
+        "chunks": " ".join(map(str, facts["chunks"])) if facts["chunks"] else "none",
+    }
+    if "smallest" in facts:
+        lines["values"] = f"{facts['smallest']:,} to {facts['largest']:,}"
+        lines["not 0"] = _share(facts["foreground_voxels"], total)
+    if "labels" in facts:
+        lines["labels"] = f"{_count(facts['labels'], 'different id')} besides 0"
+    for value, count in facts.get("voxels", {}).items():
+        lines[f"  {value}"] = _share(count, total)
+    return "\n".join(f"{key + ':':<12} {text}".rstrip() for key, text in lines.items())
+
+
+def _bytes(number: int) -> str:
+    units = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+    power = min(max(number.bit_length() - 1, 0) // 10, len(units) - 1)
+    return f"{number / 1024**power:.{1 if power else 0}f} {units[power]}"
+
+
+COMMANDS = (
+    Command(
+        "label",
+        "number the connected components of a class map",
+        "Number the connected components of a class map, all classes in one pass, in raster order.",
+        ("lpa3d label mask.nii.gz components.nii.gz", "lpa3d label cell.h5:/classes labels.zarr --connectivity 26"),
+        _label_arguments,
+        _label,
+    ),
+    Command(
+        "propagate",
+        "extend the instances of some slices or clicks to the whole class map",
+        "Extend instance labels that cover only part of a volume (a few annotated slices, clicks) to all of its mask.",
+        (
+            "lpa3d propagate classes.zarr every16th.zarr instances.zarr",
+            "lpa3d propagate mask.tif seeds.tif out.tif --spacing 40 8 8 --cost membrane.tif",
+            "lpa3d propagate mask.nii.gz seeds.nii.gz out.nii.gz --unseeded label --confidence sure.nii.gz",
+            "lpa3d propagate mask.zarr seeds.zarr out.zarr --missing-slices 17,203-205",
+        ),
+        _propagate_arguments,
+        _propagate,
+    ),
+    Command(
+        "merge",
+        "unite fragments of one object by their contacts or by scores",
+        "Unite touching fragments, in decreasing order of evidence: the share of the smaller one's surface that they "
+        "share,\nor scores. The smallest id of an object stays.",
+        (
+            "lpa3d merge fragments.zarr objects.zarr --min-contact 0.3",
+            "lpa3d merge fragments.tif objects.tif --scores scores.csv --must-link 3:7 --cannot-link apart.csv",
+        ),
+        _merge_arguments,
+        _merge,
+    ),
+    Command(
+        "contacts",
+        "list the pairs of labels that touch, as CSV",
+        "List the pairs of labels that touch: shared faces, area, share of the smaller surface, mean of an image.",
+        (
+            "lpa3d contacts labels.zarr > contacts.csv",
+            "lpa3d contacts labels.nii.gz --image membrane.nii.gz --spacing 40 8 8 -o contacts.csv",
+        ),
+        _contacts_arguments,
+        _contacts,
+    ),
+    Command(
+        "info",
+        "show the shape, dtype, voxel size and contents of a file",
+        "Show what a file holds: shape, dtype, voxel size, chunks, and how many labels and labelled voxels.",
+        ("lpa3d info labels.zarr", "lpa3d info segmentation.h5:/volumes/labels --json"),
+        _info_arguments,
+        _info,
+        writes=False,
+    ),
+)
