@@ -1,0 +1,42 @@
+# `make help` lists what can be made. PYTHON is the Python that .venv is built from.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Text is the same whatever the user's locale.
+export PYTHONUTF8 := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint picture clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: $(VENV)/.demo ## run the command line on a phantom cell (DATA=folder: on your own files) and draw demo/demo.png
+	$(BIN)/lpa3d demo $(if $(DATA),--data "$(DATA)") $(if $(OUTPUT),--output "$(OUTPUT)") $(DEMO_OPTIONS)
+
+picture: $(VENV)/.demo ## make the README's picture, docs/images/demo.png, from the phantom
+	$(BIN)/lpa3d demo --thumbnail docs/images/demo.png
+
+test: $(VENV)/.test ## run the tests and the examples in the docstrings (PYTEST_OPTIONS="-k label -x" picks some)
+	$(BIN)/python -m pytest --doctest-modules tests src/lpa3d $(PYTEST_OPTIONS)
+
+lint: $(VENV)/.dev ## check style (ruff) and types (mypy)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove the environment, what the demo made, and all caches
+	rm -rf $(VENV) demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment, once for each set of extras; pyproject.toml says what is in them.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "lpa3d needs Python 3.11 or newer; '$(PYTHON)' is not. Name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(VENV)/.made
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	touch $@

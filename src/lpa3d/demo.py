@@ -1,0 +1,587 @@
+"""The demo: what the command line makes of a phantom cell, or of a folder of the user's own files.
+
+1. The files: a phantom is made and written to the output folder, or those of ``--data`` are found.
+2. The annotator: only the instance labels of every k-th slice are kept as seeds.
+3. The command line runs on the files: ``lpa3d propagate`` and, as a peer, ``lpa3d label``.
+4. The other peer, scikit-image's watershed, runs on the same arrays.
+5. All are compared with the truth: a table on standard output, a picture in the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from . import io, phantom, plot
+from .errors import InputError, Lpa3dWarning
+
+__all__ = ["add_arguments", "run"]
+
+Array = npt.NDArray[Any]
+
+EVERY = 16
+SUFFIXES = (".zarr", ".npy", ".nii", ".nii.gz", ".tif", ".tiff", ".h5", ".hdf5")
+LAYOUT = (
+    "needed are classes.* (or volume.*), the class map, with instances.* (the truth, from which seeds are made), "
+    "seeds.*, or both, and if you like raw.*, the image"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``lpa3d demo`` to its parser."""
+    parser.description = (
+        "Make a phantom cell with known instances, keep the labels of every 16th slice, let the command line recover "
+        "the rest, and compare it with the truth, connected components and scikit-image's watershed. With --data, do "
+        "the same on your own files."
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="use these files: classes.* or volume.*, instances.* (truth) or seeds.*, and optionally raw.*",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where files and picture go (default demo, or demo/NAME of --data)",
+    )
+    parser.add_argument(
+        "--every", type=int, default=EVERY, metavar="K", help=f"keep each K-th slice of instances (default {EVERY})"
+    )
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=3,
+        default=(192, 320, 320),
+        metavar=("Z", "Y", "X"),
+        help="shape of the phantom (default 192 320 320)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another phantom (default 0)")
+    parser.add_argument("--thumbnail", type=Path, metavar="FILE", help="also save a smaller picture")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo and return the exit code of the command."""
+    for module in ("scipy.ndimage", "skimage.segmentation", "matplotlib.figure"):
+        _require(module)
+    if args.every < 1:
+        raise InputError(f"--every is {args.every}; a whole number of slices, at least 1, is needed")
+    output = args.output or (Path("demo") if args.data is None else Path("demo") / args.data.resolve().name)
+    case = _phantom_case(args, output) if args.data is None else _folder_case(args.data, output, args.every)
+    _describe(case)
+    results = _recover(case, output)
+    if case.truth is not None:
+        print(_table(case, results))
+    _picture(case, results, output / "demo.png")
+    print(f"\nPicture: {output / 'demo.png'}")
+    if args.thumbnail is not None:
+        _picture(case, results, args.thumbnail, small=True)
+        print(f"Smaller picture: {args.thumbnail}")
+    return 0
+
+
+def _require(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise io.LibraryError(
+            f"the demo needs {module.partition('.')[0]}, which cannot be imported ({error}); "
+            f"install it: pip install 'lpa3d[demo]'"
+        ) from error
+
+
+# ----------------------------------------------------------------------------------------------------------- the case
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is given: arrays, and the files that the command line reads."""
+
+    name: str
+    classes_file: Path
+    seeds_file: Path
+    classes: Array
+    seeds: Array
+    truth: Array | None
+    raw: Array
+    raw_title: str
+    spacing: tuple[float, float, float]
+    unit: str
+    class_names: dict[int, str]
+
+    def annotated(self) -> list[int]:
+        """Return the slices that hold seeds."""
+        return np.flatnonzero(self.seeds.any(axis=(1, 2))).tolist()
+
+
+def _phantom_case(args: argparse.Namespace, output: Path) -> _Case:
+    """Make the phantom and write its files."""
+    started = time.perf_counter()
+    cell = phantom.cell(tuple(args.shape), args.seed)
+    # 16 bits are read by every viewer.
+    truth = cell.instances.astype(np.uint16 if cell.instances.max() < 2**16 else np.uint32)
+    seeds = _every_kth(truth, args.every)
+    output.mkdir(parents=True, exist_ok=True)
+    files = {"raw": cell.image, "classes": cell.classes, "instances": truth, "seeds": seeds}
+    for name, array in files.items():
+        io.write(output / f"{name}.tif", array, spacing=cell.spacing, unit="nm", overwrite=True)
+    print(f"Made a phantom cell in {time.perf_counter() - started:.0f} s: {output}/{{{','.join(files)}}}.tif")
+    return _Case(
+        "phantom cell",
+        output / "classes.tif",
+        output / "seeds.tif",
+        cell.classes,
+        seeds,
+        truth,
+        cell.image,
+        "synthetic",
+        cell.spacing,
+        "nm",
+        cell.class_names,
+    )
+
+
+def _folder_case(folder: Path, output: Path, every: int) -> _Case:
+    """Find and read the user's files, and make the seeds if only the truth is there."""
+    if not folder.is_dir():
+        raise InputError(f"--data {folder} is no folder; {LAYOUT}")
+    if output.resolve() == folder.resolve():
+        raise InputError(f"--output {output} is the folder of --data; choose another, so that no file of yours changes")
+    classes_file = _find(folder, "classes", "volume")
+    truth_file, seeds_file, raw_file = (_find(folder, name) for name in ("instances", "seeds", "raw"))
+    if classes_file is None or (truth_file is None and seeds_file is None):
+        found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        lacking = "class map" if classes_file is None else "instances or seeds"
+        raise InputError(f"{folder} has no {lacking}; {LAYOUT}; found: {found}")
+    with io.open_volume(classes_file) as volume:
+        classes, geometry = volume.read_integers("a class map"), volume.geometry
+    if classes.ndim != 3:
+        raise InputError(
+            f"{classes_file} has shape {classes.shape}; the demo needs a volume of several slices (Z, Y, X)"
+        )
+    truth = None if truth_file is None else _read(truth_file, "instance ids", classes, classes_file)
+    raw = None if raw_file is None else _read(raw_file, "", classes, classes_file)
+    output.mkdir(parents=True, exist_ok=True)
+    if seeds_file is not None:
+        seeds = _read(seeds_file, "seeds", classes, classes_file)
+    else:
+        assert truth is not None
+        seeds = _every_kth(truth, every)
+        suffix = next(suffix for suffix in reversed(SUFFIXES) if str(truth_file).lower().endswith(suffix))
+        seeds_file = output / f"seeds{suffix}"
+        io.write(seeds_file, seeds, like=truth_file, overwrite=True)
+    names = {int(kind): f"class {int(kind)}" for kind in np.unique(classes) if kind}
+    return _Case(
+        folder.resolve().name,
+        classes_file,
+        seeds_file,
+        classes,
+        seeds,
+        truth,
+        _grey(raw, classes),
+        "no image given" if raw is None else "",
+        geometry.spacing or (1.0, 1.0, 1.0),
+        geometry.unit if geometry.spacing else "",
+        names if len(names) > 1 else dict.fromkeys(names, "mask"),
+    )
+
+
+def _find(folder: Path, *names: str) -> Path | None:
+    """Return the one file of these names with a suffix that is known."""
+    found = sorted(
+        path
+        for path in folder.iterdir()
+        if any(path.name.lower() == name + suffix for name in names for suffix in SUFFIXES)
+    )
+    if len(found) > 1:
+        listed = ", ".join(path.name for path in found)
+        raise InputError(f"{folder} has {listed}, of which only one can be used; move the others away")
+    return found[0] if found else None
+
+
+def _read(file: Path, role: str, classes: Array, classes_file: Path) -> Array:
+    """Read labels, or with no role an image, of the class map's shape."""
+    with io.open_volume(file) as volume:
+        if volume.shape != classes.shape:
+            raise InputError(
+                f"{file} has shape {volume.shape} but {classes_file} has shape {classes.shape}; they must be the same"
+            )
+        return volume.read_integers(role) if role else volume.read()
+
+
+def _every_kth(truth: Array, every: int) -> Array:
+    """Return the labels of slices 0, k, 2k, ...; 0 elsewhere."""
+    seeds = np.zeros_like(truth)
+    seeds[::every] = truth[::every]
+    return seeds
+
+
+def _grey(raw: Array | None, classes: Array) -> npt.NDArray[np.uint8]:
+    """Return the image as 8 bits between its 0.5th and 99.5th percentile; without one a mask in two greys."""
+    if raw is None:
+        return np.where(classes > 0, np.uint8(170), np.uint8(225))
+    if raw.dtype == np.uint8:
+        return raw
+    sample = raw.reshape(-1)[:: max(1, raw.size // 1_000_000)].astype(np.float64)
+    low, high = np.nanpercentile(sample, [0.5, 99.5]) if sample.size else (0.0, 1.0)
+    scaled = (raw.astype(np.float32) - np.float32(low)) * np.float32(255 / max(high - low, 1e-12))
+    grey: npt.NDArray[np.uint8] = np.nan_to_num(scaled).clip(0, 255).astype(np.uint8)
+    return grey
+
+
+def _describe(case: _Case) -> None:
+    z, y, x = case.classes.shape
+    size = " x ".join(f"{value:g}" for value in case.spacing)
+    annotated = case.annotated()
+    print(f"{case.name}: {z} x {y} x {x} voxels of {size} {case.unit}".rstrip())
+    print(f"Seeds: {np.count_nonzero(np.unique(case.seeds))} instances on {len(annotated)} of {z} slices\n")
+
+
+# ------------------------------------------------------------------------------------------------------- the methods
+
+
+class _Result(NamedTuple):
+    """What a method made, and how long it took."""
+
+    name: str
+    labels: Array
+    seconds: float
+
+
+def _recover(case: _Case, output: Path) -> list[_Result]:
+    """Run the command line and the peers."""
+    import lpa3d
+
+    started = time.perf_counter()
+    ours = _command("propagate", case.classes_file, case.seeds_file, output / "lpa3d.tif")
+    commanded = time.perf_counter() - started
+    components = _command("label", case.classes_file, output / "components.tif")
+
+    # The same again without files, for times that can be compared. The first slices load what is compiled by now.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Lpa3dWarning)  # the command has said it
+        first = slice(0, max(case.annotated()[:2], default=0) + 1)
+        lpa3d.propagate(case.classes[first], case.seeds[first], spacing=case.spacing)
+        again, seconds = _timed(lpa3d.propagate, case.classes, case.seeds, spacing=case.spacing)
+    if not np.array_equal(again, ours):
+        raise RuntimeError("lpa3d.propagate and the command line gave different labels")
+    _, component_seconds = _timed(lpa3d.label, case.classes)
+    flooded, flood_seconds = _timed(_watershed, case.classes, case.seeds)
+    print(
+        f"\nTimes: lpa3d propagate {seconds:.1f} s (the first command, with start, compiling and files, "
+        f"{commanded:.1f} s),\nscikit-image's watershed {flood_seconds:.1f} s, lpa3d label {component_seconds:.1f} s."
+    )
+    return [
+        _Result("lpa3d propagate", ours, seconds),
+        _Result("scikit-image's watershed", flooded, flood_seconds),
+        _Result("connected components", components, component_seconds),
+    ]
+
+
+def _command(verb: str, *files: Path) -> Array:
+    """Run ``lpa3d VERB FILES`` as a user would and read its output."""
+    words = [verb, *map(str, files), "--overwrite"]
+    print(f"$ lpa3d {' '.join(words)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", "lpa3d", *words], check=False)
+    if done.returncode:
+        raise InputError(f"lpa3d {verb} ended with exit code {done.returncode}; what it says above tells why")
+    return io.read(files[-1])
+
+
+def _timed(function: Any, *args: Any, **keywords: Any) -> tuple[Array, float]:
+    started = time.perf_counter()
+    result = function(*args, **keywords)
+    return result, time.perf_counter() - started
+
+
+def _watershed(classes: Array, seeds: Array) -> Array:
+    """Return scikit-image's watershed inside the mask, on a constant image: what most people would use.
+
+    It knows no classes: where two of them touch, each is flooded by itself.
+    """
+    from skimage.segmentation import watershed
+
+    ids, ranks = np.unique(seeds, return_inverse=True)
+    markers = ranks.reshape(seeds.shape).astype(np.int32)
+    if ids.size and ids[0]:
+        markers += 1
+        ids = np.concatenate(([0], ids))
+    flat = np.zeros(classes.shape, np.uint8)
+    kinds = np.unique(classes[classes > 0]) if _classes_touch(classes) else [None]
+    flooded = np.zeros(classes.shape, np.int32)
+    for kind in kinds:
+        mask = classes > 0 if kind is None else classes == kind
+        flooded += watershed(flat, markers * mask, mask=mask, connectivity=1)
+    return ids[flooded].astype(seeds.dtype)
+
+
+def _classes_touch(classes: Array) -> bool:
+    """Return whether two voxels of different classes share a face."""
+    for axis in range(classes.ndim):
+        here = classes.take(range(1, classes.shape[axis]), axis)
+        there = classes.take(range(classes.shape[axis] - 1), axis)
+        if ((here != there) & (here > 0) & (there > 0)).any():
+            return True
+    return False
+
+
+# -------------------------------------------------------------------------------------------------------- the measures
+
+
+class _Overlaps(NamedTuple):
+    """Voxels that a pair (reference, prediction) shares; one row for each pair that occurs, 0 included."""
+
+    reference: npt.NDArray[np.int64]
+    prediction: npt.NDArray[np.int64]
+    voxels: npt.NDArray[np.int64]
+
+
+class _Score(NamedTuple):
+    """How much of the reference was recovered."""
+
+    instances: int
+    recovered: int
+    quality: float
+    rand_error: float
+    wrong: float
+
+
+def _overlaps(reference: Array, prediction: Array) -> _Overlaps:
+    """Count the voxels of each pair of labels."""
+    a, b = reference.ravel(), prediction.ravel()
+    if not a.size:
+        none = np.zeros(0, np.int64)
+        return _Overlaps(none, none, none)
+    # Labels come in runs; only the first voxel of each is sorted.
+    starts = np.concatenate(([0], np.flatnonzero((a[1:] != a[:-1]) | (b[1:] != b[:-1])) + 1))
+    lengths = np.diff(starts, append=a.size)
+    ids_a, rank_a = np.unique(a[starts], return_inverse=True)
+    ids_b, rank_b = np.unique(b[starts], return_inverse=True)
+    keys, place = np.unique(rank_a * len(ids_b) + rank_b, return_inverse=True)
+    counts = np.zeros(len(keys), np.int64)
+    np.add.at(counts, place, lengths)
+    return _Overlaps(ids_a[keys // len(ids_b)].astype(np.int64), ids_b[keys % len(ids_b)].astype(np.int64), counts)
+
+
+def _sizes(ids: Array, counts: Array) -> dict[int, int]:
+    """Return the voxels of each id."""
+    found, place = np.unique(ids, return_inverse=True)
+    totals = np.zeros(len(found), np.int64)
+    np.add.at(totals, place, counts)
+    return dict(zip(found.tolist(), totals.tolist(), strict=True))
+
+
+def _matching(overlaps: _Overlaps) -> dict[int, int]:
+    """Return a reference for each prediction, one to one, the largest overlaps first."""
+    order = np.lexsort((overlaps.prediction, overlaps.reference, -overlaps.voxels))
+    matched: dict[int, int] = {}
+    taken: set[int] = set()
+    for i in order.tolist():
+        reference, prediction = int(overlaps.reference[i]), int(overlaps.prediction[i])
+        if reference and prediction and reference not in taken and prediction not in matched:
+            matched[prediction] = reference
+            taken.add(reference)
+    return matched
+
+
+def _score(reference: Array, prediction: Array) -> _Score:
+    """Measure a prediction where the reference is not 0.
+
+    Panoptic quality counts pairs of more than half overlap; the adapted Rand error ignores the reference's background;
+    a voxel is wrong unless it lies in the instance that is matched with its own.
+    """
+    overlaps = _overlaps(reference, prediction)
+    references = _sizes(overlaps.reference, overlaps.voxels)
+    predictions = _sizes(overlaps.prediction, overlaps.voxels)
+    references.pop(0, None)
+    predictions.pop(0, None)
+    matched = _matching(overlaps)
+    hits, shared, right = 0, 0.0, 0
+    pairs = 0.0
+    inside: dict[int, int] = {}
+    for r, p, n in zip(*(column.tolist() for column in overlaps), strict=True):
+        if not r:
+            continue
+        pairs += n * (n - 1)
+        inside[p] = inside.get(p, 0) + n
+        if not p:
+            continue
+        union = references[r] + predictions[p] - n
+        if 2 * n > union:
+            hits += 1
+            shared += n / union
+        if matched.get(p) == r:
+            right += n
+    total = sum(references.values())
+    found, true = (sum(float(n) * (n - 1) for n in sizes.values()) for sizes in (inside, references))
+    return _Score(
+        instances=len(references),
+        recovered=hits,
+        quality=2 * shared / (len(references) + len(predictions)) if references or predictions else 1.0,
+        rand_error=1 - 2 * pairs / (found + true) if found + true else 0.0,
+        wrong=1 - right / total if total else 0.0,
+    )
+
+
+def _table(case: _Case, results: Sequence[_Result]) -> str:
+    """Return the table: each method over all instances and over those of each class."""
+    assert case.truth is not None
+    head = f"{'':<28}{'recovered':>15}{'panoptic quality':>19}{'adapted Rand error':>21}{'wrong voxels':>15}{'time':>9}"
+    lines = ["", head]
+
+    def block(title: str, truth: Array, labels: Sequence[Array], timed: bool) -> None:
+        scores = [_score(truth, each) for each in labels]
+        lines.append(f"{title} ({scores[0].instances})")
+        for result, score in zip(results, scores, strict=True):
+            share = 100 * score.recovered / max(score.instances, 1)
+            line = f"  {result.name:<26}{score.recovered:>8} {share:>4.0f} %{score.quality:>19.3f}"
+            line += f"{score.rand_error:>21.3f}{100 * score.wrong:>13.1f} %"
+            lines.append(line + (f"{result.seconds:>7.1f} s" if timed else ""))
+
+    block("all instances", case.truth, [result.labels for result in results], timed=True)
+    if len(case.class_names) > 1:
+        for kind, name in case.class_names.items():
+            mine = case.classes == kind
+            block(name, case.truth[mine], [result.labels[mine] for result in results], timed=False)
+    lines += [
+        "",
+        "recovered: IoU with the truth above one half; wrong voxels: those outside the instance that matches their own",
+    ]
+    return "\n".join(lines)
+
+
+# -------------------------------------------------------------------------------------------------------- the picture
+
+
+def _picture(case: _Case, results: Sequence[_Result], path: Path, small: bool = False) -> None:
+    """Draw planes between the annotated slices, and a cut across them."""
+    ours, flooded = results[0], results[1]
+    reference = case.seeds if case.truth is None else case.truth
+    ids = np.unique(reference)
+    ids = ids[ids > 0]
+    rank = {int(number): i for i, number in enumerate(ids, start=1)}
+    colors = plot.distinct_colors(len(ids) + 1 + 64)
+    annotated = case.annotated()
+    gaps = np.abs(np.arange(len(case.classes))[:, None] - np.array(annotated or [0])[None, :])
+    nearest = np.array(annotated or [0])[gaps.argmin(axis=1)]
+    kinds = sorted(case.class_names)
+    class_rank = np.searchsorted(kinds, case.classes) + 1
+    class_rank[case.classes == 0] = 0
+    class_colors = plot.class_colors(len(kinds) + 1)
+
+    columns = [
+        plot.Column("Image", case.raw_title),
+        plot.Column("Classes", "given everywhere", class_rank, class_colors),
+        plot.Column("Seeds", "the nearest annotated slice", _painted(case.seeds, rank), colors, nearest),
+        plot.Column("lpa3d", "recovered instances", _painted(ours.labels, rank), colors),
+    ]
+    if case.truth is not None:
+        columns.append(plot.Column("Truth", "never shown to lpa3d", _painted(case.truth, rank), colors))
+        for result, name in ((ours, "lpa3d"), (flooded, "Watershed")):
+            score = _score(case.truth, result.labels)
+            missed = f"{score.instances - score.recovered} of {score.instances} instances missed"
+            columns.append(plot.Column(f"{name}: errors", missed, _wrong(case.truth, result.labels)))
+    else:
+        columns.append(plot.Column("Watershed", "scikit-image", _painted(flooded.labels, rank), colors))
+
+    rows = _rows(case, nearest)
+    if small:
+        columns = [column for column in columns if column.title != "Truth"]
+        rows = rows[1:]
+    plot.overview(
+        path,
+        case.raw,
+        columns,
+        rows,
+        spacing=case.spacing,
+        unit=case.unit,
+        annotated=annotated,
+        legend=[(case.class_names[kind], class_colors[i].tolist()) for i, kind in enumerate(kinds, start=1)],
+        caption=_caption(case, results),
+        width=1500 if small else 2700,
+        palette=256 if small else None,
+    )
+
+
+def _painted(labels: Array, rank: dict[int, int]) -> npt.NDArray[np.int32]:
+    """Return the row of the colour table for each voxel; ids without one take the last 64 rows."""
+    ids, place = np.unique(labels, return_inverse=True)
+    rows = [0 if not number else rank.get(int(number), len(rank) + 1 + int(number) % 64) for number in ids]
+    return np.array(rows, np.int32)[place.reshape(labels.shape)]
+
+
+def _wrong(truth: Array, labels: Array) -> npt.NDArray[np.bool_]:
+    """Return where the label is not the one that matches the truth."""
+    matched = _matching(_overlaps(truth, labels))
+    ids, place = np.unique(labels, return_inverse=True)
+    expected = np.array([matched.get(int(number), -1) for number in ids], np.int64)[place.reshape(labels.shape)]
+    wrong: npt.NDArray[np.bool_] = (truth > 0) & (expected != truth)
+    return wrong
+
+
+def _rows(case: _Case, nearest: Array) -> list[plot.Row]:
+    """Choose what is shown by the reference alone: a crowded slice, a detail of it, a cut along z.
+
+    The slice is one of those farthest from the annotated slices around it, the one with the most instances; the detail
+    is where most of them touch.
+    """
+    reference = case.seeds if case.truth is None else case.truth
+    depth, height, width = reference.shape
+    away = np.abs(np.arange(depth) - nearest)
+    annotated = case.annotated() or [0]
+    between = np.zeros(depth, np.bool_)
+    between[annotated[0] : annotated[-1] + 1] = True
+    farthest = np.flatnonzero(between & (away >= away[between].max() - 1))
+    z = max(farthest.tolist(), key=lambda z: (len(np.unique(reference[z])), -z))
+    row = plot.Row(0, z, f"slice z = {z}\n\n{away[z]} slices from\nan annotated one")
+    rows = [row]
+    side = min(height, width, max(16, round(0.4 * min(height, width))))
+    if side < min(height, width):
+        window = _crowded(reference[z], side)
+        rows.append(plot.Row(0, z, f"detail of z = {z}\n\n{away[z]} slices from\nan annotated one", window))
+    y = max(range(0, height, 4), key=lambda y: len(np.unique(reference[:, y])))
+    rows.append(plot.Row(1, y, f"cut y = {y}\n(z runs down)\n\nred marks:\nannotated slices"))
+    return rows
+
+
+def _crowded(labels: Array, side: int) -> tuple[slice, slice]:
+    """Return the square window with the most pixels whose neighbour belongs to another instance."""
+    touching = np.zeros(labels.shape, np.int64)
+    for a, b, where in (
+        (labels[1:], labels[:-1], touching[1:]),
+        (labels[:, 1:], labels[:, :-1], touching[:, 1:]),
+    ):
+        where += (a != b) & (a > 0) & (b > 0)
+    sums = np.pad(touching.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    counts = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+    y, x = np.unravel_index(int(counts.argmax()), counts.shape)
+    return slice(int(y), int(y) + side), slice(int(x), int(x) + side)
+
+
+def _caption(case: _Case, results: Sequence[_Result]) -> str:
+    """Return what was given and what came out, in two or three lines."""
+    annotated = case.annotated()
+    lines = [
+        f"Given: the classes everywhere, and the instances on {len(annotated)} of {len(case.classes)} slices. The same "
+        f"colour is the same instance in seeds, result and truth."
+    ]
+    if case.truth is not None:
+        for result in results:
+            score = _score(case.truth, result.labels)
+            lines.append(
+                f"{result.name}: {score.recovered} of {score.instances} instances recovered, panoptic quality "
+                f"{score.quality:.2f}, {result.seconds:.1f} s"
+            )
+    return "\n".join(lines)

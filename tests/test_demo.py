@@ -1,0 +1,259 @@
+"""The demo: its measures against other libraries, and the whole of it on tiny volumes."""
+
+import re
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from skimage.metrics import adapted_rand_error
+from skimage.segmentation import watershed
+
+from lpa3d import cli, demo, io, phantom, plot
+
+LABELS = hnp.arrays(np.uint16, (3, 4, 5), elements=st.integers(0, 4))
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Run the command line in this process, where its kernels are compiled already."""
+
+    def run(command, check):
+        assert command[:3] == [sys.executable, "-m", "lpa3d"]
+        return subprocess.CompletedProcess(command, cli.main([*command[3:], "--quiet"]))
+
+    monkeypatch.setattr(demo.subprocess, "run", run)
+
+
+@pytest.fixture(scope="module")
+def small() -> phantom.Cell:
+    return phantom.cell((32, 64, 64), seed=1)
+
+
+# ---------------------------------------------------------------------------------------------------------- measures
+
+
+def naive_score(reference, prediction):
+    """Recovered instances and panoptic quality, pair by pair."""
+    ids = [i for i in np.unique(reference) if i], [i for i in np.unique(prediction) if i]
+    shared = []
+    for r in ids[0]:
+        for p in ids[1]:
+            a, b = reference == r, prediction == p
+            iou = (a & b).sum() / (a | b).sum()
+            if iou > 0.5:
+                shared.append(iou)
+    total = len(ids[0]) + len(ids[1])
+    return len(shared), 2 * sum(shared) / total if total else 1.0
+
+
+@given(LABELS, LABELS)
+def test_score_is_what_the_definitions_say(reference, prediction):
+    score = demo._score(reference, prediction)
+    recovered, quality = naive_score(reference, prediction)
+    assert score.instances == len(np.unique(reference[reference > 0]))
+    assert score.recovered == recovered
+    assert score.quality == pytest.approx(quality)
+
+
+@given(LABELS, LABELS)
+def test_adapted_rand_error_is_scikit_images(reference, prediction):
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        theirs = adapted_rand_error(reference.astype(int), prediction.astype(int), ignore_labels=(0,))[0]
+    if np.isfinite(theirs):
+        assert demo._score(reference, prediction).rand_error == pytest.approx(theirs)
+
+
+def test_perfect_and_empty():
+    labels = np.repeat(np.arange(4, dtype=np.uint16), 10).reshape(4, 2, 5)
+    assert demo._score(labels, labels) == (3, 3, 1.0, 0.0, 0.0)
+    assert demo._score(labels, labels * 0)[1:3] == (0, 0.0)
+    assert demo._score(labels, labels * 0).wrong == 1.0
+    assert demo._score(labels * 0, labels * 0) == (0, 0, 1.0, 0.0, 0.0)
+    assert not demo._wrong(labels, labels + 7).any()
+
+
+def test_wrong_voxels_of_a_merger_are_those_of_the_smaller():
+    truth = np.array([[[1, 1, 1, 2, 2, 0]]], np.uint16)
+    merged = np.array([[[9, 9, 9, 9, 9, 9]]], np.uint16)
+    assert demo._score(truth, merged).wrong == pytest.approx(2 / 5)
+    np.testing.assert_array_equal(demo._wrong(truth, merged), [[[0, 0, 0, 1, 1, 0]]])
+
+
+# -------------------------------------------------------------------------------------------------------------- peers
+
+
+def test_watershed_is_scikit_images_where_classes_are_apart(small):
+    seeds = demo._every_kth(small.instances, 8)
+    assert not demo._classes_touch(small.classes)
+    mask = small.classes > 0
+    theirs = watershed(np.zeros(mask.shape), seeds.astype(np.int32), mask=mask, connectivity=1)
+    np.testing.assert_array_equal(demo._watershed(small.classes, seeds), theirs)
+
+
+def test_watershed_stays_in_its_class_and_keeps_large_ids():
+    classes = np.array([[[1, 1, 1, 2, 2, 0]]], np.uint8)
+    seeds = np.array([[[2**40, 0, 0, 0, 7, 0]]], np.int64)
+    assert demo._classes_touch(classes)
+    np.testing.assert_array_equal(demo._watershed(classes, seeds), [[[2**40, 2**40, 2**40, 7, 7, 0]]])
+
+
+# ---------------------------------------------------------------------------------------------------------- the whole
+
+
+def assert_is_a_picture(path, width):
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert pixels.shape[1] == width
+    assert pixels.shape[0] > width / 8
+    assert pixels.std() > 20
+
+
+def test_demo_on_a_phantom(tmp_path, capfd):
+    """From end to end, with the command line in processes of its own."""
+    folder = tmp_path / "out"
+    arguments = ["demo", "--shape", "32", "64", "64", "--every", "8", "--output", str(folder)]
+    assert cli.main([*arguments, "--thumbnail", str(tmp_path / "small.png")]) == 0
+    out, err = capfd.readouterr()
+    assert f"$ lpa3d propagate {folder}/classes.tif {folder}/seeds.tif {folder}/lpa3d.tif" in out
+    for words in ("lpa3d propagate", "scikit-image's watershed", "connected components", "all instances", "nucleus"):
+        assert words in out
+    assert "error" not in err
+    result, truth, classes = (io.read(folder / f"{name}.tif") for name in ("lpa3d", "instances", "classes"))
+    assert result.dtype == truth.dtype
+    seeds = io.read(folder / "seeds.tif")
+    np.testing.assert_array_equal(seeds[::8], truth[::8])
+    assert np.count_nonzero(seeds) == np.count_nonzero(seeds[::8])
+    np.testing.assert_array_equal(result[::8], truth[::8])
+    assert not result[classes == 0].any()
+    assert_is_a_picture(folder / "demo.png", 2700)
+    assert_is_a_picture(tmp_path / "small.png", 1500)
+
+
+def test_demo_on_a_folder_with_truth(tmp_path, capsys, small, in_process):
+    data = tmp_path / "mine"
+    data.mkdir()
+    io.write(data / "volume.nii.gz", small.classes, spacing=(40, 8, 8), unit="nm")
+    io.write(data / "instances.nii.gz", small.instances, spacing=(40, 8, 8), unit="nm")
+    io.write(data / "raw.npy", small.image.astype(np.uint16) * 100)
+    out = tmp_path / "out"
+    before = sorted(data.iterdir())
+    assert cli.main(["demo", "--data", str(data), "--output", str(out), "--every", "8"]) == 0
+    assert sorted(data.iterdir()) == before
+    np.testing.assert_array_equal(io.read(out / "seeds.nii.gz"), demo._every_kth(small.instances, 8))
+    assert_is_a_picture(out / "demo.png", 2700)
+    said = capsys.readouterr().out
+    assert re.search(r"all instances \(\d+\)", said)
+    assert "class 4" in said
+    # Again: what the demo made before is replaced.
+    assert cli.main(["demo", "--data", str(data), "--output", str(out), "--every", "8"]) == 0
+
+
+def test_demo_on_a_folder_with_seeds_alone(tmp_path, capsys, small, in_process, monkeypatch):
+    data = tmp_path / "mine"
+    data.mkdir()
+    np.save(data / "classes.npy", small.classes == 4)
+    np.save(data / "seeds.npy", np.where(small.classes == 4, demo._every_kth(small.instances, 8), 0))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo", "--data", "mine"]) == 0
+    assert_is_a_picture(tmp_path / "demo" / "mine" / "demo.png", 2700)
+    said = capsys.readouterr().out
+    assert "recovered" not in said
+    assert "Picture: " in said
+
+
+# ------------------------------------------------------------------------------------------------------------ messages
+
+
+def folder_with(path, **arrays):
+    path.mkdir(exist_ok=True)
+    for name, array in arrays.items():
+        np.save(path / f"{name}.npy", array)
+    return path
+
+
+VOLUME = np.ones((4, 5, 6), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({}, r"no class map; needed are classes\.\* .* found: nothing"),
+        ({"instances": VOLUME, "notes": VOLUME}, r"no class map.*found: instances\.npy, notes\.npy"),
+        ({"classes": VOLUME}, "no instances or seeds; needed are"),
+        ({"classes": VOLUME, "volume": VOLUME, "seeds": VOLUME}, r"classes\.npy, volume\.npy, of which only one"),
+        ({"classes": VOLUME, "seeds": VOLUME[1:]}, r"seeds\.npy has shape \(3, 5, 6\) but .*\(4, 5, 6\)"),
+        ({"classes": VOLUME, "instances": VOLUME, "raw": VOLUME[0]}, r"raw\.npy has shape \(5, 6\)"),
+        ({"classes": VOLUME[0], "seeds": VOLUME[0]}, "several slices"),
+        ({"classes": VOLUME + 0.5, "seeds": VOLUME}, r"classes\.npy"),
+    ],
+)
+def test_wrong_folders(tmp_path, capsys, arrays, message):
+    data = folder_with(tmp_path / "mine", **arrays)
+    assert cli.main(["demo", "--data", str(data), "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert re.search(message, said.err)
+    assert said.err.startswith("lpa3d: error: ")
+
+
+def test_wrong_options(tmp_path, capsys):
+    data = folder_with(tmp_path / "mine", classes=VOLUME, seeds=VOLUME)
+    for arguments, message in (
+        (["--data", str(tmp_path / "nowhere")], "is no folder"),
+        (["--data", str(data), "--output", str(data)], "choose another"),
+        (["--every", "0"], "--every is 0"),
+        (["--shape", "8", "8", "8"], "three sizes"),
+    ):
+        assert cli.main(["demo", *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_missing_library_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
+    with pytest.raises(io.LibraryError, match=r"the demo needs skimage.*pip install 'lpa3d\[demo\]'"):
+        demo._require("skimage.segmentation")
+
+
+def test_a_failing_command_ends_the_demo(tmp_path, capfd):
+    data = folder_with(tmp_path / "mine", classes=VOLUME, seeds=VOLUME * 0)
+    np.save(data / "seeds.npy", np.full(VOLUME.shape, -1))
+    assert cli.main(["demo", "--data", str(data), "--output", str(tmp_path / "out")]) == 2
+    assert "lpa3d propagate ended with exit code 2" in capfd.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def test_colors_are_distinct():
+    colors = plot.distinct_colors(400)
+    assert ((colors >= 0) & (colors <= 1)).all()
+    assert len(np.unique(np.round(colors * 255), axis=0)) == 400
+    for step in (1, 2, 3, 4):
+        assert np.linalg.norm(colors[1:-step] - colors[1 + step :], axis=1).min() > 0.12
+
+
+def test_the_detail_is_where_instances_touch():
+    labels = np.zeros((40, 60), np.uint16)
+    labels[5:30, 2:10] = 9
+    labels[20:36:2, 40:50] = 1
+    labels[21:36:2, 40:50] = 2
+    down, across = demo._crowded(labels, 16)
+    assert (down.stop - down.start, across.stop - across.start) == (16, 16)
+    assert set(np.unique(labels[down, across])) >= {1, 2}
+
+
+def test_image_of_any_kind_becomes_grey():
+    rng = np.random.default_rng(0)
+    classes = np.ones((2, 3, 4), np.uint8)
+    for raw in (rng.normal(size=classes.shape), rng.integers(0, 2**16, classes.shape), np.zeros(classes.shape), None):
+        grey = demo._grey(raw, classes)
+        assert (grey.shape, grey.dtype) == (classes.shape, np.uint8)
+    raw = rng.normal(size=classes.shape)
+    raw[0, 0, 0] = np.nan
+    assert demo._grey(raw, classes).std() > 0
