@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from . import __version__
 from ._checks import canonical_spacing
-from ._outputs import Cancelled, Outputs
+from ._outputs import Outputs
 from ._terminal import Terminal
 from .errors import InputError, Lpa3dError, Lpa3dWarning
 from .io import FileError, Geometry, Target, Volume, open_volume, plan
@@ -143,26 +143,28 @@ def _attend(run: Callable[[Job], None], args: argparse.Namespace) -> int:
                 run(Job(args, terminal, outputs, files, results))
         except BaseException as error:
             failures.append(error)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=work, daemon=True)
+    # Not Thread.join: interrupted by a signal, it takes the thread for finished (Python 3.11 and 3.12).
+    done = threading.Event()
     try:
         with _signals():
-            thread.start()
-            while thread.is_alive():
-                thread.join(0.1)
+            threading.Thread(target=work, daemon=True).start()
+            while not done.wait(0.1):
                 terminal.tick()
     except (KeyboardInterrupt, _Terminated) as interruption:
         # Once is enough: the cleaning up is not to be interrupted.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         # A writer stops by itself at the next slab; one that does not is cut off.
         outputs.cancel()
-        thread.join(2.0 if outputs.writing else 0.0)
+        done.wait(2.0 if outputs.writing else 0.0)
         outputs.discard()
         terminal.finish()
         stopped = isinstance(interruption, _Terminated)
         terminal.message("terminated" if stopped else "interrupted")
         code = TERMINATED if stopped else INTERRUPTED
-        if thread.is_alive():
+        if not done.is_set():
             # Compiled code cannot be stopped, and leaving in the usual way would wait for it.
             os._exit(code)
         signal.signal(signal.SIGINT, before)
@@ -179,8 +181,6 @@ def _report(error: BaseException, terminal: Terminal) -> int:
     """Print what went wrong and return the exit code."""
     if _debugging():
         traceback.print_exception(error)
-    if isinstance(error, Cancelled):
-        return INTERRUPTED
     if isinstance(error, Lpa3dError):
         terminal.message(f"error: {error}")
         return UNUSABLE if isinstance(error, (ValueError, TypeError)) else FAILED
@@ -241,11 +241,18 @@ def _main(argv: list[str]) -> int:
 # --------------------------------------------------------------------------------------------------------- arguments
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Wraps descriptions, and leaves examples, which have several lines, as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors look like all others."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         self.exit(UNUSABLE, f"lpa3d: error: {message}\nTry '{self.prog} --help'.\n")
@@ -808,7 +815,7 @@ COMMANDS = (
         "merge",
         "unite fragments of one object by their contacts or by scores",
         "Unite touching fragments, in decreasing order of evidence: the share of the smaller one's surface that they "
-        "share,\nor scores. The smallest id of an object stays.",
+        "have in common, or scores. The smallest id of an object stays.",
         (
             "lpa3d merge fragments.zarr objects.zarr --min-contact 0.3",
             "lpa3d merge fragments.tif objects.tif --scores scores.csv --must-link 3:7 --cannot-link apart.csv",
