@@ -274,6 +274,7 @@ def _recover(case: _Case, output: Path) -> list[_Result]:
         warnings.simplefilter("ignore", Lpa3dWarning)  # the command has said it
         first = slice(0, max(case.annotated()[:2], default=0) + 1)
         lpa3d.propagate(case.classes[first], case.seeds[first], spacing=case.spacing)
+        lpa3d.label(case.classes[first])
         again, seconds = _timed(lpa3d.propagate, case.classes, case.seeds, spacing=case.spacing)
     if not np.array_equal(again, ours):
         raise RuntimeError("lpa3d.propagate and the command line gave different labels")
@@ -438,16 +439,15 @@ def _score(reference: Array, prediction: Array) -> _Score:
 def _table(case: _Case, results: Sequence[_Result]) -> str:
     """Return the table: each method over all instances and over those of each class."""
     assert case.truth is not None
-    head = f"{'':<28}{'recovered':>15}{'panoptic quality':>19}{'adapted Rand error':>21}{'wrong voxels':>15}{'time':>9}"
-    lines = ["", head]
+    lines = ["", f"{'':<28}{'recovered':>13}{'PQ':>9}{'ARE':>9}{'wrong':>10}{'time':>9}"]
 
     def block(title: str, truth: Array, labels: Sequence[Array], timed: bool) -> None:
         scores = [_score(truth, each) for each in labels]
         lines.append(f"{title} ({scores[0].instances})")
         for result, score in zip(results, scores, strict=True):
             share = 100 * score.recovered / max(score.instances, 1)
-            line = f"  {result.name:<26}{score.recovered:>8} {share:>4.0f} %{score.quality:>19.3f}"
-            line += f"{score.rand_error:>21.3f}{100 * score.wrong:>13.1f} %"
+            line = f"  {result.name:<26}{score.recovered:>6} {share:>4.0f} %{score.quality:>9.3f}"
+            line += f"{score.rand_error:>9.3f}{100 * score.wrong:>8.1f} %"
             lines.append(line + (f"{result.seconds:>7.1f} s" if timed else ""))
 
     block("all instances", case.truth, [result.labels for result in results], timed=True)
@@ -457,7 +457,9 @@ def _table(case: _Case, results: Sequence[_Result]) -> str:
             block(name, case.truth[mine], [result.labels[mine] for result in results], timed=False)
     lines += [
         "",
-        "recovered: IoU with the truth above one half; wrong voxels: those outside the instance that matches their own",
+        "recovered: instances whose overlap with the truth (IoU) is above one half",
+        "PQ: panoptic quality, 1 is best; ARE: adapted Rand error, 0 is best, background ignored",
+        "wrong: voxels of the truth outside the instance that matches their own",
     ]
     return "\n".join(lines)
 
