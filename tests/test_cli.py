@@ -19,6 +19,7 @@ import pytest
 
 import lpa3d
 from lpa3d import cli, io
+from lpa3d._terminal import Terminal
 from lpa3d.errors import Lpa3dWarning
 
 SUFFIXES = ["zarr", "npy", "nii.gz", "tif", "h5"]
@@ -159,6 +160,13 @@ def test_propagate_leaves_defaults_to_the_verb(files, monkeypatch):
     assert cli.main(["propagate", "volume.npy", "seeds.npy", "out.npy", "--slice-axis", "none"]) == 0
     assert seen["slice_axis"] is None
     assert not {"sweeps", "cost", "return_confidence"} & set(seen)
+
+
+def test_64_bit_nifti_is_remarked_on(files, capsys, monkeypatch):
+    monkeypatch.setattr(lpa3d, "label", lambda volume, connectivity: volume.astype("int64"))
+    assert cli.main(["label", "volume.npy", "out.nii"]) == 0
+    assert "lpa3d: out.nii holds int64, which some NIfTI viewers cannot open" in capsys.readouterr().err
+    assert io.read("out.nii").dtype == np.int64
 
 
 def test_merge_is_lpa3d_merge(files):
@@ -639,6 +647,34 @@ def test_progress_on_a_terminal(files):
     *_, last = shown.replace("\r\n", "\n").rpartition("\r")
     assert last.startswith("lpa3d: 2 components")
     assert last.count("\n") == 1
+
+
+def test_bar(monkeypatch):
+    class Screen(textio.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    terminal.tick()
+    assert screen.getvalue() == ""
+    terminal.step("reading " + "a" * 20, "read")
+    terminal.progress(0.5)
+    terminal.tick()
+    line = "\r" + f"reading {'a' * 20}  [{'#' * 12}{'.' * 12}]  50 %  0 s"[:59]
+    assert screen.getvalue() == line
+    terminal.tick()
+    assert screen.getvalue() == line
+    terminal.step("working", "worked")
+    terminal.tick()
+    terminal.message("warning: a pause")
+    shown = screen.getvalue()[len(line) :]
+    assert re.fullmatch(r"\rworking  0 s {40,}\r {13}\rlpa3d: warning: a pause\n", shown)
+    terminal.finish()
+    assert [verb for verb, _ in terminal.times] == ["read", "worked"]
 
 
 def test_no_progress_if_quiet_or_dumb(files):

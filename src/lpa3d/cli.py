@@ -75,6 +75,8 @@ class Job:
         """Write a result as one step."""
         self.terminal.step(f"writing {target.location.name}", "wrote")
         target.write(array, geometry, self.progress)
+        if target.location.format == "nifti" and array.dtype.itemsize == 8:
+            self.terminal.say(f"{target.location.name} holds {array.dtype}, which some NIfTI viewers cannot open")
 
     def progress(self, fraction: float) -> None:
         """Show how far a step is; the place where an interrupted run stops."""
@@ -599,7 +601,7 @@ def _merge(job: Job) -> None:
     merged = merge(
         labels,
         classes=class_map,
-        scores=None if scores is None else {(a, b): score for a, b, score in scores},
+        scores=scores,
         spacing=spacing,
         connectivity=args.connectivity,
         min_contact=args.min_contact,
