@@ -672,7 +672,7 @@ def test_bar(monkeypatch):
     terminal.tick()
     terminal.message("warning: a pause")
     shown = screen.getvalue()[len(line) :]
-    assert re.fullmatch(r"\rworking  0 s {40,}\r {13}\rlpa3d: warning: a pause\n", shown)
+    assert re.fullmatch(r"\rworking  0 s {40,}\r {12}\rlpa3d: warning: a pause\n", shown)
     terminal.finish()
     assert [verb for verb, _ in terminal.times] == ["read", "worked"]
 
