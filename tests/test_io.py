@@ -348,6 +348,14 @@ def test_zarr_versions_and_groups(tmp_path, version):
         io.read(tmp_path / "a.zarr/w")
 
 
+def test_zarr_leftovers_of_a_killed_run_are_not_offered(tmp_path):
+    array = ids((2, 3, 4), "uint8")
+    io.write(tmp_path / "a.zarr/x", array)
+    os.rename(tmp_path / "a.zarr/x", tmp_path / f"a.zarr/{TEMPORARY}01.zarr")
+    io.write(tmp_path / "a.zarr/x", array)
+    np.testing.assert_array_equal(io.read(tmp_path / "a.zarr"), array)
+
+
 def test_zarr_missing_chunks_sharding_and_order(tmp_path):
     array = np.zeros((8, 6, 4), "uint16")
     array[5] = 3

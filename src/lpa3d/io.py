@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._outputs import Output, Outputs
+from ._outputs import ASIDE, TEMPORARY, Output, Outputs
 from .errors import InputError, InputTypeError, Lpa3dError
 
 __all__ = ["FileError", "Geometry", "LibraryError", "Target", "Volume", "open_volume", "plan", "read", "write"]
@@ -418,7 +418,13 @@ def _zarr_arrays(path: Path) -> dict[str, Any]:
     """Return the arrays in a group, at any depth, by their inner names."""
     zarr = _library(*LIBRARIES["zarr"])
     members = zarr.open_group(str(path), mode="r").members(max_depth=None)
-    return {name: node for name, node in sorted(members) if isinstance(node, zarr.Array)}
+    # A run that was killed may have left an unfinished output in the group.
+    hidden = tuple(f"/{prefix}" for prefix in (TEMPORARY, ASIDE))
+    return {
+        name: node
+        for name, node in sorted(members, key=lambda member: str(member[0]))
+        if isinstance(node, zarr.Array) and not any(prefix in f"/{name}" for prefix in hidden)
+    }
 
 
 def _choose(location: Location, arrays: Sequence[str], joint: str) -> str:
