@@ -716,6 +716,7 @@ class Target:
         """Write `array` to the temporary file; bool is stored as uint8, every other dtype as it is."""
         if array.dtype.kind == "b":
             array = array.view(np.uint8)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
 
         def said(fraction: float) -> None:
             self.outputs.check()
@@ -875,7 +876,7 @@ def _write_zarr(target: Target, array: Array, geometry: Geometry, progress: Prog
     stored = zarr.create_array(
         str(group),
         shape=array.shape,
-        dtype=array.dtype.newbyteorder("="),
+        dtype=array.dtype,
         chunks=tuple(min(size, max(length, 1)) for length in array.shape),
         compressors=[zarr.codecs.ZstdCodec(level=3)],
         fill_value=0,
@@ -936,14 +937,14 @@ def _write_tiff(target: Target, array: Array, geometry: Geometry, progress: Prog
     def each() -> Iterator[Array]:
         for i, page in enumerate(pages):
             progress(i / len(pages))
-            yield np.ascontiguousarray(page, dtype=array.dtype.newbyteorder("="))
+            yield np.ascontiguousarray(page)
 
     tifffile.imwrite(
         target.output.temp,
         # Axes of length 1 change what tifffile takes for a page.
         each() if min(array.shape) > 1 else array,
         shape=array.shape,
-        dtype=array.dtype.newbyteorder("="),
+        dtype=array.dtype,
         bigtiff=array.nbytes > 2**32 - 2**25,
         ome=ome,
         photometric="minisblack",
@@ -967,7 +968,7 @@ def _write_hdf5(target: Target, array: Array, geometry: Geometry, progress: Prog
         stored = file.create_dataset(
             target.location.inner or HDF5_DEFAULT,
             array.shape,
-            array.dtype.newbyteorder("="),
+            array.dtype,
             chunks=tuple(min(HDF5_CHUNK, length) for length in array.shape) if array.size else None,
             compression="gzip" if array.size else None,
             shuffle=bool(array.size),
