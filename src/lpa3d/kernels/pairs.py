@@ -1,0 +1,45 @@
+"""A growing set of id pairs: open addressing over a dense list, so that positions in the list never change.
+
+A set is two arrays: ``pairs``, the ``(capacity, 2)`` int64 list in order of insertion, and ``slots``, a power of two of
+at least twice the capacity, that holds positions in the list, -1 where empty. The number of pairs is the caller's, who
+grows the set before it is full.
+"""
+
+import numpy as np
+
+from ._jit import jit
+
+_FIRST = np.uint64(0x9E3779B97F4A7C15)
+_SECOND = np.uint64(0xC2B2AE3D27D4EB4F)
+_HALF = np.uint64(32)
+
+
+@jit
+def create_pairs(capacity):
+    """Return empty ``slots, pairs`` with room for `capacity` pairs."""
+    size = 64
+    while size < 2 * capacity:
+        size *= 2
+    return np.full(size, -1, np.int64), np.empty((capacity, 2), np.int64)
+
+
+@jit
+def find_pair(slots, pairs, a, b):
+    """Return the slot of the pair ``(a, b)``: the one that holds it, else the empty one where it belongs."""
+    mixed = np.uint64(a) * _FIRST + np.uint64(b) * _SECOND
+    mixed = (mixed ^ (mixed >> _HALF)) * _FIRST
+    mask = slots.size - 1
+    slot = np.int64(mixed >> _HALF) & mask
+    while slots[slot] >= 0 and (pairs[slots[slot], 0] != a or pairs[slots[slot], 1] != b):
+        slot = (slot + 1) & mask
+    return slot
+
+
+@jit
+def grow_pairs(slots, pairs, used, capacity):
+    """Return ``slots, pairs`` with room for `capacity` pairs that hold the first `used` of `pairs`."""
+    grown_slots, grown = create_pairs(capacity)
+    for k in range(used):
+        grown[k, 0], grown[k, 1] = pairs[k, 0], pairs[k, 1]
+        grown_slots[find_pair(grown_slots, grown, grown[k, 0], grown[k, 1])] = k
+    return grown_slots, grown
