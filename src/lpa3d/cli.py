@@ -564,7 +564,12 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scores", metavar="CSV", help="evidence for pairs, columns id_a,id_b,score; else the contact's"
     )
-    parser.add_argument("--min-contact", type=float, metavar="S", help="least evidence that unites a pair")
+    parser.add_argument(
+        "--min-contact",
+        type=float,
+        metavar="S",
+        help="least share of the smaller surface, or score, that unites a pair (default 0.5)",
+    )
     for name, what in (("must", "unites"), ("cannot", "keeps apart, even through a third label")):
         parser.add_argument(
             f"--{name}-link",
