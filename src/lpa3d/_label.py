@@ -14,7 +14,7 @@ No stage touches another slab's memory, and the number of slabs changes nothing 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from ._checks import canonical_connectivity, canonical_out, class_map
 from ._threads import num_threads, run_all, split
-from .kernels.label import clear_runs, fill_runs, flag_runs, join_slabs, scan_runs
+from .kernels.label import clear_runs, count_runs, fill_runs, flag_runs, join_slabs, scan_runs
 from .kernels.unionfind import rank_sets
 
 __all__ = ["Components", "Slab", "find_components", "label"]
@@ -33,29 +33,42 @@ SLAB_VOXELS = 2**18
 
 @dataclass(frozen=True, slots=True)
 class Slab:
-    """The runs of the slices ``z_lo <= z < z_hi``, in raster order."""
+    """The runs of the slices ``z_lo <= z < z_hi``.
+
+    Attributes
+    ----------
+    changes, inside : ndarray of uint64, shape (z_hi - z_lo, Y, W)
+        Bit x of `changes` (word ``x // 64``, bit ``x % 64``): voxel x differs from voxel x - 1, or x = 0. Bit x of
+        `inside`: voxel x is not 0. A run starts where both are set and ends at the next change.
+    runs : ndarray of uint32 or int64
+        Component of each run in raster order, counted from 0 within the slab.
+    first, components : int
+        The slab's part of `Components.numbers`.
+    """
 
     z_lo: int
     z_hi: int
+    changes: npt.NDArray[np.uint64]
+    inside: npt.NDArray[np.uint64]
     runs: npt.NDArray[Any]
-    """Component of each run, counted from 0 within the slab."""
     first: int
-    """Where the slab's components start in `Components.numbers`."""
     components: int
+
+    def of(self, per_component: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the slab's part of an array that is parallel to `Components.numbers`."""
+        return per_component[self.first : self.first + self.components]
 
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """The components of a class map as runs: about a quarter byte per voxel and 4 bytes per run, no label volume.
+    """The components of a class map as runs: a quarter byte per voxel and 4 bytes per run, no label volume.
+
+    The methods take C-ordered arrays of the volume's shape.
 
     Attributes
     ----------
     shape : tuple of int
-        Shape of the scanned array: the volume's, but with thin axes moved (see `find_components`), which leaves the
-        raster order as it is. The methods take arrays of the volume's shape.
-    changes, inside : ndarray of uint64, shape (Z, Y, W)
-        Bit x of `changes` (word ``x // 64``, bit ``x % 64``): voxel x differs from voxel x - 1, or x = 0. Bit x of
-        `inside`: voxel x is not 0. A run starts where both are set and ends at the next change.
+        The shape that was scanned: the volume's, but for axes of size one (see `find_components`).
     slabs : list of Slab
         Disjoint and in order; they cover the volume.
     numbers : ndarray of uint32 or int64
@@ -65,8 +78,6 @@ class Components:
     """
 
     shape: tuple[int, int, int]
-    changes: npt.NDArray[np.uint64]
-    inside: npt.NDArray[np.uint64]
     slabs: list[Slab]
     numbers: npt.NDArray[Any]
     count: int
@@ -76,9 +87,8 @@ class Components:
         volume = out.reshape(self.shape)
 
         def write(slab: Slab) -> None:
-            at = slice(slab.z_lo, slab.z_hi)
-            numbers = self.numbers[slab.first : slab.first + slab.components]
-            fill_runs(self.changes[at], self.inside[at], slab.runs, numbers, clear, volume[at])
+            part = volume[slab.z_lo : slab.z_hi]
+            fill_runs(slab.changes, slab.inside, slab.runs, slab.of(self.numbers), clear, part)
 
         run_all(write, self.slabs)
 
@@ -92,8 +102,7 @@ class Components:
 
         def flag(slab: Slab) -> None:
             at = slice(slab.z_lo, slab.z_hi)
-            part = flags[slab.first : slab.first + slab.components]
-            flag_runs(self.changes[at], self.inside[at], slab.runs, labels[at], seeds[at], part)
+            flag_runs(slab.changes, slab.inside, slab.runs, labels[at], seeds[at], slab.of(flags))
 
         run_all(flag, self.slabs)
         held = np.zeros(self.count, np.bool_)
@@ -108,9 +117,8 @@ class Components:
         kept = keep[self.numbers - 1]
 
         def clear(slab: Slab) -> None:
-            at = slice(slab.z_lo, slab.z_hi)
-            part = kept[slab.first : slab.first + slab.components]
-            clear_runs(self.changes[at], self.inside[at], slab.runs, part, volume[at])
+            part = volume[slab.z_lo : slab.z_hi]
+            clear_runs(slab.changes, slab.inside, slab.runs, slab.of(kept), part)
 
         run_all(clear, self.slabs)
 
@@ -143,31 +151,30 @@ def find_components(volume: npt.NDArray[Any], connectivity: int) -> Components:
     # Numba compiles anew for writeable and read-only arrays: always the same kind.
     flat.flags.writeable = False
 
-    words = -(-width // 64)
-    changes = np.empty((depth, height, words), np.uint64)
-    inside = np.empty((depth, height, words), np.uint64)
-    parts = min(4 * num_threads(), flat.size // SLAB_VOXELS)
     dtype = np.uint32 if flat.size < 2**32 else np.int64
 
-    def scan(bounds: tuple[int, int]) -> tuple[npt.NDArray[Any], int, int]:
+    def scan(bounds: tuple[int, int]) -> tuple[Slab, npt.NDArray[Any]]:
+        z_lo, z_hi = bounds
+        bitmaps = np.empty((2, min(z_hi + 1, depth) - z_lo, height, -(-width // 64)), np.uint64)
         room = np.empty(width, dtype)
-        found: tuple[npt.NDArray[Any], int, int] = scan_runs(
-            flat, width, connectivity, bounds[0], bounds[1], changes, inside, room
-        )
-        return found
+        runs, components = scan_runs(flat, width, connectivity, z_lo, bitmaps[0], bitmaps[1], room)
+        changes, inside = bitmaps[:, : z_hi - z_lo]
+        own = len(runs) - count_runs(bitmaps[0, z_hi - z_lo :], bitmaps[1, z_hi - z_lo :])
+        return Slab(z_lo, z_hi, changes, inside, runs[:own], 0, components), runs[own:]
 
-    bounds = split(depth, parts) if flat.size else []
-    scans = run_all(scan, bounds)
-    slabs = []
+    # A few slabs for each thread, as some are harder, and at least four slices in each, as one more is scanned.
+    parts = min(4 * num_threads(), flat.size // SLAB_VOXELS, depth // 4)
+    scans = run_all(scan, split(depth, parts)) if flat.size else []
+    slabs: list[Slab] = []
     first = 0
-    for (z_lo, z_hi), (runs, own, components) in zip(bounds, scans, strict=True):
-        slabs.append(Slab(z_lo, z_hi, runs[:own], first, components))
-        first += components
+    for slab, _ in scans:
+        slabs.append(replace(slab, first=first))
+        first += slab.components
     numbers = np.arange(first, dtype=dtype)
-    for slab, after, (runs, own, _) in zip(slabs, slabs[1:], scans, strict=False):
-        join_slabs(runs[own:], after.runs, slab.first, after.first, numbers)
+    for (_, shared), slab, after in zip(scans, slabs, slabs[1:], strict=False):
+        join_slabs(shared, after.runs, slab.first, after.first, numbers)
     count = int(rank_sets(numbers, first, 1))
-    return Components(shape, changes, inside, slabs, numbers, count)
+    return Components(shape, slabs, numbers, count)
 
 
 def label(volume: Any, *, connectivity: int = 6, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:

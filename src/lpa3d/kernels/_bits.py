@@ -1,15 +1,33 @@
-"""Sixty-four voxels at a time: bitmaps of comparisons, one `uint64` word each, voxel `k` in bit `k`.
+"""Many voxels at a time: comparisons of 64 voxels as the bits of a `uint64`, voxel k in bit k; stores of 16 voxels.
 
-Each helper is one or a few LLVM instructions on vectors of 64 elements, which LLVM turns into what the processor has
-(AVX-512 masks, AVX2 or NEON compares and packs), so one source serves every element width.
+Each is one or a few LLVM instructions on whole vectors, which LLVM turns into what the processor has (AVX-512 masks,
+AVX2 or NEON compares and packs), so one source serves every element width. None checks bounds.
 """
 
+import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ._jit import CACHE
+
 WORD = 64
+LANES = 16
+
+
+def leaf(function):
+    """Compile `function` as a helper that kernels call, without reference counts.
+
+    Numba counts the references to each array that a function is called with, in atomic instructions; around short calls
+    in a loop they took half of the time.
+    """
+    return numba.njit(nogil=True, cache=CACHE, error_model="numpy", _nrt=False)(function)
+
+
+def inlined(function):
+    """Compile `function` like `leaf`, and make LLVM inline it (``inline="always"`` would type it anew at each call)."""
+    return numba.njit(nogil=True, cache=CACHE, error_model="numpy", _nrt=False, forceinline=True)(function)
 
 
 def _load_vector(context, builder, array_type, array, index):
@@ -22,7 +40,7 @@ def _load_vector(context, builder, array_type, array, index):
 
 @intrinsic
 def equal_64(typingctx, array, i, j):
-    """Return the bits ``array[i + k] == array[j + k]`` for k < 64; the caller has checked the bounds."""
+    """Return the bits ``array[i + k] == array[j + k]`` for k < 64."""
 
     def codegen(context, builder, signature, args):
         a = _load_vector(context, builder, signature.args[0], args[0], args[1])
@@ -34,7 +52,7 @@ def equal_64(typingctx, array, i, j):
 
 @intrinsic
 def nonzero_64(typingctx, array, i):
-    """Return the bits ``array[i + k] != 0`` for k < 64; the caller has checked the bounds."""
+    """Return the bits ``array[i + k] != 0`` for k < 64."""
 
     def codegen(context, builder, signature, args):
         a = _load_vector(context, builder, signature.args[0], args[0], args[1])
@@ -62,3 +80,20 @@ def lowest_one(typingctx, word):
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.uint64), codegen
+
+
+@intrinsic
+def store_16(typingctx, array, i, value):
+    """Write `value` to ``array[i : i + 16]``."""
+
+    def codegen(context, builder, signature, args):
+        array_type = signature.args[0]
+        data = context.make_array(array_type)(context, builder, args[0]).data
+        vector = ir.VectorType(context.get_data_type(array_type.dtype), LANES)
+        pointer = builder.bitcast(cgutils.gep(builder, data, args[1]), vector.as_pointer())
+        one = builder.insert_element(ir.Constant(vector, ir.Undefined), args[2], ir.Constant(ir.IntType(32), 0))
+        splat = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), LANES), None))
+        builder.store(splat, pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, array.dtype), codegen

@@ -3,10 +3,11 @@
 So the order of unions does not matter, ``parents[i] <= i`` holds throughout, and one forward scan numbers the sets.
 """
 
+from ._bits import leaf
 from ._jit import jit
 
 
-@jit
+@leaf
 def unite_sets(parents, a, b):
     """Unite the sets of `a` and `b`; the smaller root becomes the root of both.
 
