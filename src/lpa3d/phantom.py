@@ -90,7 +90,8 @@ def cell(shape: tuple[int, int, int] = (192, 320, 320), seed: int = 0) -> Cell:
     shape : tuple of int, optional
         ``(Z, Y, X)``, at least (32, 64, 64). The default takes about ten seconds and 1 GB.
     seed : int, optional
-        Seed of the random generator; the same seed gives the same cell.
+        Seed of the random generator; the same seed gives the same cell (on another machine but for the
+        rounding of floats).
 
     Returns
     -------
@@ -222,8 +223,8 @@ class _Scene:
         z, y, x = (int(self.rng.integers(0, 129 - length)) for length in size)
         return self.noise[z : z + size[0], y : y + size[1], x : x + size[2]]
 
-    def random_point(self, margin: float = 0.0) -> Points:
-        return self.rng.uniform(-margin, np.array(self.shape) + margin)
+    def random_point(self) -> Points:
+        return self.rng.uniform(0, self.shape)
 
     def taken(self, point: Points, kind: int) -> bool:
         """Return whether an object of another class is at `point`."""
@@ -512,19 +513,21 @@ def _add_vesicles(scene: _Scene) -> None:
         centre, normal = scene.random_point(), _direction(rng)
         if abs(normal[0]) > 0.72:  # sheets that lie in the plane of the slices are drawn by nobody
             continue
-        bend = (rng.normal(size=3) * 2.2).astype(np.float32)
+        # One bend for a whole stack, so that its vesicles nest.
+        across, bend = _perpendicular(normal, rng), (rng.normal(size=3) * 2.2).astype(np.float32)
         height, placed = 0.0, 0
         for _ in range(rng.integers(1, 10)):
             thickness = rng.uniform(3.0, 4.4)
             shift = rng.normal(size=3) * 4.5
             tilted = normal + rng.normal(size=3) * 0.03
+            tilted /= np.linalg.norm(tilted)
             outline = rng.uniform(12, 25), rng.uniform(0.55, 1.0)
             # Press it against the one before: back off by half a voxel until it fits.
             for back_off in range(5):
                 at = centre + normal * (height + thickness + back_off / 2) + shift - normal * (shift @ normal)
                 if scene.taken(at, VESICLE):
                     continue
-                if scene.place(_disc(scene, at, tilted, thickness, outline, bend), VESICLE):
+                if scene.place(_disc(scene, at, (tilted, across), thickness, outline, bend), VESICLE):
                     placed += 1
                     height += 2 * thickness + back_off / 2 - 1.2
                     break
@@ -534,14 +537,17 @@ def _add_vesicles(scene: _Scene) -> None:
 
 
 def _disc(
-    scene: _Scene, centre: Points, normal: Points, thickness: float, outline: tuple[float, float], bend: Floats
+    scene: _Scene,
+    centre: Points,
+    frame: tuple[Points, Points],
+    thickness: float,
+    outline: tuple[float, float],
+    bend: Floats,
 ) -> _Shape | None:
-    """Return a flattened vesicle: a bent elliptic sheet, thickened and rounded."""
-    rng = scene.rng
+    """Return a flattened vesicle: an elliptic sheet, bent, thickened and rounded."""
+    normal, across = frame
     long, ratio = outline
     wide = long * ratio
-    normal = normal / np.linalg.norm(normal)
-    across = _perpendicular(normal, rng)
     box = _box(scene.shape, centre - (long + 2 * thickness + PAD), centre + (long + 2 * thickness + PAD))
     if box is None:
         return None
@@ -550,7 +556,6 @@ def _disc(
         np.float32(axis[0]) * z + np.float32(axis[1]) * y + np.float32(axis[2]) * x
         for axis in (across, np.cross(normal, across), normal)
     )
-    # One bend for a whole stack, so that its vesicles nest.
     w = w - (bend[0] * (u / 24) ** 2 + bend[1] * (v / 24) ** 2 + bend[2] * u * v / 576)
     dents = scene.dents(box)
     reach = np.sqrt((u / np.float32(long)) ** 2 + (v / np.float32(wide)) ** 2)
