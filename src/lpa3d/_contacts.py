@@ -77,9 +77,9 @@ class Contacts:
     >>> import lpa3d
     >>> table = lpa3d.contacts(np.array([[1, 1, 2], [0, 3, 2]]))
     >>> len(table)
-    2
+    3
     >>> table.columns()["id_b"]
-    array([2, 3])
+    array([2, 3, 3])
     """
 
     id_a: npt.NDArray[np.int64]
@@ -301,8 +301,8 @@ def contacts(labels: Any, *, image: Any = None, spacing: Any = (1, 1, 1), connec
     See Also
     --------
     merge : unites labels by their contacts.
-    skimage.graph.rag_mean_color : the pairs alone, as a graph.
-    skimage.graph.rag_boundary : the same with the mean of an image, in floating point.
+    skimage.graph.RAG : the pairs as a graph.
+    skimage.graph.rag_boundary : the same with a mean of an image along each boundary, in floating point.
 
     Notes
     -----
