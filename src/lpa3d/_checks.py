@@ -17,6 +17,7 @@ import numpy.typing as npt
 from .errors import InputError, InputTypeError
 
 __all__ = [
+    "MAX_ID",
     "canonical_connectivity",
     "canonical_out",
     "canonical_spacing",

@@ -1,0 +1,483 @@
+"""Sections stage: what an object's section looks like between two annotated slices.
+
+Slices are planes ``(Y, X)`` across the section axis. Lengths in a plane are in 1/16 voxel, potentials in 1/16 pixel.
+A piece is an 8-connected part of one label on an annotated plane; its window is its bounding box and a margin, and
+potentials of all windows of a plane stand one after the other in a flat array.
+"""
+
+import numpy as np
+
+from ._jit import jit
+
+__all__ = [
+    "IGNORED",
+    "average_motions",
+    "draw_planes",
+    "list_overlaps",
+    "list_templates",
+    "match_motions",
+    "measure_pieces",
+    "pair_nearest",
+    "potentials_of_pieces",
+]
+
+NO_PIECE = -1
+IGNORED = 2
+
+SUBPIXEL = 16
+NEIGHBORS = 4
+
+
+@jit
+def divide_even(a, b):
+    """Return a / b rounded to the nearest integer, ties to even: no direction is preferred."""
+    q = a // b
+    twice = 2 * (a - q * b)
+    if twice > b or (twice == b and q & 1):
+        q += 1
+    return q
+
+
+@jit
+def measure_pieces(labels, pieces, boxes, measures, piece_labels):
+    """Write each piece's box ``(y0, y1, x0, x1)``, ``(area, y, x)`` and label; the centre is in 1/16 voxel.
+
+    `pieces` numbers the pieces of the plane `labels` from 1.
+    """
+    for p in range(piece_labels.size):
+        boxes[p, 0] = pieces.shape[0]
+        boxes[p, 1] = 0
+        boxes[p, 2] = pieces.shape[1]
+        boxes[p, 3] = 0
+    for y in range(pieces.shape[0]):
+        for x in range(pieces.shape[1]):
+            p = np.int64(pieces[y, x]) - 1
+            if p < 0:
+                continue
+            piece_labels[p] = labels[y, x]
+            measures[p, 0] += 1
+            measures[p, 1] += y
+            measures[p, 2] += x
+            boxes[p, 0] = min(boxes[p, 0], y)
+            boxes[p, 1] = max(boxes[p, 1], y + 1)
+            boxes[p, 2] = min(boxes[p, 2], x)
+            boxes[p, 3] = max(boxes[p, 3], x + 1)
+    for p in range(piece_labels.size):
+        measures[p, 1] = divide_even(SUBPIXEL * measures[p, 1], measures[p, 0])
+        measures[p, 2] = divide_even(SUBPIXEL * measures[p, 2], measures[p, 0])
+
+
+@jit
+def potentials_of_pieces(pieces, boxes, starts, table, potentials):
+    """Write each piece's potential in its window: the distance to the nearest voxel of the other state, + inside.
+
+    ``table[dy, dx]`` is the potential at that distance, at most its last entry, the cap; the margin of a window is the
+    table's reach. What lies outside the plane is of neither state.
+    """
+    margin_y = table.shape[0] - 2
+    margin_x = table.shape[1] - 2
+    cap = table[margin_y + 1, margin_x + 1]
+    ny, nx = pieces.shape
+    for p in range(starts.size - 1):
+        y0 = boxes[p, 0] - margin_y
+        x0 = boxes[p, 2] - margin_x
+        height = boxes[p, 1] + margin_y - y0
+        width = boxes[p, 3] + margin_x - x0
+        # Rows to the nearest voxel of the piece, and of anything else in the plane, along each column.
+        rows_in = np.full((height, width), margin_y + 1, dtype=np.int64)
+        rows_out = np.full((height, width), margin_y + 1, dtype=np.int64)
+        for x in range(width):
+            if x0 + x < 0 or x0 + x >= nx:
+                continue
+            for y in range(height):
+                if 0 <= y0 + y < ny:
+                    if pieces[y0 + y, x0 + x] == p + 1:
+                        rows_in[y, x] = 0
+                    else:
+                        rows_out[y, x] = 0
+            for y in range(1, height):
+                rows_in[y, x] = min(rows_in[y, x], rows_in[y - 1, x] + 1)
+                rows_out[y, x] = min(rows_out[y, x], rows_out[y - 1, x] + 1)
+            for y in range(height - 2, -1, -1):
+                rows_in[y, x] = min(rows_in[y, x], rows_in[y + 1, x] + 1)
+                rows_out[y, x] = min(rows_out[y, x], rows_out[y + 1, x] + 1)
+        at = starts[p]
+        for y in range(height):
+            for x in range(width):
+                inside = rows_in[y, x] == 0
+                best = cap
+                for dx in range(-min(margin_x, x), min(margin_x, width - 1 - x) + 1):
+                    rows = rows_out[y, x + dx] if inside else rows_in[y, x + dx]
+                    best = min(best, table[rows, abs(dx)])
+                potentials[at] = best if inside else -best
+                at += 1
+
+
+@jit
+def list_overlaps(labels, next_labels, pieces, next_pieces, out):
+    """List ``(piece, next piece, voxels)``, numbered from 0, for each run of voxels of one label on both planes.
+
+    Returns how many; rows beyond `out` are counted but not written.
+    """
+    count = 0
+    for y in range(labels.shape[0]):
+        a = NO_PIECE
+        b = NO_PIECE
+        for x in range(labels.shape[1]):
+            if labels[y, x] == 0 or labels[y, x] != next_labels[y, x]:
+                a = NO_PIECE
+                continue
+            if a == np.int64(pieces[y, x]) - 1 and b == np.int64(next_pieces[y, x]) - 1:
+                if count <= out.shape[0]:
+                    out[count - 1, 2] += 1
+                continue
+            a = np.int64(pieces[y, x]) - 1
+            b = np.int64(next_pieces[y, x]) - 1
+            if count < out.shape[0]:
+                out[count, 0] = a
+                out[count, 1] = b
+                out[count, 2] = 1
+            count += 1
+    return count
+
+
+@jit
+def pair_nearest(wanted, labels, measures, others, other_labels, other_measures, steps, reach):
+    """Pair each piece in `wanted` with the nearest one of its label on the other plane, all of them where they tie.
+
+    `others` lists the other plane's pieces by (label, y). Distances are between centres, ``steps`` 1/64 pixels to a
+    voxel; none is further than `reach`, in 1/1024 pixel. Returns rows ``(piece, other)``.
+    """
+    found = np.empty((wanted.size, 2), dtype=np.int64)
+    count = 0
+    for p in wanted:
+        lo = 0
+        hi = others.size
+        while lo < hi:
+            mid = (lo + hi) // 2
+            q = others[mid]
+            ahead = (measures[p, 1] - other_measures[q, 1]) * steps[0] > reach
+            if other_labels[q] < labels[p] or (other_labels[q] == labels[p] and ahead):
+                lo = mid + 1
+            else:
+                hi = mid
+        best = reach * reach + 1
+        first = count
+        for i in range(lo, others.size):
+            q = others[i]
+            dy = (other_measures[q, 1] - measures[p, 1]) * steps[0]
+            if other_labels[q] != labels[p] or dy > reach:
+                break
+            dx = (other_measures[q, 2] - measures[p, 2]) * steps[1]
+            r2 = dy * dy + dx * dx
+            if r2 > best or r2 > reach * reach:
+                continue
+            if r2 < best:
+                count = first
+                best = r2
+            if count == found.shape[0]:
+                more = np.empty((2 * count, 2), dtype=np.int64)
+                more[:count] = found
+                found = more
+            found[count, 0] = p
+            found[count, 1] = q
+            count += 1
+    return found[:count]
+
+
+@jit
+def average_motions(at, own, centres, motions, steps, reach, out):
+    """Write the mean motion of the nearest `NEIGHBORS` pairs (more where they tie) around each place of `at`.
+
+    ``centres`` are sorted by y. Pair ``own[i]`` is left out of the i-th mean. A pair at distance r weighs
+    ``(2**30 // (204800 + r^2))^3``, r in 1/16 pixel: a Gaussian's centre with a fatter tail, in integers. The sum is
+    divided by at least the weight at r = 0, so that a lone far pair moves little. Fewer than 3 other pairs give 0.
+    """
+    n = centres.shape[0]
+    near = np.empty(n, dtype=np.int64)
+    for i in range(at.shape[0]):
+        out[i, 0] = 0
+        out[i, 1] = 0
+        if n - (1 if own[i] >= 0 else 0) < 3:
+            continue
+        lo = 0
+        hi = n
+        while lo < hi:
+            mid = (lo + hi) // 2
+            if (at[i, 0] - centres[mid, 0]) * steps[0] > reach:
+                lo = mid + 1
+            else:
+                hi = mid
+        count = 0
+        first = lo
+        for j in range(lo, n):
+            dy = (centres[j, 0] - at[i, 0]) * steps[0]
+            if dy > reach:
+                break
+            dx = (centres[j, 1] - at[i, 1]) * steps[1]
+            near[j - first] = -1 if j == own[i] else (dy * dy + dx * dx) >> 12
+            count += 1
+        top = np.int64(-1)
+        seen = 0
+        while seen < NEIGHBORS:
+            smallest = np.int64(2**62)
+            for j in range(count):
+                if top < near[j] < smallest:
+                    smallest = near[j]
+            if smallest > reach * reach >> 12:
+                break
+            top = smallest
+            for j in range(count):
+                if near[j] == top:
+                    seen += 1
+        total = np.int64(0)
+        sum_y = np.int64(0)
+        sum_x = np.int64(0)
+        for j in range(count):
+            if 0 <= near[j] <= top:
+                w = (2**30 // (204800 + near[j])) ** 3
+                total += w
+                sum_y += w * motions[first + j, 0]
+                sum_x += w * motions[first + j, 1]
+        total = max(total, (2**30 // 204800) ** 3)
+        out[i, 0] = divide_even(sum_y, total)
+        out[i, 1] = divide_even(sum_x, total)
+
+
+@jit
+def list_templates(plane, classes, boxes, starts, piece_labels, potentials, margins, templates):
+    """Write, for each voxel of each window, whether it has the piece's class (1), another (0), or is `IGNORED`.
+
+    Ignored is what lies outside the plane or as far from the piece's outline as the potential's cap: it tells nothing
+    about motion.
+    """
+    cap = potentials.max()
+    for p in range(piece_labels.size):
+        at = starts[p]
+        for y in range(boxes[p, 0] - margins[0], boxes[p, 1] + margins[0]):
+            for x in range(boxes[p, 2] - margins[1], boxes[p, 3] + margins[1]):
+                inside = 0 <= y < plane.shape[0] and 0 <= x < plane.shape[1]
+                if not inside or abs(potentials[at]) >= cap:
+                    templates[at] = IGNORED
+                else:
+                    templates[at] = plane[y, x] == classes[piece_labels[p]]
+                at += 1
+
+
+@jit
+def count_agreement(template, y0, x0, plane, value):
+    """Return twice the template's voxels that `plane` agrees with when it lies at (y0, x0), once those outside it."""
+    height, width = template.shape
+    ny, nx = plane.shape
+    x_lo = max(0, -x0)
+    x_hi = max(x_lo, min(width, nx - x0))
+    agree = 0
+    outside = 0
+    for y in range(height):
+        row = template[y]
+        if y0 + y < 0 or y0 + y >= ny:
+            for x in range(width):
+                outside += row[x] != IGNORED
+            continue
+        line = plane[y0 + y]
+        for x in range(x_lo):
+            outside += row[x] != IGNORED
+        for x in range(x_lo, x_hi):
+            agree += np.uint8(line[x0 + x] == value) == row[x]
+        for x in range(x_hi, width):
+            outside += row[x] != IGNORED
+    return 2 * agree + outside
+
+
+@jit
+def match_motions(items, planes, first, direction, n, classes, pieces, margins, search, steps, out):
+    """Find the motion of each piece that the class map itself follows best, starting from an expected one.
+
+    Rows of `items` are ``(piece, dy, dx, trust)``: the expected motion over `n` slices. A motion's score is how many
+    voxels around the piece's outline (its template) agree with the planes next to it, at their displaced place,
+    weighted by ``search.weights``, less ``trust`` times the squared difference from what was expected. The best on a
+    coarse grid is refined by halving; ties go to the smaller difference, then to the mean of what ties.
+    """
+    boxes, starts, piece_labels, templates = pieces
+    weights, radius, coarse, fine, clamp = search
+    for i in range(items.shape[0]):
+        p = items[i, 0]
+        trust = items[i, 3]
+        y0 = boxes[p, 0] - margins[0]
+        x0 = boxes[p, 2] - margins[1]
+        height = boxes[p, 1] + margins[0] - y0
+        width = boxes[p, 3] + margins[1] - x0
+        template = templates[starts[p] : starts[p + 1]].reshape(height, width)
+        value = classes[piece_labels[p]]
+        counted = 0
+        for y in range(height):
+            for x in range(width):
+                counted += template[y, x] != IGNORED
+        vy = items[i, 1]
+        vx = items[i, 2]
+        step = coarse
+        reach = radius
+        while True:
+            best = np.int64(-(2**62))
+            best_r2 = np.int64(0)
+            sum_y = np.int64(0)
+            sum_x = np.int64(0)
+            ties = 0
+            for ky in range(-reach, reach + 1):
+                for kx in range(-reach, reach + 1):
+                    dy = min(max(vy + ky * step * n, -clamp[0]), clamp[0])
+                    dx = min(max(vx + kx * step * n, -clamp[1]), clamp[1])
+                    ry = abs(dy - items[i, 1]) * steps[0] // n
+                    rx = abs(dx - items[i, 2]) * steps[1] // n
+                    r2 = (ry * ry + rx * rx) >> 12
+                    score = np.int64(0)
+                    for s in range(weights.size):
+                        z = first + direction * (s + 1)
+                        if z < 0 or z >= planes.shape[0]:
+                            break
+                        score += weights[s] * (
+                            count_agreement(
+                                template,
+                                y0 + divide_even((s + 1) * dy, SUBPIXEL * n),
+                                x0 + divide_even((s + 1) * dx, SUBPIXEL * n),
+                                planes[z],
+                                value,
+                            )
+                            - ((counted * trust * r2) >> 20)
+                        )
+                    if score > best or (score == best and r2 < best_r2):
+                        best = score
+                        best_r2 = r2
+                        sum_y = dy
+                        sum_x = dx
+                        ties = 1
+                    elif score == best and r2 == best_r2:
+                        sum_y += dy
+                        sum_x += dx
+                        ties += 1
+            vy = divide_even(sum_y, ties)
+            vx = divide_even(sum_x, ties)
+            if step <= fine:
+                break
+            step //= 2
+            reach = 1
+        out[i, 0] = vy
+        out[i, 1] = vx
+
+
+@jit
+def sample(potentials, at, height, width, y, x, weights, cap):
+    """Return 256 times the bilinear value at (y, x) of a window, ``-cap`` around it."""
+    value = 0
+    for k in range(4):
+        if weights[k] == 0:
+            continue
+        yy = y + (k >> 1)
+        xx = x + (k & 1)
+        if 0 <= yy < height and 0 <= xx < width:
+            value += weights[k] * np.int64(potentials[at + yy * width + xx])
+        else:
+            value -= weights[k] * cap
+    return value
+
+
+@jit
+def place_window(boxes, starts, p, margins, shift_y, shift_x, weights, place):
+    """Write where piece `p`'s window lies when it is displaced, and the bilinear weights of its fraction.
+
+    `place` receives ``(start, height, width, y, x, y end, x end)``: voxel (y, x) and its successors read the window
+    at their offset from there; beyond the ends nothing of it is read.
+    """
+    whole_y = -((-shift_y) >> 4)
+    whole_x = -((-shift_x) >> 4)
+    fraction_y = (-shift_y) & 15
+    fraction_x = (-shift_x) & 15
+    weights[0] = (16 - fraction_y) * (16 - fraction_x)
+    weights[1] = (16 - fraction_y) * fraction_x
+    weights[2] = fraction_y * (16 - fraction_x)
+    weights[3] = fraction_y * fraction_x
+    place[0] = starts[p]
+    place[1] = boxes[p, 1] - boxes[p, 0] + 2 * margins[0]
+    place[2] = boxes[p, 3] - boxes[p, 2] + 2 * margins[1]
+    place[3] = boxes[p, 0] - margins[0] + whole_y
+    place[4] = boxes[p, 2] - margins[1] + whole_x
+    place[5] = place[3] + place[1]
+    place[6] = place[4] + place[2]
+
+
+@jit
+def draw_planes(items, n, lo, hi, planes, classes, before, after, margins, levels, labels):
+    """Label the slices ``lo <= i < hi`` between two annotated planes that are `n` slices apart.
+
+    Rows of `items` are ``(piece before, piece after, dy, dx, label)``, -1 for none, with the motion over n slices.
+    Slice i reads the first piece displaced by i/n of the motion and the second by what is left of it, mixed n - i : i;
+    one that stands alone loses ``levels[1]`` a slice. Where the class fits, the greatest potential of at least
+    ``levels[2]`` wins, ties the smaller label; labelled voxels stay. Levels are in 1/4096 pixel, `levels[0]` is the
+    cap in 1/16. ``planes[i - lo]`` and ``labels[i - lo]`` are slice i.
+    """
+    boxes_a, starts_a, potentials_a = before
+    boxes_b, starts_b, potentials_b = after
+    cap = levels[0]
+    ny, nx = planes.shape[1], planes.shape[2]
+    best = np.empty((ny, nx), dtype=np.int64)
+    winner = np.empty((ny, nx), dtype=np.uint32)
+    weights_a = np.zeros(4, dtype=np.int64)
+    weights_b = np.zeros(4, dtype=np.int64)
+    place_a = np.zeros(7, dtype=np.int64)
+    place_b = np.zeros(7, dtype=np.int64)
+    for i in range(lo, hi):
+        plane = planes[i - lo]
+        best[:] = -(2**62)
+        winner[:] = 0
+        for item in range(items.shape[0]):
+            a = items[item, 0]
+            b = items[item, 1]
+            label = np.uint32(items[item, 4])
+            value = classes[label]
+            if a >= 0:
+                place_window(
+                    boxes_a, starts_a, a, margins,
+                    divide_even(i * items[item, 2], n), divide_even(i * items[item, 3], n), weights_a, place_a,
+                )  # fmt: skip
+            if b >= 0:
+                place_window(
+                    boxes_b, starts_b, b, margins,
+                    -divide_even((n - i) * items[item, 2], n), -divide_even((n - i) * items[item, 3], n),
+                    weights_b, place_b,
+                )  # fmt: skip
+            if a < 0:
+                place_a[:] = place_b
+            if b < 0:
+                place_b[:] = place_a
+            y_lo = max(0, min(place_a[3], place_b[3]))
+            y_hi = min(ny, max(place_a[5], place_b[5]))
+            x_lo = max(0, min(place_a[4], place_b[4]))
+            x_hi = min(nx, max(place_a[6], place_b[6]))
+            # A lone piece: weight n, so that all potentials of a slice have the same scale.
+            share_a = 0 if a < 0 else (n if b < 0 else n - i)
+            share_b = n - share_a
+            lost = n * levels[1] * (i if b < 0 else (n - i if a < 0 else 0))
+            for y in range(y_lo, y_hi):
+                for x in range(x_lo, x_hi):
+                    if plane[y, x] != value or labels[i - lo, y, x] != 0:
+                        continue
+                    score = -lost
+                    if a >= 0:
+                        score += share_a * sample(
+                            potentials_a, place_a[0], place_a[1], place_a[2],
+                            y - place_a[3], x - place_a[4], weights_a, cap,
+                        )  # fmt: skip
+                    if b >= 0:
+                        score += share_b * sample(
+                            potentials_b, place_b[0], place_b[1], place_b[2],
+                            y - place_b[3], x - place_b[4], weights_b, cap,
+                        )  # fmt: skip
+                    if score < n * levels[2] or score < best[y, x]:
+                        continue
+                    if score > best[y, x] or label < winner[y, x]:
+                        best[y, x] = score
+                        winner[y, x] = label
+        for y in range(ny):
+            for x in range(nx):
+                if winner[y, x] != 0:
+                    labels[i - lo, y, x] = winner[y, x]
