@@ -15,6 +15,7 @@ No stage touches another slab's memory, and the number of slabs changes nothing 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,16 @@ __all__ = ["Components", "Slab", "find_components", "label"]
 
 SLAB_VOXELS = 2**18
 """Smallest slab that is worth a thread of its own."""
+
+WIDE = 2**32
+"""Volumes of as many voxels get 64-bit numbers."""
+
+
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a read-only view: Numba compiles a kernel anew for read-only arrays, so it always gets those."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +108,7 @@ class Components:
 
         `labels` is constant along every run (as the array is from which the components were made).
         """
-        labels, seeds = labels.reshape(self.shape), seeds.reshape(self.shape)
+        labels, seeds = _read_only(labels.reshape(self.shape)), _read_only(seeds.reshape(self.shape))
         flags = np.zeros(len(self.numbers), np.bool_)
 
         def flag(slab: Slab) -> None:
@@ -112,8 +123,6 @@ class Components:
     def clear(self, labels: npt.NDArray[Any], keep: npt.NDArray[np.bool_]) -> None:
         """Set `labels` to 0, in place, in every component whose ``keep[number - 1]`` is False."""
         volume = labels.reshape(self.shape)
-        if not np.may_share_memory(volume, labels):
-            raise ValueError("labels must be C-contiguous to be cleared in place")
         kept = keep[self.numbers - 1]
 
         def clear(slab: Slab) -> None:
@@ -146,35 +155,38 @@ def find_components(volume: npt.NDArray[Any], connectivity: int) -> Components:
         height, width = 1, height
     if depth == 1:
         depth, height = height, 1
-    shape = (depth, height, width)
-    flat = volume.reshape(-1).view()
-    # Numba compiles anew for writeable and read-only arrays: always the same kind.
-    flat.flags.writeable = False
-
-    dtype = np.uint32 if flat.size < 2**32 else np.int64
-
-    def scan(bounds: tuple[int, int]) -> tuple[Slab, npt.NDArray[Any]]:
-        z_lo, z_hi = bounds
-        bitmaps = np.empty((2, min(z_hi + 1, depth) - z_lo, height, -(-width // 64)), np.uint64)
-        room = np.empty(width, dtype)
-        runs, components = scan_runs(flat, width, connectivity, z_lo, bitmaps[0], bitmaps[1], room)
-        changes, inside = bitmaps[:, : z_hi - z_lo]
-        own = len(runs) - count_runs(bitmaps[0, z_hi - z_lo :], bitmaps[1, z_hi - z_lo :])
-        return Slab(z_lo, z_hi, changes, inside, runs[:own], 0, components), runs[own:]
+    flat = _read_only(volume.reshape(-1))
+    dtype = np.uint32 if flat.size < WIDE else np.int64
 
     # A few slabs for each thread, as some are harder, and at least four slices in each, as one more is scanned.
     parts = min(4 * num_threads(), flat.size // SLAB_VOXELS, depth // 4)
-    scans = run_all(scan, split(depth, parts)) if flat.size else []
+    bounds = split(depth, parts) if flat.size else []
+    # One allocation for all slabs, each with a slice more than its own: the system then uses large pages.
+    bitmaps = np.empty((2, depth + len(bounds), height, -(-width // 64)), np.uint64)
+    room = np.empty(flat.size // 16, dtype)
+
+    def scan(part: int) -> tuple[Slab, npt.NDArray[Any]]:
+        z_lo, z_hi = bounds[part]
+        changes, inside = bitmaps[:, z_lo + part : min(z_hi + 1, depth) + part]
+        own_room = room[z_lo * len(room) // depth : z_hi * len(room) // depth]
+        runs, components = scan_runs(flat, width, connectivity, z_lo, changes, inside, own_room)
+        own = z_hi - z_lo
+        own_runs = len(runs) - count_runs(changes[own:], inside[own:])
+        slab = Slab(z_lo, z_hi, changes[:own], inside[:own], runs[:own_runs], 0, components)
+        return slab, runs[own_runs:]
+
     slabs: list[Slab] = []
+    shared = []
     first = 0
-    for slab, _ in scans:
+    for slab, shared_runs in run_all(scan, range(len(bounds))):
         slabs.append(replace(slab, first=first))
+        shared.append(shared_runs)
         first += slab.components
     numbers = np.arange(first, dtype=dtype)
-    for (_, shared), slab, after in zip(scans, slabs, slabs[1:], strict=False):
-        join_slabs(shared, after.runs, slab.first, after.first, numbers)
+    for shared_runs, (slab, after) in zip(shared, pairwise(slabs), strict=False):
+        join_slabs(shared_runs, after.runs, slab.first, after.first, numbers)
     count = int(rank_sets(numbers, first, 1))
-    return Components(shape, slabs, numbers, count)
+    return Components((depth, height, width), slabs, numbers, count)
 
 
 def label(volume: Any, *, connectivity: int = 6, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
@@ -237,7 +249,7 @@ def label(volume: Any, *, connectivity: int = 6, out: npt.NDArray[Any] | None = 
     """
     steps = canonical_connectivity(connectivity)
     classes = class_map(volume)
-    dtype = np.dtype(np.uint32 if classes.size < 2**32 else np.uint64)
+    dtype = np.dtype(np.uint32 if classes.size < WIDE else np.uint64)
     target = canonical_out(out, np.shape(volume), dtype, (volume,))
     components = find_components(classes, steps)
     labels = np.zeros(classes.shape, dtype) if target is None else target
