@@ -1,10 +1,37 @@
-"""Plain restatements of the public functions, one per function: slow, obvious, with exact fractions."""
+"""Plain restatements of every verb and stage, one function each: slow, obvious, with exact fractions."""
 
 import itertools
 from collections import defaultdict
 from fractions import Fraction
 
 import numpy as np
+
+
+def neighbors(at, shape, connectivity):
+    """Yield the voxels of a 3D `shape` that share a face, an edge or a corner with `at`, as `connectivity` says."""
+    reach = {6: 1, 18: 2, 26: 3}[connectivity]
+    for step in itertools.product((-1, 0, 1), repeat=3):
+        there = tuple(p + d for p, d in zip(at, step, strict=True))
+        if 0 < sum(map(abs, step)) <= reach and all(0 <= p < n for p, n in zip(there, shape, strict=True)):
+            yield there
+
+
+def label(volume, connectivity=6):
+    """Flood each component of equal class from its first voxel in raster order."""
+    labels = np.zeros(volume.shape, dtype=np.uint32)
+    count = 0
+    for first in np.ndindex(volume.shape):
+        if volume[first] and not labels[first]:
+            count += 1
+            labels[first] = count
+            front = [first]
+            while front:
+                here = front.pop()
+                for there in neighbors(here, volume.shape, connectivity):
+                    if volume[there] == volume[here] and not labels[there]:
+                        labels[there] = count
+                        front.append(there)
+    return labels
 
 
 def contacts(labels, image=None, spacing=(1, 1, 1), connectivity=6):
