@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._geodesic import NO_COST, Labels, Links, clear_unseeded, flat_dtype, flat_strides, spread
+from ._geodesic import NO_COST, Labels, Links, clear_unseeded, spread
+from ._levels import Fronts, cut_planes, flat_strides
+from ._neighbors import neighbor_offsets
+from ._rounds import run_rounds
+from ._threads import num_threads, run_all
 from .kernels import diffuse as kernels
 
 __all__ = ["diffuse", "reattach"]
 
-NO_CONFIDENCE = np.empty(0, dtype=np.uint16)
-
-PLANE = 2**16
-"""Voxels of a plane where there is one slice only."""
+SMALL = 2000
+"""Below so many listed voxels times sweeps per plane one thread is faster than several."""
 
 
 def diffuse(
@@ -31,7 +33,7 @@ def diffuse(
     seeds: npt.NDArray[Any],
     conductances: npt.NDArray[np.int64],
     connectivity: int,
-    sweeps: int,
+    sweeps: int | npt.NDArray[np.int64],
     *,
     cost: npt.NDArray[np.uint16] | None = None,
     return_confidence: bool = False,
@@ -49,58 +51,129 @@ def diffuse(
     conductances
         Positive integer per offset. With `cost` a link conducts ``max(1, 32 * w // (cost[a] + cost[b]))``.
     sweeps
-        How many averages are taken.
+        How many averages are taken; an array gives a number for each label (that of a class, since labels of linked
+        voxels have the same).
     cost
         Fixed-point cost, 16 for 1.
     return_confidence
         Whether to return the lead of each voxel's label over its rival, uint16; 65535 for seeds and without a rival.
     """
-    strides = flat_strides(labels.shape, connectivity)
-    nz, ny, nx = labels.shape
-    flat = labels.reshape(-1)
-    flat_links = links.reshape(-1)
-    flat_seeds = seeds.reshape(-1)
-    flat_cost = NO_COST if cost is None else cost.reshape(-1)
-    confidence = np.full(flat.size if return_confidence else 0, 65535, dtype=np.uint16)
-    if sweeps > 0 and flat.size:
-        hops = np.zeros(flat.size, dtype=np.uint8)
-        queue = np.empty(flat.size, dtype=flat_dtype(flat.size))
-        count = kernels.find_border(flat, flat_links, strides, 0, flat.size, hops, queue)
-        kernels.grow_hops(flat_links, strides, sweeps, count, hops, queue)
-        del queue
+    flat_confidence = np.full(labels.size if return_confidence else 0, 65535, dtype=np.uint16)
+    by_label = np.asarray(sweeps)
+    for turns in np.unique(by_label[1:] if by_label.ndim else by_label):
+        if turns > 0 and labels.size:
+            chosen = by_label == turns if by_label.ndim else np.empty(0, dtype=bool)
+            hops = _count_hops(labels, links, connectivity, chosen, int(turns))
+            wave = _Wave(labels, links, seeds, conductances, connectivity, int(turns), cost, hops, flat_confidence)
+            run_rounds(wave.work, wave.advance, wave.workers)
+    return flat_confidence.reshape(labels.shape) if return_confidence else None
 
-        size = ny * nx if nz > 1 else max(1, PLANE // nx) * nx
-        edges = [*range(0, flat.size, size), flat.size]
-        planes = len(edges) - 1
-        capacity = max(int(np.count_nonzero(hops[lo:hi])) for lo, hi in zip(edges, edges[1:], strict=False))
-        slots = min(2 * sweeps + 4, planes)
-        index = np.empty((slots, size), dtype=np.int32)
-        counts = np.zeros(slots, dtype=np.int64)
-        window = (
+
+def _count_hops(
+    labels: Labels, links: Links, connectivity: int, chosen: npt.NDArray[np.bool_], sweeps: int
+) -> npt.NDArray[np.uint8]:
+    """Return 1 + the links between a voxel and the nearest border (at most 255), 0 beyond `sweeps` links.
+
+    Voxels that many links away do not change any more, but are read.
+    """
+    flat, flat_links = labels.reshape(-1), links.reshape(-1)
+    hops = np.zeros(labels.size, dtype=np.uint8)
+    fronts = Fronts(labels.shape, connectivity)
+    fronts.start(
+        lambda lo, hi, queue: kernels.find_border(flat, flat_links, fronts.strides, chosen, lo, hi, hops, queue)
+    )
+    fronts.step(flat_links, hops, sweeps, by_level=True)
+    return hops
+
+
+class _Wave:
+    """All sweeps in one pass over the planes: in round r sweep s is taken of plane r - 2 s.
+
+    That plane and its neighbours have all had sweep s - 1 by then, so the sweeps of a round do not touch each other's
+    planes, and the threads share each plane between them. Every so many rounds as there are threads, each thread lists
+    one of the planes to come and writes back one that is done.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        links: Links,
+        seeds: npt.NDArray[Any],
+        conductances: npt.NDArray[np.int64],
+        connectivity: int,
+        sweeps: int,
+        cost: npt.NDArray[np.uint16] | None,
+        hops: npt.NDArray[np.uint8],
+        confidence: npt.NDArray[np.uint16],
+    ) -> None:
+        self.planes, self.size = cut_planes(labels.shape)
+        shape = (self.planes, self.size)
+        self.sweeps = sweeps
+        self.labels = labels.reshape(shape)
+        self.seeds = seeds.reshape(shape)
+        self.hops = hops.reshape(shape)
+        self.confidence = confidence.reshape(shape) if confidence.size else confidence.reshape(self.planes, 0)
+        self.links = links.reshape(-1)
+        self.cost = (NO_COST if cost is None else cost).reshape(-1)
+        axis = 0 if labels.shape[0] > 1 else 1
+        ahead = np.ascontiguousarray(neighbor_offsets(connectivity)[:, axis])
+        self.steps = (flat_strides(labels.shape, connectivity), ahead, conductances)
+
+        listed = run_all(kernels.count_listed, self.hops)
+        busy = sum(listed) * min(sweeps, self.planes) > SMALL * self.planes
+        self.workers = num_threads() if busy else 1
+        slots = min(2 * (sweeps + self.workers), self.planes)
+        capacity = max(listed)
+        self.slots = slots
+        self.counts = np.zeros(slots, dtype=np.int64)
+        narrow = np.int32 if slots * capacity < 2**31 else np.int64
+        self.window = (
+            np.empty((slots, self.size), dtype=narrow),
             np.empty((slots, capacity), dtype=np.int32),
             np.empty((slots, capacity), dtype=np.uint8),
-            np.empty((slots, 2, capacity, kernels.SLOTS), dtype=np.uint32),
-            np.empty((slots, 2, capacity, kernels.SLOTS), dtype=np.uint16),
+            np.empty((2, slots * capacity), dtype=np.uint64),
+            np.empty((2, slots * capacity), dtype=np.uint32),
         )
-        for front in range(planes + 2 * sweeps + 2):
-            if front < planes:
-                here = slice(edges[front], edges[front + 1])
-                counts[front % slots] = kernels.list_plane(
-                    flat[here], hops[here], flat_seeds[here], index[front % slots], window, front % slots
-                )
-            for sweep in range(1, sweeps + 1):
-                plane = front - 2 * sweep
-                if 0 <= plane < planes:
-                    kernels.sweep_plane(
-                        plane, sweep, size, counts, flat_links, flat, strides, conductances, flat_cost, index, window
-                    )
-            plane = front - 2 * sweeps - 2
-            if plane >= 0:
-                here = slice(edges[plane], edges[plane + 1])
+        self.round = 0
+
+    def work(self, worker: int) -> None:
+        """Do one thread's part of the round."""
+        if self.round % self.workers == 0:
+            done = self.round - 2 * self.sweeps - 1 - worker
+            if 0 <= done < self.planes:
+                slot = done % self.slots
                 kernels.store_plane(
-                    window, plane % slots, counts[plane % slots], sweeps % 2, flat[here], confidence[here]
+                    slot,
+                    self.counts[slot],
+                    self.sweeps % 2,
+                    self.window,
+                    self.labels[done],
+                    self.confidence[done],
                 )
-    return confidence.reshape(labels.shape) if return_confidence else None
+            new = self.round + worker
+            if new < self.planes:
+                slot = new % self.slots
+                self.counts[slot] = kernels.list_plane(
+                    self.labels[new], self.hops[new], self.seeds[new], slot, self.window
+                )
+        kernels.sweep_planes(
+            self.round,
+            self.sweeps,
+            self.planes,
+            worker,
+            self.workers,
+            self.counts,
+            self.links,
+            self.cost,
+            self.steps,
+            self.window,
+        )
+
+    def advance(self) -> bool:
+        """Go to the next round; return whether there is one."""
+        self.round += 1
+        # The last planes are written in the first round of this kind after their last sweep.
+        return self.round - 2 * self.sweeps - self.workers < self.planes
 
 
 def reattach(
@@ -122,5 +195,5 @@ def reattach(
     if cleared:
         if confidence is not None and before is not None:
             confidence[before & (labels == 0)] = 0
-        spread(labels, links, weights, connectivity, cost=cost)
+        spread(labels, links, weights, connectivity, cost=cost, refill=True)
     return cleared

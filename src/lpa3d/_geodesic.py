@@ -10,34 +10,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._levels import Fronts, flat_dtype, flat_strides
 from ._neighbors import UNIT, neighbor_offsets
 from ._threads import num_threads, run_all, split
 from .errors import RangeError
 from .kernels import geodesic as kernels
+from .kernels.levels import clear_marks, find_frontier
 from .kernels.links import cut_slab, link_slab
 
-__all__ = ["LIMIT", "clear_unseeded", "cut_links", "flat_strides", "link_voxels", "spread"]
+__all__ = ["LIMIT", "clear_unseeded", "cut_links", "link_voxels", "spread"]
 
 LIMIT = 2**32 - 2
 """The largest distance that a key can hold, in units of 1/64 of the smallest voxel side."""
 
 BUCKETS = 4096
 
-NO_COST = np.empty(0, dtype=np.uint16)
+TILE = (32, 64, 64)
+
+NO_COST = np.empty((0, 0, 0), dtype=np.uint16)
 
 Links = npt.NDArray[np.uint8] | npt.NDArray[np.uint32]
 Labels = npt.NDArray[np.uint32]
-
-
-def flat_strides(shape: tuple[int, ...], connectivity: int) -> npt.NDArray[np.int64]:
-    """Return by how much each neighbour's flat index differs."""
-    _, ny, nx = shape
-    return neighbor_offsets(connectivity) @ np.array([ny * nx, nx, 1], dtype=np.int64)
-
-
-def flat_dtype(size: int) -> type[np.uint32] | type[np.int64]:
-    """Return the narrowest of the two dtypes in which flat indices are queued."""
-    return np.uint32 if size <= 2**32 else np.int64
 
 
 def link_voxels(volume: npt.NDArray[Any], connectivity: int) -> Links:
@@ -67,49 +60,114 @@ def spread(
     *,
     cost: npt.NDArray[np.uint16] | None = None,
     limit: int | None = None,
+    refill: bool = False,
 ) -> None:
     """Give each voxel, in place, the label of the smallest (path weight, label) over all labelled voxels and paths.
 
     Labelled voxels are at distance 0. A path's weight is the sum over its links of ``weights[k]``, with `cost` of
     ``max(1, (weights[k] * (cost[a] + cost[b]) + 16) >> 5)``. Voxels further than `limit`, in the same unit, stay
-    unlabelled.
+    unlabelled. `refill` says that little is unlabelled: the result is the same.
 
     Raises
     ------
     RangeError
         Without `limit`, if a voxel can be reached only by paths that weigh more than `LIMIT`.
     """
-    strides = flat_strides(labels.shape, connectivity)
-    flat = labels.reshape(-1)
-    flat_links = links.reshape(-1)
-    end = LIMIT if limit is None else min(limit, LIMIT)
-    index = flat_dtype(flat.size)
-    queue = np.empty(flat.size, dtype=index)
-    count = kernels.find_frontier(flat, flat_links, strides, 0, flat.size, queue)
-    if count == 0:
+    if labels.size == 0:
         return
+    end = LIMIT if limit is None else min(limit, LIMIT)
     if connectivity == 6 and cost is None and bool((weights == UNIT).all()):
-        beyond = kernels.spread_levels(strides, end // UNIT, count, flat_links, flat, queue)
-        kernels.clear_state(0, flat.size, flat_links)
+        beyond = _spread_levels(labels, links, end // UNIT)
     else:
-        most = int(weights.max())
-        if cost is not None:
-            most = max(1, (most * 2 * int(cost.max()) + 16) >> 5)
-        shift = max(UNIT, -(-min(most, end) // BUCKETS) - 1).bit_length() - 1
-        near = np.zeros(flat.size, dtype=np.uint32)
-        kernels.mark_sources(flat, 0, flat.size, near)
-        flat_cost = NO_COST if cost is None else cost.reshape(-1)
-        beyond = kernels.spread_paths(
-            flat_links, strides, weights, flat_cost, end, shift, queue[:count].copy(), near, flat
-        )
+        beyond = _spread_paths(labels, links, weights, connectivity, cost, end, refill)
     if beyond and limit is None:
-        gap = kernels.find_gap(flat, flat_links, strides)
+        gap = kernels.find_gap(labels.reshape(-1), links.reshape(-1), flat_strides(labels.shape, connectivity))
         if gap >= 0:
             z, y, x = (int(i) for i in np.unravel_index(gap, labels.shape))
             raise RangeError(
                 f"voxel ({z}, {y}, {x}) can be reached only by paths longer than 2**32 - 2 units (the smallest voxel "
                 f"side is {UNIT}): lower the cost, or pass max_distance"
             )
+
+
+def _spread_levels(labels: Labels, links: Links, levels: int) -> bool:
+    """Spread along links of equal weight, step by step; return whether the last level may go on."""
+    flat, flat_links = labels.reshape(-1), links.reshape(-1)
+    fronts = Fronts(labels.shape, 6)
+    fronts.start(lambda lo, hi, queue: find_frontier(flat, flat_links, fronts.strides, lo, hi, queue))
+    beyond = fronts.step(flat_links, flat, levels, by_level=False)
+    run_all(lambda part: clear_marks(*part, flat_links), split(flat.size, num_threads()))
+    return beyond
+
+
+def _spread_paths(
+    labels: Labels,
+    links: Links,
+    weights: npt.NDArray[np.int64],
+    connectivity: int,
+    cost: npt.NDArray[np.uint16] | None,
+    end: int,
+    refill: bool,
+) -> bool:
+    """Spread along weighted links; return whether there was a path longer than `end`.
+
+    1. Tiles that fit into a cache, each as if alone, in parallel.
+    2. Slabs, in parallel: the voxels at the tiles' faces that better a neighbour's key are relaxed again.
+    3. The volume: the same where slabs meet.
+
+    A key only ever improves, and the last stage leaves none that can: the result is the one of a single stage.
+    """
+    offsets, strides = neighbor_offsets(connectivity), flat_strides(labels.shape, connectivity)
+    most = int(weights.max())
+    if cost is None:
+        cost = NO_COST
+    else:
+        most = max(1, (most * 2 * int(cost.max()) + 16) >> 5)
+    most = min(most, end)
+    shift = max(UNIT, -(-most // BUCKETS)).bit_length() - 1
+    buckets = 2 ** ((most >> shift) + 1).bit_length()
+    scale = (end, shift, buckets)
+    near = np.zeros(labels.shape, dtype=np.uint32)
+    nz, ny, nx = labels.shape
+    beyond: list[bool] = []
+
+    def relax(span: tuple[int, int], sources: npt.NDArray[Any], fresh: bool) -> None:
+        if sources.size:
+            arrays = [array[slice(*span)].reshape(-1) for array in (cost, links, near, labels)]
+            beyond.append(kernels.spread_paths(sources, fresh, scale, strides, weights, *arrays))
+
+    def improve(span: tuple[int, int], tile: tuple[int, int, int]) -> npt.NDArray[Any]:
+        found = np.empty((span[1] - span[0]) * ny * nx, dtype=flat_dtype(labels.size))
+        count = kernels.find_improving(span, tile, end, strides, weights, cost, links, near, labels, found)
+        return found[:count].copy()
+
+    def sort(span: tuple[int, int], voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        nearness = near[slice(*span)].reshape(-1)[voxels].astype(np.int64)
+        bucket = np.where(nearness == 0, 0, kernels.FURTHEST - nearness) >> shift
+        # numpy sorts 16 bits by counting.
+        narrow = np.uint16 if voxels.size == 0 or bucket.max() < 2**16 else np.uint32
+        return voxels[np.argsort(bucket.astype(narrow), kind="stable")]
+
+    if refill or labels.size <= TILE[0] * TILE[1] * TILE[2]:
+        queue = np.empty(labels.size, dtype=flat_dtype(labels.size))
+        count = find_frontier(labels.reshape(-1), links.reshape(-1), strides, 0, labels.size, queue)
+        relax((0, nz), queue[:count], True)
+        return any(beyond)
+
+    boxes = [
+        (z, min(z + TILE[0], nz), y, min(y + TILE[1], ny), x, min(x + TILE[2], nx))
+        for z in range(0, nz, TILE[0])
+        for y in range(0, ny, TILE[1])
+        for x in range(0, nx, TILE[2])
+    ]
+    beyond += run_all(lambda box: kernels.spread_tile(box, scale, offsets, weights, cost, links, near, labels), boxes)
+    slabs = [(lo * TILE[0], min(hi * TILE[0], nz)) for lo, hi in split(-(-nz // TILE[0]), num_threads())]
+    run_all(lambda slab: relax(slab, sort(slab, improve(slab, TILE)), False), slabs)
+    plane = ny * nx
+    seams = [improve((lo - 1, lo + 1), (1, 1, 1)) + flat_dtype(labels.size)((lo - 1) * plane) for lo, _ in slabs[1:]]
+    if seams:
+        relax((0, nz), sort((0, nz), np.concatenate(seams)), False)
+    return any(beyond)
 
 
 def clear_unseeded(labels: Labels, links: Links, seeds: npt.NDArray[Any], connectivity: int) -> int:

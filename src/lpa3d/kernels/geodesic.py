@@ -1,34 +1,20 @@
-"""Geodesic stage: every voxel takes the label of the smallest (path weight, label) over all sources and paths.
+"""Geodesic stage where links differ in weight: the smallest (path weight, label) of every voxel.
 
-Arrays are flat. Links never leave the volume, so a neighbour is ``v + strides[k]`` without a bounds check.
+Links never leave the volume, so a neighbour is ``v + strides[k]`` without a bounds check. A voxel's distance is held as
+its nearness, `FURTHEST` less the distance. Memory that was never touched thus holds voxels without a key, or sources:
+those have a label, and their distance is 0.
 """
 
 import numpy as np
 
+from ._bits import inlined
 from ._jit import jit
 
-__all__ = ["clear_state", "find_frontier", "find_gap", "flood_labels", "mark_sources", "spread_levels", "spread_paths"]
+__all__ = ["find_gap", "find_improving", "spread_paths", "spread_tile"]
 
 FURTHEST = 2**32 - 1
-"""Nearness is this less the distance: 0 is a voxel without a key, and pages without a key need not be touched."""
 
 CHUNK = 256
-
-
-@jit
-def find_frontier(labels, links, strides, lo, hi, queue):
-    """Collect the labelled voxels of ``lo`` to ``hi - 1`` with an unlabelled linked neighbour; return their number."""
-    count = 0
-    for v in range(lo, hi):
-        if labels[v] == 0:
-            continue
-        mask = np.int64(links[v])
-        for k in range(strides.size):
-            if (mask >> k) & 1 and labels[v + strides[k]] == 0:
-                queue[count] = v
-                count += 1
-                break
-    return count
 
 
 @jit
@@ -44,187 +30,244 @@ def find_gap(labels, links, strides):
     return -1
 
 
-@jit
-def spread_levels(strides, levels, count, links, labels, queue):
-    """Label everything within `levels` steps of the first `count` voxels of `queue`, all steps being equal.
+@inlined
+def read_distance(near, v):
+    """Return the distance of a voxel that has a key."""
+    value = np.int64(near[v])
+    return FURTHEST - value if value != 0 else 0
 
-    The two high bits of a mask hold the level (modulo 3, plus 1) at which its voxel was reached, 0 before that and for
-    sources: a neighbour's level differs by at most 1, so that is enough to tell the next level from the others.
-    Returns whether an unreached neighbour was left.
+
+@inlined
+def weigh_link(weight, cost, v, n):
+    """Return the weight of the link from `v` to `n`."""
+    if cost.size == 0:
+        return weight
+    return max(1, (weight * (np.int64(cost[v]) + np.int64(cost[n])) + 16) >> 5)
+
+
+@jit
+def spread_paths(sources, fresh, scale, strides, weights, cost, links, near, labels):
+    """Relax the keys of a run of voxels from `sources` to their fixpoint; return whether a candidate was out of range.
+
+    `sources` are sorted by bucket. Links that leave the run are left alone. `scale` holds the largest distance, the
+    shift from a distance to its bucket, and the number of buckets, a power of 2. `fresh` says that only sources have a
+    key.
+
+    A bucket queue: each bucket lists voxels whose key awaits relaxation, once; entries whose voxel has moved to another
+    bucket since are skipped. A bucket is emptied in rounds, so that keys which improve in it again stay few.
+    `cost` is empty or one value per voxel.
     """
-    head = 0
-    level = 0
-    while head < count:
-        if level == levels:
-            return True
-        tail = count
-        mark = np.int64((level + 1) % 3 + 1)
-        for i in range(head, tail):
-            v = np.int64(queue[i])
-            mask = np.int64(links[v]) & 63
-            label = labels[v]
-            for k in range(6):
-                if (mask >> k) & 1 == 0:
-                    continue
-                n = v + strides[k]
-                state = np.int64(links[n]) >> 6
-                if state == 0:
-                    if labels[n] == 0:
-                        links[n] |= mark << 6
-                        labels[n] = label
-                        queue[count] = n
-                        count += 1
-                elif state == mark:
-                    labels[n] = min(labels[n], label)
-        head = tail
-        level += 1
-    return False
+    limit, shift, buckets = scale
+    beyond = False
 
+    # Each bucket is a chain of chunks of entries, of which the first is partly filled.
+    heads = np.full(buckets, -1, dtype=np.int64)
+    fills = np.full(buckets, CHUNK, dtype=np.int64)
+    pool = np.empty((64, CHUNK), dtype=sources.dtype)
+    follow = np.arange(-1, 63)
+    free = np.int64(63)
 
-@jit
-def clear_state(lo, hi, links):
-    """Clear the two high bits of the masks ``lo`` to ``hi - 1``."""
-    for v in range(lo, hi):
-        links[v] &= 63
-
-
-@jit
-def mark_sources(labels, lo, hi, near):
-    """Give every labelled voxel of ``lo`` to ``hi - 1`` distance 0."""
-    for v in range(lo, hi):
-        if labels[v] != 0:
-            near[v] = FURTHEST
-
-
-@jit
-def spread_paths(links, strides, weights, cost, limit, shift, sources, near, labels):
-    """Relax keys from `sources`, which are sorted by distance, to their fixpoint; distances end at `limit`.
-
-    A bucket queue: bucket ``distance >> shift`` holds voxels whose key awaits relaxation, once per bucket; entries
-    whose voxel has moved to another bucket since are skipped. A bucket is emptied in rounds, first in, first out.
-    `near` holds ``FURTHEST - distance``. `cost` is empty or one value per voxel. Returns whether a candidate was
-    discarded.
-    """
-    discarded = False
-    costly = cost.size > 0
-    top = np.int64(0)
-    for k in range(weights.size):
-        top = max(top, weights[k])
-    if costly:
-        most = np.int64(0)
-        for v in range(cost.size):
-            most = max(most, np.int64(cost[v]))
-        top = max(1, (top * 2 * most + 16) >> 5)
-    width = 2
-    while width < (min(top, limit) >> shift) + 2:
-        width *= 2
-
-    # Chunks of entries: each bucket is a chain of chunks whose first one is partly filled.
-    heads = np.full(width, -1, dtype=np.int64)
-    fills = np.zeros(width, dtype=np.int64)
-    chunks = 64
-    pool = np.empty((chunks, CHUNK), dtype=sources.dtype)
-    follow = np.empty(chunks, dtype=np.int64)
-    for c in range(chunks):
-        follow[c] = c - 1
-    free = np.int64(chunks - 1)
-    spare = chunks
-
-    pending = 0
-    live = 0
+    taken = 0  # sources
+    live = 0  # entries in chains
     bucket = np.int64(0)
-    while pending < sources.size or live > 0:
+    while taken < sources.size or live > 0:
         if live == 0:
-            bucket = max(bucket, (FURTHEST - np.int64(near[sources[pending]])) >> shift)
-        slot = bucket & (width - 1)
-        while pending < sources.size:
-            v = np.int64(sources[pending])
-            if (FURTHEST - np.int64(near[v])) >> shift > bucket:
-                break
-            pending += 1
-            if heads[slot] < 0 or fills[slot] == CHUNK:
-                if spare == 0:
-                    pool, follow = _grow(pool, follow)
-                    free = follow.size - 1
-                    spare = follow.size // 2
-                c = free
-                free = follow[c]
-                spare -= 1
-                follow[c] = heads[slot]
-                heads[slot] = c
-                fills[slot] = 0
-            pool[heads[slot], fills[slot]] = v
-            fills[slot] += 1
-            live += 1
-        while heads[slot] >= 0:
-            chain = heads[slot]
-            fill = fills[slot]
-            heads[slot] = -1
-            while chain >= 0:
-                for i in range(fill):
-                    v = np.int64(pool[chain, i])
-                    d = FURTHEST - np.int64(near[v])
-                    if d >> shift != bucket:
-                        continue
-                    label = labels[v]
-                    mask = np.int64(links[v])
-                    for k in range(strides.size):
-                        if (mask >> k) & 1 == 0:
-                            continue
-                        n = v + strides[k]
-                        step = weights[k]
-                        if costly:
-                            step = max(1, (step * (np.int64(cost[v]) + np.int64(cost[n])) + 16) >> 5)
-                        candidate = d + step
-                        old = FURTHEST - np.int64(near[n])
-                        if candidate > old or (candidate == old and label >= labels[n]):
-                            continue
-                        if candidate > limit:
-                            discarded = True
-                            continue
-                        near[n] = FURTHEST - candidate
-                        labels[n] = label
-                        to = candidate >> shift
-                        if to == old >> shift and to != bucket:
-                            continue  # it waits there already
-                        to &= width - 1
-                        if heads[to] < 0 or fills[to] == CHUNK:
-                            if spare == 0:
-                                pool, follow = _grow(pool, follow)
-                                free = follow.size - 1
-                                spare = follow.size // 2
-                            c = free
-                            free = follow[c]
-                            spare -= 1
-                            follow[c] = heads[to]
-                            heads[to] = c
-                            fills[to] = 0
-                        pool[heads[to], fills[to]] = n
-                        fills[to] += 1
-                        live += 1
+            bucket = max(bucket, read_distance(near, sources[taken]) >> shift)
+        slot = bucket & (buckets - 1)
+        chain = np.int64(-1)
+        fill = np.int64(0)
+        while True:
+            stop = taken
+            while stop < sources.size and read_distance(near, sources[stop]) >> shift <= bucket:
+                stop += 1
+            if stop > taken:
+                batch = sources[taken:stop]
+                taken = stop
+                emptied = np.int64(-1)
+            else:
+                if chain < 0:
+                    chain = heads[slot]
+                    fill = fills[slot]
+                    heads[slot] = -1
+                    fills[slot] = CHUNK
+                    if chain < 0:
+                        break
+                batch = pool[chain, :fill]
                 live -= fill
-                c = chain
-                chain = follow[c]
-                fill = CHUNK
-                follow[c] = free
-                free = c
-                spare += 1
+                emptied = chain
+                chain = follow[chain]
+                fill = np.int64(CHUNK)
+            for i in range(batch.size):
+                v = np.uint64(batch[i])
+                distance = read_distance(near, v)
+                if distance >> shift != bucket:
+                    continue
+                label = labels[v]
+                mask = np.int64(links[v])
+                for k in range(strides.size):
+                    if (mask >> k) & 1 == 0:
+                        continue
+                    there = np.int64(v) + strides[np.uint64(k)]
+                    if there < 0 or there >= labels.size:
+                        continue
+                    n = np.uint64(there)
+                    candidate = distance + weigh_link(weights[np.uint64(k)], cost, v, n)
+                    old = FURTHEST - np.int64(near[n])
+                    if candidate > old or (candidate == old and label >= labels[n]):
+                        continue
+                    if old == FURTHEST and labels[n] != 0:
+                        continue  # a source
+                    if candidate > limit:
+                        beyond = True
+                        continue
+                    near[n] = FURTHEST - candidate
+                    labels[n] = label
+                    to = candidate >> shift
+                    if fresh and to == old >> shift and to != bucket and old != FURTHEST:
+                        continue  # it waits there already
+                    to &= buckets - 1
+                    if fills[to] == CHUNK:
+                        if free < 0:
+                            free = follow.size
+                            pool, follow = double_pool(pool, follow)
+                            free = 2 * free - 1
+                        head = free
+                        free = follow[head]
+                        follow[head] = heads[to]
+                        heads[to] = head
+                        fills[to] = 0
+                    pool[heads[to], fills[to]] = there
+                    fills[to] += 1
+                    live += 1
+            if emptied >= 0:
+                follow[emptied] = free
+                free = emptied
         bucket += 1
-    return discarded
+    return beyond
 
 
 @jit
-def _grow(pool, follow):
-    """Double the pool of chunks; the new half is the free list, the highest first."""
-    n = follow.size
-    more_pool = np.empty((2 * n, pool.shape[1]), dtype=pool.dtype)
-    more_follow = np.empty(2 * n, dtype=np.int64)
-    more_pool[:n] = pool
-    more_follow[:n] = follow
-    for c in range(n, 2 * n):
-        more_follow[c] = c - 1
-    more_follow[n] = -1
-    return more_pool, more_follow
+def double_pool(pool, follow):
+    """Return the pool with twice the chunks; the new ones are chained, the last first."""
+    count = follow.size
+    more = np.empty((2 * count, CHUNK), dtype=pool.dtype)
+    more[:count] = pool
+    chain = np.arange(-1, 2 * count - 1)
+    chain[:count] = follow
+    chain[count] = -1
+    return more, chain
+
+
+@jit
+def spread_tile(box, scale, offsets, weights, cost, links, near, labels):
+    """Spread the labels of a box of voxels as if there were no others; return whether a candidate was out of range.
+
+    The work is done on a copy that fits into the cache.
+    """
+    z_lo, z_hi, y_lo, y_hi, x_lo, x_hi = box
+    depth, height, width = z_hi - z_lo, y_hi - y_lo, x_hi - x_lo
+    some = False
+    for z in range(z_lo, z_hi):
+        for y in range(y_lo, y_hi):
+            row = labels[z, y, x_lo:x_hi]
+            for x in range(width):
+                some |= row[x] != 0
+    if not some:
+        return False
+    shape = (depth, height, width)
+    own_links = np.empty(shape, dtype=links.dtype)
+    own_labels = np.empty(shape, dtype=labels.dtype)
+    own_near = np.zeros(shape, dtype=near.dtype)
+    own_cost = np.empty(shape if cost.size > 0 else (0, 0, 0), dtype=cost.dtype)
+    strides = np.empty(offsets.shape[0], dtype=np.int64)
+    for k in range(strides.size):
+        strides[k] = (offsets[k, 0] * height + offsets[k, 1]) * width + offsets[k, 2]
+    for z in range(depth):
+        for y in range(height):
+            inside = 0
+            not_first = 0
+            not_last = 0
+            for k in range(strides.size):
+                if 0 <= z + offsets[k, 0] < depth and 0 <= y + offsets[k, 1] < height:
+                    inside |= 1 << k
+                not_first |= np.int64(offsets[k, 2] >= 0) << k
+                not_last |= np.int64(offsets[k, 2] <= 0) << k
+            from_links = links[z_lo + z, y_lo + y, x_lo:x_hi]
+            from_labels = labels[z_lo + z, y_lo + y, x_lo:x_hi]
+            inside = links.dtype.type(inside)
+            for x in range(width):
+                own_links[z, y, x] = from_links[x] & inside
+                own_labels[z, y, x] = from_labels[x]
+            own_links[z, y, 0] &= links.dtype.type(not_first)
+            own_links[z, y, width - 1] &= links.dtype.type(not_last)
+            if cost.size > 0:
+                own_cost[z, y] = cost[z_lo + z, y_lo + y, x_lo:x_hi]
+    flat_links = own_links.reshape(-1)
+    flat_labels = own_labels.reshape(-1)
+    flat_near = own_near.reshape(-1)
+    sources = np.empty(flat_labels.size, dtype=np.uint32)
+    count = 0
+    for v in range(flat_labels.size):
+        if flat_labels[v] == 0:
+            continue
+        mask = np.int64(flat_links[v])
+        for k in range(strides.size):
+            if (mask >> k) & 1 and flat_labels[v + strides[k]] == 0:
+                sources[count] = v
+                count += 1
+                break
+    beyond = spread_paths(
+        sources[:count], True, scale, strides, weights, own_cost.reshape(-1), flat_links, flat_near, flat_labels
+    )
+    for z in range(depth):
+        for y in range(height):
+            labels[z_lo + z, y_lo + y, x_lo:x_hi] = own_labels[z, y]
+            near[z_lo + z, y_lo + y, x_lo:x_hi] = own_near[z, y]
+    return beyond
+
+
+@jit
+def find_improving(span, tile, limit, strides, weights, cost, links, near, labels, found):
+    """Collect the voxels of the slices ``span[0] <= z < span[1]`` that have a better key for a neighbour in the span.
+
+    Only voxels at a face of a tile are looked at; tiles of one voxel are all face. They are counted from the start of
+    the span. Returns how many were found.
+    """
+    _, height, width = labels.shape
+    flat_links = links.reshape(-1)
+    flat_labels = labels.reshape(-1)
+    flat_near = near.reshape(-1)
+    flat_cost = cost.reshape(-1)
+    lo = span[0] * height * width
+    hi = span[1] * height * width
+    count = 0
+    for z in range(span[0], span[1]):
+        for y in range(height):
+            whole = z % tile[0] == 0 or (z + 1) % tile[0] == 0 or y % tile[1] == 0 or (y + 1) % tile[1] == 0
+            x = 0
+            while x < width:
+                v = (z * height + y) * width + x
+                if whole or (x + 1) % tile[2] != 0:
+                    x += 1 if whole else tile[2] - 1 - x % tile[2]
+                else:
+                    x += 1
+                if flat_labels[v] == 0:
+                    continue
+                mask = np.int64(flat_links[v])
+                distance = read_distance(flat_near, v)
+                for k in range(strides.size):
+                    n = v + strides[k]
+                    if (mask >> k) & 1 == 0 or n < lo or n >= hi:
+                        continue
+                    candidate = distance + weigh_link(weights[k], flat_cost, v, n)
+                    old = FURTHEST - np.int64(flat_near[n])
+                    if candidate > limit or candidate > old or (old == FURTHEST and flat_labels[n] != 0):
+                        continue
+                    if candidate < old or flat_labels[v] < flat_labels[n]:
+                        found[count] = v - lo
+                        count += 1
+                        break
+    return count
 
 
 @jit
