@@ -1,6 +1,7 @@
 """The command line as its users and their scripts meet it: files, messages, exit codes, signals."""
 
 import csv
+import inspect
 import io as textio
 import json
 import os
@@ -123,7 +124,7 @@ def test_propagate_options_reach_the_verb(files, monkeypatch, capsys):
         seen.update(keywords, args=args)
         return args[1], args[1].astype("uint16")
 
-    monkeypatch.setattr(lpa3d, "propagate", propagate, raising=False)
+    monkeypatch.setattr(lpa3d, "propagate", propagate)
     options = (
         "--connectivity 18 --spacing 4 2 1 --cost cost.npy --max-distance 90 --sweeps 3 --slice-axis y "
         "--missing-slices 3,7,1-2 --unseeded label --seed-conflicts majority --confidence sure.tif"
@@ -131,7 +132,7 @@ def test_propagate_options_reach_the_verb(files, monkeypatch, capsys):
     assert cli.main(["propagate", "volume.tif", "seeds.tif", "out.npy", *options.split()]) == 0
     np.testing.assert_array_equal(seen.pop("args")[0], volume)
     np.testing.assert_array_equal(seen.pop("cost"), np.ones(volume.shape, "float32"))
-    seen.pop("progress", None)
+    seen.pop("progress")
     assert seen == {
         "connectivity": 18,
         "spacing": (4.0, 2.0, 1.0),
@@ -149,17 +150,18 @@ def test_propagate_options_reach_the_verb(files, monkeypatch, capsys):
     assert "from volume" not in capsys.readouterr().err
 
 
-def test_propagate_leaves_defaults_to_the_verb(files, monkeypatch):
+def test_propagate_defaults_are_those_of_the_verb(files, monkeypatch):
     seen = {}
 
     def propagate(volume, seeds, **keywords):
         seen.update(keywords)
         return seeds
 
-    monkeypatch.setattr(lpa3d, "propagate", propagate, raising=False)
-    assert cli.main(["propagate", "volume.npy", "seeds.npy", "out.npy", "--slice-axis", "none"]) == 0
-    assert seen["slice_axis"] is None
-    assert not {"sweeps", "cost", "return_confidence"} & set(seen)
+    signature = inspect.signature(lpa3d.propagate)
+    monkeypatch.setattr(lpa3d, "propagate", propagate)
+    assert cli.main(["propagate", "volume.npy", "seeds.npy", "out.npy"]) == 0
+    del seen["progress"]
+    assert seen == {name: signature.parameters[name].default for name in seen}
 
 
 def test_64_bit_nifti_is_remarked_on(files, capsys, monkeypatch):
@@ -415,7 +417,7 @@ def test_missing_library(files, monkeypatch, capsys):
 
 def test_files_that_lie_elsewhere_are_warned_about(files, monkeypatch, capsys):
     _, seeds = two_cells()
-    monkeypatch.setattr(lpa3d, "propagate", lambda volume, seeds, **_: seeds, raising=False)
+    monkeypatch.setattr(lpa3d, "propagate", lambda volume, seeds, **_: seeds)
     io.write("moved.nii", seeds, spacing=(40, 9, 8), unit="nm")
     assert cli.main(["propagate", "volume.nii.gz", "moved.nii", "a.npy", "-q"]) == 0
     assert capsys.readouterr().err == (
@@ -458,6 +460,7 @@ def test_warnings_of_the_library_are_messages(files, monkeypatch, capsys):
         ("raise MemoryError('Unable to allocate 9 TiB')", 1, r"error: not enough memory \(Unable to allocate 9 TiB\)"),
         ("raise OSError(5, 'Input/output error', 'a.npy')", 1, "error: a.npy: Input/output error"),
         ("raise KeyError('x')", 1, r"error: unexpected KeyError: 'x' \(LPA3D_DEBUG=1 shows where"),
+        ("raise RuntimeError('a\\nlong\\nstory')", 1, r"error: unexpected RuntimeError: a \(LPA3D_DEBUG=1"),
     ],
 )
 def test_failures(files, body, code, message):
@@ -496,7 +499,7 @@ def test_overwrite(files, suffix):
 
 
 def test_confidence_is_not_left_without_labels(files, monkeypatch):
-    monkeypatch.setattr(lpa3d, "propagate", lambda volume, seeds, **_: (seeds, seeds.astype("uint16")), raising=False)
+    monkeypatch.setattr(lpa3d, "propagate", lambda volume, seeds, **_: (seeds, seeds.astype("uint16")))
 
     def full(target, array, geometry, progress):
         raise OSError(28, "No space left on device")
@@ -669,10 +672,12 @@ def test_bar(monkeypatch):
     terminal.tick()
     assert screen.getvalue() == line
     terminal.step("working", "worked")
+    terminal.progress(0.0, "hard")
     terminal.tick()
     terminal.message("warning: a pause")
     shown = screen.getvalue()[len(line) :]
-    assert re.fullmatch(r"\rworking  0 s {40,}\r {12}\rlpa3d: warning: a pause\n", shown)
+    line = f"working: hard  [{'.' * 24}]   0 %  0 s"
+    assert shown == f"\r{line:<59}\r{' ' * len(line)}\rlpa3d: warning: a pause\n"
     terminal.finish()
     assert [verb for verb, _ in terminal.times] == ["read", "worked"]
 

@@ -24,7 +24,7 @@ class Terminal:
         self.animated = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.times: list[tuple[str, float]] = []
         self._lock = threading.Lock()
-        self._step = ""
+        self._step = self._verb = self._stage = ""
         self._started = time.perf_counter()
         self._fraction: float | None = None
         self._shown = ""
@@ -34,7 +34,7 @@ class Terminal:
         with self._lock:
             self._end_step()
             self._step, self._verb = name, verb
-            self._started, self._fraction = time.perf_counter(), None
+            self._started, self._fraction, self._stage = time.perf_counter(), None, ""
 
     def _end_step(self) -> None:
         if self._step:
@@ -47,9 +47,9 @@ class Terminal:
             self._end_step()
             self._clear()
 
-    def progress(self, fraction: float) -> None:
-        """Say how much of the step is done, 0 to 1."""
-        self._fraction = fraction
+    def progress(self, fraction: float, stage: str = "") -> None:
+        """Say how much of the step is done, 0 to 1, and what it is busy with."""
+        self._fraction, self._stage = fraction, stage
 
     def tick(self) -> None:
         """Draw the line anew if it would look different."""
@@ -59,11 +59,12 @@ class Terminal:
             if not self._step:
                 return
             elapsed = f"{time.perf_counter() - self._started:.0f} s"
-            line = f"{self._step}  {elapsed}"
+            name = f"{self._step}: {self._stage}" if self._stage else self._step
+            line = f"{name}  {elapsed}"
             if self._fraction is not None:
                 done = min(max(self._fraction, 0.0), 1.0)
                 filled = int(done * BAR)
-                line = f"{self._step}  [{'#' * filled}{'.' * (BAR - filled)}] {100 * done:3.0f} %  {elapsed}"
+                line = f"{name}  [{'#' * filled}{'.' * (BAR - filled)}] {100 * done:3.0f} %  {elapsed}"
             line = line[: max(shutil.get_terminal_size().columns - 1, 1)]
             if line != self._shown:
                 self._write(f"\r{line}{' ' * (len(self._shown) - len(line))}")

@@ -83,6 +83,11 @@ class Job:
         self.outputs.check()
         self.terminal.progress(fraction)
 
+    def stage(self, name: str, fraction: float) -> None:
+        """Show which stage of a verb runs."""
+        self.outputs.check()
+        self.terminal.progress(fraction, name)
+
     def finish(self, text: str) -> None:
         """Put the outputs into place and say what was done."""
         self.outputs.commit()
@@ -192,7 +197,7 @@ def _report(error: BaseException, terminal: Terminal) -> int:
         place = f"{error.filename}: " if error.filename else ""
         terminal.message(f"error: {place}{error.strerror}")
     else:
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         terminal.message(f"error: unexpected {text} (LPA3D_DEBUG=1 shows where; please report it)")
     return FAILED
 
@@ -523,27 +528,26 @@ def _propagate(job: Job) -> None:
     paths = [file.path for file in inputs]
     target = plan(job.outputs, args.output, volume.shape, paths)
     sureness = plan(job.outputs, args.confidence, volume.shape, paths) if args.confidence else None
-    options: dict[str, Any] = {"return_confidence": True} if sureness else {}
-    if args.sweeps is not None:
-        options["sweeps"] = args.sweeps
     from lpa3d import propagate
 
     classes = job.read(volume, "a class map")
     ids = job.read(seeds, "seeds")
-    if cost is not None:
-        options["cost"] = job.read(cost, "a cost", floats=True)
+    costs = None if cost is None else job.read(cost, "a cost", floats=True)
     job.terminal.step("propagating", "propagated")
     result = propagate(
         classes,
         ids,
         connectivity=args.connectivity,
         spacing=spacing,
+        cost=costs,
         max_distance=args.max_distance,
+        sweeps=args.sweeps,
         slice_axis=args.slice_axis,
         missing_slices=args.missing_slices,
         unseeded=args.unseeded,
         seed_conflicts=args.seed_conflicts,
-        **options,
+        return_confidence=sureness is not None,
+        progress=job.stage,
     )
     labels = result[0] if sureness else result
     job.write(target, labels, geometry)
