@@ -269,7 +269,7 @@ def count_agreement(template, y0, x0, plane, value):
     """Return twice the template's voxels that `plane` agrees with when it lies at (y0, x0), once those outside it."""
     height, width = template.shape
     ny, nx = plane.shape
-    x_lo = max(0, -x0)
+    x_lo = min(max(0, -x0), width)
     x_hi = max(x_lo, min(width, nx - x0))
     agree = 0
     outside = 0
