@@ -451,6 +451,17 @@ def test_warnings_of_the_library_are_messages(files, monkeypatch, capsys):
     assert capsys.readouterr().err == "lpa3d: warning: 3 seeds lie on background\n"
 
 
+def test_advice_names_options(files, capsys):
+    volume, seeds = two_cells()
+    volume[:, :, -1], seeds[0, 1, 1] = 3, 300
+    io.write("third.npy", volume)
+    io.write("mixed.npy", seeds)
+    assert cli.main(["propagate", "third.npy", "seeds.npy", "out.npy", "-q"]) == 0
+    assert "pass --unseeded label to give them ids of their own" in capsys.readouterr().err
+    assert cli.main(["propagate", "third.npy", "mixed.npy", "none.npy", "-q"]) == 2
+    assert "--seed-conflicts majority" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("body", "code", "message"),
     [

@@ -125,12 +125,21 @@ def _warnings_to(terminal: Terminal) -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, Lpa3dWarning) or _debugging():
-            terminal.message(f"warning: {message}")
+            terminal.message(f"warning: {_as_options(str(message))}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = show
         yield
+
+
+def _as_options(text: str) -> str:
+    """Turn the keywords that the library's messages advise into the options of the same name."""
+    return re.sub(
+        r"\b(unseeded|seed_conflicts|slice_axis|sweeps|max_distance|connectivity|min_contact)='?([\w.]+)'?",
+        lambda match: f"--{match[1].replace('_', '-')} {match[2]}",
+        text,
+    )
 
 
 def _debugging() -> bool:
@@ -189,7 +198,7 @@ def _report(error: BaseException, terminal: Terminal) -> int:
     if _debugging():
         traceback.print_exception(error)
     if isinstance(error, Lpa3dError):
-        terminal.message(f"error: {error}")
+        terminal.message(f"error: {_as_options(str(error))}")
         return UNUSABLE if isinstance(error, (ValueError, TypeError)) else FAILED
     if isinstance(error, MemoryError):
         terminal.message(f"error: not enough memory{f' ({error})' if str(error) else ''}")
