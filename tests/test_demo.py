@@ -115,8 +115,7 @@ def assert_is_a_picture(path, width):
     assert pixels.std() > 20
 
 
-def test_demo_on_a_phantom(tmp_path, capfd):
-    """From end to end, with the command line in processes of its own."""
+def test_demo_on_a_phantom(tmp_path, capfd, in_process):
     folder = tmp_path / "out"
     arguments = ["demo", "--shape", "32", "64", "64", "--every", "8", "--output", str(folder)]
     assert cli.main([*arguments, "--thumbnail", str(tmp_path / "small.png")]) == 0
@@ -221,6 +220,7 @@ def test_a_missing_library_names_the_extra(monkeypatch):
 
 
 def test_a_failing_command_ends_the_demo(tmp_path, capfd):
+    """Here the command line runs in a process of its own, as it does for a user."""
     data = folder_with(tmp_path / "mine", classes=VOLUME, seeds=VOLUME * 0)
     np.save(data / "seeds.npy", np.full(VOLUME.shape, -1))
     assert cli.main(["demo", "--data", str(data), "--output", str(tmp_path / "out")]) == 2

@@ -281,8 +281,8 @@ def _recover(case: _Case, output: Path) -> list[_Result]:
     _, component_seconds = _timed(lpa3d.label, case.classes)
     flooded, flood_seconds = _timed(_watershed, case.classes, case.seeds)
     print(
-        f"\nTimes: lpa3d propagate {seconds:.1f} s (the first command, with start, compiling and files, "
-        f"{commanded:.1f} s),\nscikit-image's watershed {flood_seconds:.1f} s, lpa3d label {component_seconds:.1f} s."
+        f"\nTimes: lpa3d propagate {seconds:.2f} s (the first command, with start, compiling and files, "
+        f"{commanded:.1f} s),\nscikit-image's watershed {flood_seconds:.2f} s, lpa3d label {component_seconds:.2f} s."
     )
     return [
         _Result("lpa3d propagate", ours, seconds),
@@ -448,7 +448,7 @@ def _table(case: _Case, results: Sequence[_Result]) -> str:
             share = 100 * score.recovered / max(score.instances, 1)
             line = f"  {result.name:<26}{score.recovered:>6} {share:>4.0f} %{score.quality:>9.3f}"
             line += f"{score.rand_error:>9.3f}{100 * score.wrong:>8.1f} %"
-            lines.append(line + (f"{result.seconds:>7.1f} s" if timed else ""))
+            lines.append(line + (f"{result.seconds:>7.2f} s" if timed else ""))
 
     block("all instances", case.truth, [result.labels for result in results], timed=True)
     if len(case.class_names) > 1:
@@ -584,6 +584,6 @@ def _caption(case: _Case, results: Sequence[_Result]) -> str:
             score = _score(case.truth, result.labels)
             lines.append(
                 f"{result.name}: {score.recovered} of {score.instances} instances recovered, panoptic quality "
-                f"{score.quality:.2f}, {result.seconds:.1f} s"
+                f"{score.quality:.2f}, {result.seconds:.2f} s"
             )
     return "\n".join(lines)

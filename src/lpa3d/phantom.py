@@ -329,6 +329,13 @@ class _Noise:
             values = np.moveaxis(np.tensordot(basis, values, (1, axis)), 0, axis)
         return np.ascontiguousarray(values)
 
+    def at(self, point: Points) -> float:
+        """Return the field at one point."""
+        values: Any = self.grid
+        for length, place in zip(self.shape, point, strict=True):
+            values = np.tensordot(_spline_basis(length, self.step)[int(place)], values, (0, 0))
+        return float(values)
+
     def distance(self) -> Floats:
         """Return the distance in voxels to where the field is zero, to first order."""
         steepness = np.zeros(self.shape, np.float32)
@@ -507,21 +514,23 @@ def _beside(rng: np.random.Generator, path: Points, radii: Points) -> tuple[Poin
 
 def _add_vesicles(scene: _Scene) -> None:
     rng = scene.rng
+    # As in umbrella cells of the bladder, stacks near each other lie alike, and few lie in the plane of the slices.
+    lie = [_Noise(scene.shape, 55.0, rng) for _ in range(3)]
     stacks, tries = scene.per_volume(72), 0
     while stacks and tries < 2500:
         tries += 1
-        centre, normal = scene.random_point(), _direction(rng)
-        if abs(normal[0]) > 0.72:  # sheets that lie in the plane of the slices are drawn by nobody
-            continue
+        centre = scene.random_point()
+        normal = (np.array([field.at(centre) for field in lie]) + 0.4 * rng.normal(size=3)) * [0.4, 1, 1]
+        normal /= np.linalg.norm(normal)
         # One bend for a whole stack, so that its vesicles nest.
         across, bend = _perpendicular(normal, rng), (rng.normal(size=3) * 2.2).astype(np.float32)
         height, placed = 0.0, 0
         for _ in range(rng.integers(1, 10)):
-            thickness = rng.uniform(3.0, 4.4)
+            thickness = rng.uniform(2.5, 3.7)
             shift = rng.normal(size=3) * 4.5
             tilted = normal + rng.normal(size=3) * 0.03
             tilted /= np.linalg.norm(tilted)
-            outline = rng.uniform(12, 25), rng.uniform(0.55, 1.0)
+            outline = rng.uniform(15, 30), rng.uniform(0.5, 0.95)
             # Press it against the one before: back off by half a voxel until it fits.
             for back_off in range(5):
                 at = centre + normal * (height + thickness + back_off / 2) + shift - normal * (shift @ normal)
