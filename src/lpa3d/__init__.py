@@ -1,10 +1,37 @@
 """Connectivity-aware 3D label propagation for volume electron microscopy."""
 
-from ._contacts import Contacts, contacts
-from ._label import label
-from ._merge import merge
-from ._propagate import propagate
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._contacts import Contacts, contacts
+    from ._label import label
+    from ._merge import merge
+    from ._propagate import propagate
 
 __all__ = ["Contacts", "contacts", "label", "merge", "propagate"]
 
 __version__ = "0.1.0"
+
+# Verbs are loaded when first asked for: Numba takes longer to import than `lpa3d --help` may take to answer.
+_HOMES = {
+    "Contacts": "_contacts",
+    "contacts": "_contacts",
+    "label": "_label",
+    "merge": "_merge",
+    "propagate": "_propagate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lpa3d' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -121,7 +121,7 @@ def take_census(
             Lpa3dWarning,
             stacklevel=3,
         )
-    return Census(kept_ids, kept_classes, tuple(counts.sum(axis=0) for counts in seeded), dropped)  # type: ignore[arg-type]
+    return Census(kept_ids, kept_classes, tuple(counts.sum(axis=0) for counts in seeded), dropped)
 
 
 def rank_labels(
@@ -136,11 +136,10 @@ def rank_labels(
     run_all(lambda part: kernels.rank_seeds(volume, seeds, *part, ranks, labels), split(volume.shape[0], num_threads()))
 
 
-def annotated_slices(volume: npt.NDArray[Any], census: Census, axis: int | None) -> tuple[int, list[int]] | None:
-    """Return the axis that the annotated slices lie across and their positions, or None where seeds are not planar.
+def annotated_slices(volume: npt.NDArray[Any], census: Census, axes: tuple[int, ...]) -> tuple[int, list[int]] | None:
+    """Return which of `axes` the annotated slices lie across and their positions, or None where seeds are not planar.
 
-    `axis` None looks at all three; the one with the largest usual share of labelled mask is taken, and none if two
-    tie.
+    The axis with the largest usual share of labelled mask is taken, and none if two tie.
     """
     slabs = split(volume.shape[0], num_threads())
     masked = [np.zeros((len(slabs), length), dtype=np.int64) for length in volume.shape]
@@ -149,7 +148,7 @@ def annotated_slices(volume: npt.NDArray[Any], census: Census, axis: int | None)
         range(len(slabs)),
     )
     found = []
-    for candidate in (0, 1, 2) if axis is None else (axis,):
+    for candidate in axes:
         seeded, mask = census.seeded[candidate], masked[candidate].sum(axis=0)
         places = np.flatnonzero(seeded)
         if len(places) < 2:

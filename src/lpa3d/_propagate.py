@@ -83,17 +83,19 @@ def _cost_steps(cost: Any, volume: npt.NDArray[Any], shape: tuple[int, ...]) -> 
     return steps
 
 
-def _axis(slice_axis: Any, ndim: int) -> int | str | None:
-    """Check `slice_axis`; 2D positions are counted from Y."""
-    if slice_axis is None or (isinstance(slice_axis, str) and slice_axis == "auto"):
-        return slice_axis
+def _axes(slice_axis: Any, ndim: int) -> tuple[int, ...]:
+    """Check `slice_axis` and return the axes of (Z, Y, X) that annotated slices may lie across."""
+    if slice_axis is None:
+        return ()
+    if isinstance(slice_axis, str) and slice_axis == "auto":
+        return (0, 1, 2)
     try:
         axis = operator.index(slice_axis)
     except TypeError:
         axis = ndim
     if not -ndim <= axis < ndim:
         raise InputError(f"slice_axis is {slice_axis!r}; 'auto', None or an axis from 0 to {ndim - 1} is needed")
-    return axis % ndim + 3 - ndim
+    return (axis % ndim + 3 - ndim,)
 
 
 def _missing(missing_slices: Any, depth: int, ndim: int) -> list[int]:
@@ -252,7 +254,7 @@ def propagate(
     neighbors = canonical_connectivity(connectivity)
     sides = canonical_spacing(spacing, len(shape))
     weights = step_weights(neighbors, sides)
-    axis = _axis(slice_axis, len(shape))
+    axes = _axes(slice_axis, len(shape))
     missing = _missing(missing_slices, shape[0], len(shape))
     _choice(unseeded, "unseeded", ("drop", "label"))
     _choice(seed_conflicts, "seed_conflicts", ("raise", "majority"))
@@ -275,7 +277,7 @@ def propagate(
     tell = progress if progress is not None else _say_nothing
 
     job = _Job(
-        classes, given, steps, neighbors, sides, weights, axis, sweeps, limit, unseeded == "label", seed_conflicts,
+        classes, given, steps, neighbors, sides, weights, axes, sweeps, limit, unseeded == "label", seed_conflicts,
         return_confidence, most, dtype, class_dtype,
     )  # fmt: skip
     if missing:
@@ -314,7 +316,7 @@ class _Job:
     connectivity: int
     spacing: tuple[float, float, float]
     weights: npt.NDArray[np.int64]
-    axis: int | str | None
+    axes: tuple[int, ...]
     sweeps: int | None
     limit: int | None
     fresh_ids: bool
@@ -364,9 +366,7 @@ def _run(
         volume = _map_voxels(kernels.select_voxels, volume, reached.reshape(-1), True)
         del reached
     drawn = np.zeros(len(census.ids) + 1, dtype=bool)
-    planar = (
-        annotated_slices(volume, census, None if job.axis == "auto" else job.axis) if job.axis is not None else None
-    )
+    planar = annotated_slices(volume, census, job.axes) if job.axes else None
     if planar is not None:
         tell("sections", 0.1)
         axis, annotated = planar

@@ -50,7 +50,7 @@ DECAY = 0.8
 LOOK = 8
 """The class map is matched on this many slices, each `DECAY` times the weight of the one before."""
 
-TRUST_OWN = 410
+TRUST_OWN = 820
 TRUST_NEIGHBORS = 41
 """What a squared difference of 1 pixel a slice from the expected motion costs, in 1/8192 of the template's voxels.
 
@@ -60,7 +60,7 @@ neighbours' motion is a poor guess that it halves (24 to 13 pixels where section
 
 RADIUS = 5
 COARSE = 8
-FINE = 4
+FINE = 2
 """Motions tried: `RADIUS` steps of `COARSE` / 16 pixel a slice each way, refined to `FINE` / 16."""
 
 EXPLAINED = (17, 20)
@@ -266,8 +266,7 @@ def _pair(interval: _Interval, planes: list[_Plane], labels_across: Labels, geom
 def _mean_motions(pieces: Ints, motions: Ints, count: int) -> Ints:
     """Return for each piece the number of its pairs and their mean motion."""
     means = np.zeros((count, 3), dtype=np.int64)
-    np.add.at(means, (pieces, 0), 1)
-    np.add.at(means, (pieces, slice(1, None)), motions)
+    np.add.at(means, pieces, np.column_stack([np.ones(len(pieces), dtype=np.int64), motions]))
     paired = means[:, 0] > 0
     means[paired, 1:] = _divide_even(means[paired, 1:], means[paired, :1])
     return means
@@ -357,7 +356,8 @@ def _items(
     if not rows:
         return np.zeros((0, 5), dtype=np.int64)
     items = np.concatenate(rows)
-    return items[took_part[items[:, 4]]]
+    kept: Ints = items[took_part[items[:, 4]]]
+    return kept
 
 
 def _match(
@@ -403,7 +403,8 @@ def _match(
         geometry.steps,
         motions,
     )
-    return motions * direction
+    motions *= direction
+    return motions
 
 
 def _draw(
