@@ -251,7 +251,7 @@ def list_templates(plane, classes, boxes, starts, piece_labels, potentials, marg
     Ignored is what lies outside the plane or as far from the piece's outline as the potential's cap: it tells nothing
     about motion.
     """
-    cap = potentials.max()
+    cap = -potentials.min()  # what a window holds beyond its piece
     for p in range(piece_labels.size):
         at = starts[p]
         for y in range(boxes[p, 0] - margins[0], boxes[p, 1] + margins[0]):
