@@ -109,7 +109,7 @@ def take_census(
             f"{lost} seed voxels of {len(conflicting)} ids ({_name(conflicting)}) lie on a class where their id has "
             "fewer voxels than on another; they were dropped",
             Lpa3dWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     if not inside.all():
         vanished = np.setdiff1d(ids[~inside], kept_ids)
@@ -119,7 +119,7 @@ def take_census(
         warnings.warn(
             f"{int(counts[~inside].sum())} seed voxels lie on the background and were dropped{gone}",
             Lpa3dWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return Census(kept_ids, kept_classes, tuple(counts.sum(axis=0) for counts in seeded), dropped)
 

@@ -350,7 +350,8 @@ def _run(
     rank_labels(volume, seeds, census, labels)
     if census.dropped:
         seeds = seeds.copy()
-        run_all(lambda part: kernels.restrict_seeds(labels[part[0] : part[1]], seeds[part[0] : part[1]]), slabs)
+        flat_labels, flat_seeds = labels.reshape(-1), seeds.reshape(-1)
+        run_all(lambda part: kernels.restrict_seeds(flat_labels, *part, flat_seeds), split(seeds.size, num_threads()))
 
     links = link_voxels(volume, job.connectivity)
     beyond = None

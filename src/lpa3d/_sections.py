@@ -298,14 +298,16 @@ def _switch(
     left = np.zeros(len(values), dtype=np.int64)
     total = np.zeros(len(values), dtype=np.int64)
     for interval in intervals:
-        if interval.before is None or not len(interval.pairs):
+        if interval.before is None or interval.after is None:
             continue
-        plane = planes[interval.before]
-        pieces = interval.pairs[:, 0]
-        expected = _neighbor_motions(plane.centres[pieces], np.arange(len(pieces)), interval, 0, planes, geometry)
-        kind = class_of[plane.labels[pieces]]
-        np.add.at(left, kind, geometry.length2(interval.motions - expected))
-        np.add.at(total, kind, geometry.length2(interval.motions))
+        # Neighbours are looked for on both ends: a flip must not change the decision.
+        for side, at in enumerate((interval.before, interval.after)):
+            plane, pieces = planes[at], interval.pairs[:, side]
+            own = np.arange(len(pieces))
+            expected = _neighbor_motions(plane.centres[pieces], own, interval, side, planes, geometry)
+            kind = class_of[plane.labels[pieces]]
+            np.add.at(left, kind, geometry.length2(interval.motions - expected))
+            np.add.at(total, kind, geometry.length2(interval.motions))
     passed = left * EXPLAINED[1] < total * EXPLAINED[0]
     for value, rest, whole in zip(values, left, total, strict=True):
         if whole:
