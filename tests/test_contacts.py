@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 import lpa3d
 import naive
-from lpa3d._contacts import Counts, add_counts, as_bits, seal, tabulate
+from lpa3d._contacts import Counts, add_counts, as_bits, count_pairs, seal, tabulate
 from lpa3d._neighbors import neighbor_offsets
 from lpa3d.errors import InputError, InputTypeError
 from lpa3d.kernels.contacts import count_contacts
@@ -82,6 +82,9 @@ def test_counts_add_up_over_any_boxes(labels, connectivity, data):
     total = add_counts(data.draw(st.permutations(parts)))
     expected = lpa3d.contacts(labels, image=image, spacing=(3, 2, 1), connectivity=connectivity)
     assert_same(tabulate(total, (3.0, 2.0, 1.0), 1), expected)
+    whole = count_pairs(labels, image, connectivity)
+    np.testing.assert_array_equal(total.pairs, whole.pairs)
+    np.testing.assert_array_equal(total.values, whole.values)
 
 
 @given(volumes(), st.sampled_from([6, 18, 26]), st.integers(0, 2), st.data())

@@ -100,6 +100,20 @@ def test_union_under_many_constraints(case):
     np.testing.assert_array_equal(found, naive.merge(ids, scores, 0, named, (), apart.tolist()))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_union_of_many_ties(seed):
+    """More pairs of equal evidence than any sort keeps in order by chance."""
+    rng = np.random.default_rng(seed)
+    ids = np.arange(1, 61)
+    pairs, apart = (check_links(rows[rows[:, 0] != rows[:, 1]], "") for rows in rng.integers(1, 61, (2, 300, 2)))
+    apart = apart[rng.random(len(apart)) < 0.2]
+    evidence = rng.integers(0, 3, len(pairs)).astype(np.float64)
+    none = np.empty((0, 2), np.int64)
+    found = unite_ids(ids, pairs, evidence, ids * 0, [], must_link=none, cannot_link=apart)
+    scores = dict(zip(map(tuple, pairs.tolist()), evidence.tolist(), strict=True))
+    np.testing.assert_array_equal(found, naive.merge(ids, scores, 0, None, (), apart.tolist()))
+
+
 def test_union_of_many_ids_keeps_its_promises():
     """A hundred thousand cannot-links, some on hubs: no pair joined, and no union left out that was allowed."""
     rng = np.random.default_rng(0)
@@ -128,6 +142,22 @@ def test_union_of_many_ids_keeps_its_promises():
     split = place[links][place[links][:, 0] != place[links][:, 1]]
     same = split[groups[split[:, 0]] == groups[split[:, 1]]]
     assert all(pair in barred for pair in map(tuple, np.sort(same, axis=1).tolist()))
+
+
+def test_union_of_two_sides_that_stay_apart():
+    """Unions in the shape of balanced trees write the entries anew at every level, more than there was room for."""
+    n = 2**10
+    ids = np.arange(2 * n)
+    sizes = 2 ** np.arange(10)
+    halves = [(low + side, low + size + side) for size in sizes for low in range(0, n, 2 * size) for side in (0, n)]
+    across = [(k, n + k) for k in range(n)]
+    pairs = np.array(halves + across)
+    evidence = -np.arange(len(pairs), dtype=np.float64)
+    order = sort_pairs(pairs)
+    partners = np.stack([ids[:n], n + np.random.default_rng(0).permutation(n)], axis=1)
+    none = np.empty((0, 2), np.int64)
+    found = unite_ids(ids, pairs[order], evidence[order], ids * 0, [], must_link=none, cannot_link=partners)
+    np.testing.assert_array_equal(found, np.repeat([0, n], n))
 
 
 @given(volumes(), st.data())
