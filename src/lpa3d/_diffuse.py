@@ -1,10 +1,9 @@
-"""The diffusion stage on a whole volume, and the reattachment of what it cut off.
+"""The diffusion stage on a whole volume.
 
 1. Hops: how many links each voxel is from a border between two labels. Within n sweeps only voxels less than n hops
    away can change, and one at h hops first does so in sweep h + 1.
 2. A wave of planes: sweep s of plane t - 2s runs when plane t is listed, so that only about two planes per sweep are
    held at a time, whatever the size of the volume.
-3. Reattachment: components without a seed are cleared, and one geodesic pass fills them.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._geodesic import NO_COST, Labels, Links, clear_unseeded, spread
+from ._geodesic import NO_COST, Labels, Links
 from ._levels import Fronts, cut_planes, flat_strides
 from ._neighbors import neighbor_offsets
 from ._rounds import run_rounds
 from ._threads import num_threads, run_all
 from .kernels import diffuse as kernels
 
-__all__ = ["diffuse", "reattach"]
+__all__ = ["diffuse"]
 
 SMALL = 2000
 """Below so many listed voxels times sweeps per plane one thread is faster than several."""
@@ -174,26 +173,3 @@ class _Wave:
         self.round += 1
         # The last planes are written in the first round of this kind after their last sweep.
         return self.round - 2 * self.sweeps - self.workers < self.planes
-
-
-def reattach(
-    labels: Labels,
-    links: Links,
-    seeds: npt.NDArray[Any],
-    weights: npt.NDArray[np.int64],
-    connectivity: int,
-    *,
-    cost: npt.NDArray[np.uint16] | None = None,
-    confidence: npt.NDArray[np.uint16] | None = None,
-) -> int:
-    """Clear components of equal label that hold no seed and fill them from the others; return how many voxels.
-
-    `links` lead to labelled voxels only (see `cut_links`). Refilled voxels get confidence 0.
-    """
-    before = labels != 0 if confidence is not None else None
-    cleared = clear_unseeded(labels, links, seeds, connectivity)
-    if cleared:
-        if confidence is not None and before is not None:
-            confidence[before & (labels == 0)] = 0
-        spread(labels, links, weights, connectivity, cost=cost, refill=True)
-    return cleared

@@ -1,4 +1,4 @@
-"""The geodesic stage on a whole volume: links, the spread of labels along them, and what holds no seed.
+"""The geodesic stage on a whole volume: links, and the spread of labels along them.
 
 Arrays are canonical: ``(Z, Y, X)``, C order. Labels are uint32 ranks, 0 for none, and are changed in place.
 """
@@ -18,7 +18,7 @@ from .kernels import geodesic as kernels
 from .kernels.levels import clear_marks, find_frontier
 from .kernels.links import cut_slab, link_slab
 
-__all__ = ["LIMIT", "clear_unseeded", "cut_links", "link_voxels", "spread"]
+__all__ = ["LIMIT", "cut_links", "link_voxels", "spread"]
 
 LIMIT = 2**32 - 2
 """The largest distance that a key can hold, in units of 1/64 of the smallest voxel side."""
@@ -168,14 +168,3 @@ def _spread_paths(
     if seams:
         relax((0, nz), sort((0, nz), np.concatenate(seams)), False)
     return any(beyond)
-
-
-def clear_unseeded(labels: Labels, links: Links, seeds: npt.NDArray[Any], connectivity: int) -> int:
-    """Clear, in place, every component of linked voxels of equal label that holds no seed voxel; return its voxels.
-
-    A voxel is a seed where `seeds` is not 0 (and its label, then, is the seed's).
-    """
-    strides = flat_strides(labels.shape, connectivity)
-    kept = np.zeros(labels.size, dtype=np.uint8)
-    queue = np.empty(labels.size, dtype=flat_dtype(labels.size))
-    return int(kernels.flood_labels(seeds.reshape(-1), labels.reshape(-1), strides, links.reshape(-1), kept, queue))

@@ -16,7 +16,7 @@ from .kernels import levels as kernels
 __all__ = ["Fronts", "cut_planes", "flat_dtype", "flat_strides"]
 
 SLABS = 4
-"""Slabs per thread: each thread has every so manieth, which evens out where the voxels are."""
+"""Slabs per thread: dealt out in turn, which evens out where the voxels are."""
 
 FEW = 4096
 """While fewer voxels wait, one thread goes on alone: a round costs as much as they do."""
@@ -108,6 +108,9 @@ class Fronts:
                 waiting = kernels.count_waiting(self.state)
             return bool(waiting > 0 and level <= last)
 
+        def work(worker: int) -> None:
+            take(worker, self.workers, 0)
+
         def advance() -> bool:
             nonlocal level
             level += 1
@@ -115,5 +118,5 @@ class Fronts:
             return go_on()
 
         if go_on():
-            run_rounds(lambda worker: take(worker, self.workers, 0), advance, self.workers)
+            run_rounds(work, advance, self.workers)
         return bool(kernels.count_waiting(self.state) > 0)

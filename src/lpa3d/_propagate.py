@@ -34,10 +34,12 @@ from ._checks import (
     max_id,
     same_shape,
 )
-from ._diffuse import diffuse, reattach
-from ._geodesic import clear_unseeded, cut_links, flat_strides, link_voxels, spread
+from ._diffuse import diffuse
+from ._geodesic import cut_links, link_voxels, spread
 from ._label import find_components
+from ._levels import flat_strides
 from ._neighbors import UNIT, step_weights
+from ._reattach import clear_unseeded, reattach
 from ._sections import label_sections
 from ._threads import num_threads, run_all, split
 from .errors import InputError, InputTypeError, Lpa3dWarning
@@ -375,7 +377,7 @@ def _run(
         class_of = np.concatenate([[0], census.classes]).astype(np.uint64).astype(volume.dtype)
         drawn = label_sections(volume, labels, class_of, axis, annotated, job.spacing)
         if drawn.any():
-            clear_unseeded(labels, links, seeds, job.connectivity)
+            clear_unseeded(labels, seeds, job.connectivity)
     tell("geodesic", 0.3)
     spread(labels, links, job.weights, job.connectivity, cost=job.cost)
 

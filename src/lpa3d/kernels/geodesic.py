@@ -268,33 +268,3 @@ def find_improving(span, tile, limit, strides, weights, cost, links, near, label
                         count += 1
                         break
     return count
-
-
-@jit
-def flood_labels(seeds, labels, strides, links, kept, queue):
-    """Mark in `kept` what is linked to a seed through voxels of its label; return how many labelled voxels are not."""
-    count = 0
-    labelled = 0
-    for v in range(labels.size):
-        if labels[v] != 0:
-            labelled += 1
-            if seeds[v] != 0:
-                kept[v] = 1
-                queue[count] = v
-                count += 1
-    head = 0
-    while head < count:
-        v = np.int64(queue[head])
-        head += 1
-        mask = np.int64(links[v])
-        for k in range(strides.size):
-            n = v + strides[k]
-            if (mask >> k) & 1 and kept[n] == 0 and labels[n] == labels[v]:
-                kept[n] = 1
-                queue[count] = n
-                count += 1
-    if count < labelled:
-        for v in range(labels.size):
-            if kept[v] == 0:
-                labels[v] = 0
-    return labelled - count

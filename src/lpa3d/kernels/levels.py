@@ -65,13 +65,20 @@ def meet_voxel(n, value, mark, links, values, queue, tail):
     Of values that come at the same level the smallest stays.
     """
     at = np.uint64(n)
-    if values[at] == 0:
+    if mark == 0:
+        if values[at] != 0:
+            return tail
         values[at] = value
-        if mark != 0:
-            links[at] |= links.dtype.type(mark << MARK)
         queue[np.uint64(tail)] = n
         return tail + 1
-    if value < values[at] and links[at] >> MARK == mark:
+    state = links[at] >> MARK
+    if state == 0:
+        if values[at] == 0:
+            links[at] |= links.dtype.type(mark << MARK)
+            values[at] = value
+            queue[np.uint64(tail)] = n
+            return tail + 1
+    elif state == mark and value < values[at]:
         values[at] = value
     return tail
 

@@ -1,0 +1,68 @@
+"""Reattachment on a whole volume: what holds no seed is cleared and filled from what does.
+
+One round is enough, since what is left holds every seed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._geodesic import Labels, Links, spread
+from ._label import Slab, find_components
+from ._threads import num_threads, run_all, split
+from .kernels.reattach import clear_confidence, flag_seeded
+
+__all__ = ["clear_unseeded", "reattach"]
+
+
+def clear_unseeded(labels: Labels, seeds: npt.NDArray[Any], connectivity: int) -> int:
+    """Clear, in place, every component of equal label that holds no seed; return how many components that were.
+
+    A labelled voxel is a seed where `seeds` is not 0; its label is the seed's. A label is on one class only, so
+    neighbours of equal label are linked.
+    """
+    components = find_components(labels, connectivity)
+    flags = np.zeros(len(components.numbers), dtype=np.bool_)
+    seeds = seeds.reshape(components.shape)
+
+    def flag(slab: Slab) -> None:
+        part = flags[slab.first : slab.first + slab.components]
+        flag_seeded(slab.changes, slab.inside, slab.runs, seeds[slab.z_lo : slab.z_hi], part)
+
+    run_all(flag, components.slabs)
+    keep = np.zeros(components.count, dtype=np.bool_)
+    keep[components.numbers[flags] - 1] = True
+    cleared = components.count - int(np.count_nonzero(keep))
+    if cleared:
+        components.clear(labels, keep)
+    return cleared
+
+
+def reattach(
+    labels: Labels,
+    links: Links,
+    seeds: npt.NDArray[Any],
+    weights: npt.NDArray[np.int64],
+    connectivity: int,
+    *,
+    cost: npt.NDArray[np.uint16] | None = None,
+    confidence: npt.NDArray[np.uint16] | None = None,
+) -> int:
+    """Clear, in place, every component of equal label that holds no seed, and fill it from the rest.
+
+    `links` lead to labelled voxels only (see `cut_links`). What is filled gets confidence 0. Returns how many
+    components were filled.
+    """
+    cleared = clear_unseeded(labels, seeds, connectivity)
+    if cleared:
+        if confidence is not None:
+            flat, flat_links, flat_confidence = labels.reshape(-1), links.reshape(-1), confidence.reshape(-1)
+            run_all(
+                lambda part: clear_confidence(flat, flat_links, *part, flat_confidence),
+                split(flat.size, num_threads()),
+            )
+        spread(labels, links, weights, connectivity, cost=cost, refill=True)
+    return cleared
