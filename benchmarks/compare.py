@@ -1,0 +1,1042 @@
+"""Run every peer beside lpa3d on the same arrays and print the ratios as Markdown tables.
+
+    python benchmarks/compare.py                              everything, some 20 minutes on 2 cores
+    python benchmarks/compare.py --size 256 --only '^label'   a part of it, on smaller volumes
+
+1. *Arrays* are made once, as .npy files in a temporary folder (`ARRAYS`).
+2. Each *measurement* is a fresh process of this script (`measure`): it reads its arrays, calls the tool once to warm it
+   up and to see how far its memory grows, then times further calls. Ours and the peers alternate, twice, so that a
+   drift of the machine hits both (`run_contest`).
+3. *Tables* show medians, their ratios, and the floors that the project has set itself.
+
+Conversions that a peer needs (an ITK image, a list of source points) are made beforehand and cost it neither time nor
+memory. Peers and data that are not there are named, and their rows left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import gc
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+
+VOLUMES = ("0-0-0", "3-2-1")
+"""The two volumes of UroCell, fib1-0-0-0 and fib1-3-2-1."""
+
+TILE = 256
+"""Side of UroCell's volumes; larger ones are tiled."""
+
+EVERY = 16
+"""The annotated slices of the seeds are every 16th."""
+
+VOXELS_PER_POINT = 2**14
+
+ROUNDS = 2
+"""Times that ours and the peer of the floor take turns. Other peers have one turn."""
+
+SLOW = 3.0
+"""A peer whose warm-up takes so many seconds is not called again: what a first call costs is lost in it."""
+
+BUDGET = 5.0
+"""Seconds of timed calls after which a process stops, whatever `--repeat`."""
+
+CROP = 64
+"""Side of the crop on which a tool first runs: modules and kernels are loaded before memory is watched."""
+
+TIMEOUT = 1200
+
+MODULES = {
+    "lpa3d": "lpa3d",
+    "cc3d": "connected-components-3d",
+    "scipy": "scipy",
+    "skimage": "scikit-image",
+    "SimpleITK": "SimpleITK",
+    "dijkstra3d": "dijkstra3d",
+    "higra": "higra",
+    "mahotas": "mahotas",
+}
+"""Modules of the tools, and what the package indexes call them."""
+
+HEAVY = ("cupy", "dask", "matplotlib", "zarr")
+"""What ``import lpa3d`` must not load."""
+
+Array = np.ndarray[Any, Any]
+Call = Callable[[], Any]
+
+
+class NotThereError(Exception):
+    """Data that a row needs is not there."""
+
+
+# ---------------------------------------------------------------------------------------------------------- the arrays
+
+
+def read_urocell(data: Path | None, kind: str, what: str, volume: str) -> Array:
+    """Return ``'binary'`` or ``'instance'`` of ``'fv'`` or ``'mito'`` as (Z, Y, X)."""
+    if data is None or not (file := data / "urocell" / kind / what / f"fib1-{volume}.nii.gz").is_file():
+        raise NotThereError("no UroCell volumes")
+    if importlib.util.find_spec("nibabel") is None:
+        raise NotThereError("nibabel is not installed")
+    import nibabel
+
+    return np.ascontiguousarray(np.asanyarray(nibabel.load(file).dataobj).T)
+
+
+def read_connectomics(data: Path | None, size: int) -> Array:
+    """Return a corner of the connectomics segmentation, uint32."""
+    if data is None or not (data / "connectomics.zarr").is_dir():
+        raise NotThereError("no connectomics.zarr")
+    if importlib.util.find_spec("zarr") is None:
+        raise NotThereError("zarr is not installed")
+    import zarr
+
+    return np.asarray(zarr.open_array(data / "connectomics.zarr", mode="r")[:size, :size, :size])
+
+
+def tile(array: Array, size: int) -> Array:
+    """Repeat a volume along all axes, or crop it, to `size` cubed."""
+    times = -(-size // array.shape[0])
+    return np.tile(array, (times,) * 3)[:size, :size, :size]
+
+
+def tile_instances(array: Array, size: int) -> Array:
+    """Repeat instance labels; each copy has ids of its own."""
+    side, step = array.shape[0], int(array.max())
+    result = tile(array.astype(np.int32), size)
+    for number, corner in enumerate(np.ndindex(*(-(-size // side),) * 3)):
+        part = result[tuple(slice(at * side, (at + 1) * side) for at in corner)]
+        part[part > 0] += number * step
+    return result
+
+
+def keep_slices(labels: Array, every: int, axis: int = 0) -> Array:
+    """Return the labels of every k-th slice, 0 elsewhere: what an annotator has drawn."""
+    seeds = np.zeros_like(labels)
+    at = tuple(slice(None, None, every) if axis == a else slice(None) for a in range(labels.ndim))
+    seeds[at] = labels[at]
+    return seeds
+
+
+def make_points(volume: Array) -> Array:
+    """Return distinct ids at random voxels of the mask."""
+    rng = np.random.default_rng(0)
+    inside = np.flatnonzero(volume)
+    chosen = rng.choice(inside, min(inside.size, volume.size // VOXELS_PER_POINT + 1), replace=False)
+    seeds = np.zeros(volume.shape, np.int32)
+    seeds.ravel()[chosen] = np.arange(1, chosen.size + 1)
+    return seeds
+
+
+def make_cost(size: int) -> Array:
+    """Return 1 + 50 p for a synthetic membrane probability p, 0 to 1: bright sheets where smooth noise is 0."""
+    if importlib.util.find_spec("scipy") is None:
+        raise NotThereError("no cost: scipy is not installed")
+    from scipy.ndimage import gaussian_filter
+
+    noise = np.random.default_rng(0).standard_normal((min(size, TILE),) * 3, dtype=np.float32)
+    smooth = gaussian_filter(noise, 4, mode="wrap")
+    smooth /= smooth.std()
+    return tile(1 + 50 * np.exp(-np.square(4 * smooth)), size).astype(np.float32)
+
+
+ARRAYS: dict[str, Callable[[Path | None, int], Array]] = {
+    **{
+        f"{kind} {volume} mask": lambda data, size, kind=kind, volume=volume: tile(
+            (read_urocell(data, kind, "binary", volume) > 0).astype(np.uint8), size
+        )
+        for kind in ("fv", "mito")
+        for volume in VOLUMES
+    },
+    **{
+        f"{kind} {volume} seeds": lambda data, size, kind=kind, volume=volume: keep_slices(
+            tile_instances(read_urocell(data, kind, "instance", volume), size), EVERY
+        )
+        for kind in ("fv", "mito")
+        for volume in VOLUMES
+    },
+    "connectomics": read_connectomics,
+    "connectomics points": lambda data, size: make_points(read_connectomics(data, size)),
+    "noise": lambda data, size: (np.random.default_rng(0).random((size,) * 3, np.float32) < 0.3).astype(np.uint8),
+    "cost": lambda data, size: make_cost(size),
+}
+"""What makes each array, from the folder of the real data and the side of the volume."""
+
+
+# ----------------------------------------------------------------------------------------------------------- the calls
+# Each function makes a tool ready for its arrays and returns the call that is timed.
+
+
+def label_lpa3d(volume: Array, connectivity: int) -> Call:
+    import lpa3d
+
+    return lambda: lpa3d.label(volume, connectivity=connectivity)
+
+
+def label_cc3d(volume: Array, connectivity: int) -> Call:
+    import cc3d
+
+    binary = volume.dtype == np.uint8
+    return lambda: cc3d.connected_components(volume, connectivity=connectivity, binary_image=binary)
+
+
+def label_scipy(volume: Array, connectivity: int) -> Call:
+    from scipy import ndimage
+
+    structure = ndimage.generate_binary_structure(3, 1 if connectivity == 6 else 3)
+    return lambda: ndimage.label(volume, structure)[0]
+
+
+def label_skimage(volume: Array, connectivity: int) -> Call:
+    from skimage.measure import label
+
+    return lambda: label(volume, connectivity=1 if connectivity == 6 else 3)
+
+
+def label_simpleitk(volume: Array, connectivity: int) -> Call:
+    import SimpleITK
+
+    image = SimpleITK.GetImageFromArray(volume)
+    return lambda: SimpleITK.ConnectedComponent(image, connectivity == 26)
+
+
+def propagate_lpa3d(volume: Array, seeds: Array, **options: Any) -> Call:
+    import lpa3d
+
+    return lambda: lpa3d.propagate(volume, seeds, **options)
+
+
+def propagate_skimage(volume: Array, seeds: Array) -> Call:
+    from skimage.segmentation import watershed
+
+    image, mask = np.zeros(volume.shape, np.uint8), volume > 0
+    return lambda: watershed(image, seeds, mask=mask, connectivity=1)
+
+
+def _flood_outside(volume: Array, seeds: Array) -> Array:
+    """Return seeds with a marker on all of the background: for tools that have no mask."""
+    return np.where(volume > 0, seeds, seeds.max() + 1)
+
+
+def propagate_simpleitk(volume: Array, seeds: Array) -> Call:
+    import SimpleITK
+
+    image = SimpleITK.GetImageFromArray(np.zeros(volume.shape, np.uint8))
+    markers = SimpleITK.GetImageFromArray(_flood_outside(volume, seeds))
+    return lambda: SimpleITK.MorphologicalWatershedFromMarkers(image, markers, False, False)
+
+
+def propagate_mahotas(volume: Array, seeds: Array) -> Call:
+    import mahotas
+
+    image, markers = np.zeros(volume.shape, np.uint8), _flood_outside(volume, seeds)
+    return lambda: mahotas.cwatershed(image, markers)
+
+
+def propagate_dijkstra3d(volume: Array, seeds: Array) -> Call:
+    import dijkstra3d
+
+    # It takes (x, y, z) in Fortran order.
+    mask, sources = (volume > 0).T, np.argwhere(seeds.T)
+    ids = np.concatenate(([0], seeds.T[tuple(sources.T)]))
+
+    def call() -> Array:
+        _, nearest = dijkstra3d.euclidean_distance_field(mask, sources, return_feature_map=True)
+        return ids[nearest]
+
+    return call
+
+
+def propagate_higra(volume: Array, seeds: Array) -> Call:
+    import higra
+
+    def call() -> Array:
+        inside = volume > 0
+        vertices = np.zeros(volume.shape, np.int64)
+        vertices[inside] = np.arange(np.count_nonzero(inside))
+        graph = higra.UndirectedGraph(np.count_nonzero(inside))
+        for axis in range(3):
+            below, above = (
+                tuple(part if a == axis else slice(None) for a in range(3)) for part in (slice(-1), slice(1, None))
+            )
+            linked = inside[below] & inside[above]
+            graph.add_edges(vertices[below][linked], vertices[above][linked])
+        labels = higra.labelisation_seeded_watershed(graph, np.zeros(graph.num_edges(), np.uint8), seeds[inside])
+        result = np.zeros(volume.shape, seeds.dtype)
+        result[inside] = labels
+        return result
+
+    return call
+
+
+def propagate_scipy(volume: Array, seeds: Array) -> Call:
+    from scipy import ndimage
+
+    mask = volume > 0
+
+    def call() -> Array:
+        nearest = ndimage.distance_transform_edt(seeds == 0, return_distances=False, return_indices=True)
+        return seeds[tuple(nearest)] * mask
+
+    return call
+
+
+def contacts_lpa3d(labels: Array, connectivity: int) -> Call:
+    import lpa3d
+
+    return lambda: lpa3d.contacts(labels, connectivity=connectivity)
+
+
+def contacts_cc3d(labels: Array, connectivity: int) -> Call:
+    import cc3d
+
+    return lambda: cc3d.contacts(labels, connectivity=connectivity, surface_area=True)
+
+
+CALLS: dict[str, dict[str, tuple[str, Callable[..., Call]]]] = {
+    "label": {
+        "lpa3d": ("lpa3d", label_lpa3d),
+        "cc3d": ("cc3d", label_cc3d),
+        "scipy": ("scipy", label_scipy),
+        "scikit-image": ("skimage", label_skimage),
+        "SimpleITK": ("SimpleITK", label_simpleitk),
+    },
+    "propagate": {
+        "lpa3d": ("lpa3d", propagate_lpa3d),
+        "scikit-image watershed": ("skimage", propagate_skimage),
+        "SimpleITK morphological watershed": ("SimpleITK", propagate_simpleitk),
+        "mahotas cwatershed": ("mahotas", propagate_mahotas),
+        "dijkstra3d Euclidean field": ("dijkstra3d", propagate_dijkstra3d),
+        "higra seeded watershed": ("higra", propagate_higra),
+        "scipy nearest seed": ("scipy", propagate_scipy),
+    },
+    "contacts": {
+        "lpa3d": ("lpa3d", contacts_lpa3d),
+        "cc3d": ("cc3d", contacts_cc3d),
+    },
+}
+"""For each verb, the tools that do it: their module, and what makes them ready."""
+
+
+# -------------------------------------------------------------------------------------------------------- the contests
+
+
+@dataclass(frozen=True)
+class Ours:
+    """One way to call lpa3d, and what is asked of it."""
+
+    name: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, str] = field(default_factory=dict)
+    floor: float | None = None
+    aim: float | None = None
+    bytes_per_voxel: float | None = None
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Calls of lpa3d and of peers on the same arrays; floors are ratios to the first peer."""
+
+    section: str
+    what: str
+    verb: str
+    size: int
+    arrays: Mapping[str, str]
+    ours: tuple[Ours, ...]
+    peers: tuple[str, ...]
+    peer_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def title(self, ours: Ours) -> str:
+        """Return the name of a row."""
+        return ", ".join(filter(None, (self.what, ours.name)))
+
+
+def list_contests(size: int) -> list[Contest]:
+    """Return all contests for volumes of `size` cubed."""
+    return [*label_contests(size), *propagate_contests(size), *seeded_contests(), *contact_contests(size)]
+
+
+def label_contests(size: int) -> Iterable[Contest]:
+    binary = ("cc3d", "scipy", "SimpleITK", "scikit-image")
+    arrays = {f"{kind} {volume}": f"{kind} {volume} mask" for kind in ("fv", "mito") for volume in VOLUMES}
+    arrays |= {"connectomics, multi-class": "connectomics", "noise p = 0.3": "noise"}
+    for what, array in arrays.items():
+        peers = binary
+        if array == "connectomics":
+            peers = ("cc3d", "scikit-image")
+        elif VOLUMES[1] in array:
+            peers = ("cc3d",)
+        floor, aim = (1.0, 0.8) if array == "noise" else (0.6, 0.4)
+        for connectivity in (6, 26):
+            options = {"connectivity": connectivity}
+            ours = Ours(f"{connectivity}", options, floor=floor, aim=aim, bytes_per_voxel=5)
+            yield Contest("label", what, "label", size, {"volume": array}, (ours,), peers, options)
+
+
+def propagate_contests(size: int) -> Iterable[Contest]:
+    geodesic = {"slice_axis": None, "sweeps": 0}
+
+    def plain(floor: float, memory: float) -> Ours:
+        return Ours("geodesic only, 6", geodesic, floor=floor, aim=floor / 2, bytes_per_voxel=memory)
+
+    defaults = Ours("defaults", floor=1.0, aim=0.5, bytes_per_voxel=14)
+    free = Ours("without sections, 32 sweeps", {"slice_axis": None, "sweeps": 32}, bytes_per_voxel=14)
+    variants = (
+        Ours("geodesic only, 6, spacing 40 8 8", geodesic | {"spacing": (40, 8, 8)}, {}, 0.35, 0.175, 14),
+        Ours("geodesic only, 26", geodesic | {"connectivity": 26}, {}, 0.35, 0.175, 14),
+        Ours("geodesic only, 6, cost", geodesic, {"cost": "cost"}, 0.5, 0.25, 14),
+    )
+    for kind in ("fv", "mito"):
+        for volume in VOLUMES:
+            ours = [plain(0.12, 14), defaults if kind == "fv" else Ours("defaults", bytes_per_voxel=14)]
+            if volume == VOLUMES[0]:
+                ours += [*variants, free] if kind == "fv" else variants
+            arrays = {"volume": f"{kind} {volume} mask", "seeds": f"{kind} {volume} seeds"}
+            yield Contest(
+                "propagate", f"{kind} {volume}", "propagate", size, arrays, tuple(ours), ("scikit-image watershed",)
+            )
+    arrays = {"volume": "connectomics", "seeds": "connectomics points"}
+    what = "connectomics, multi-class, points"
+    yield Contest("propagate", what, "propagate", size, arrays, (plain(0.2, 32),), ("scikit-image watershed",))
+
+
+def seeded_contests() -> Iterable[Contest]:
+    ours = (Ours("geodesic only, 6", {"slice_axis": None, "sweeps": 0}), Ours("defaults"))
+    peers = tuple(tool for tool in CALLS["propagate"] if tool != "lpa3d")
+    for kind in ("fv", "mito"):
+        arrays = {"volume": f"{kind} {VOLUMES[0]} mask", "seeds": f"{kind} {VOLUMES[0]} seeds"}
+        yield Contest(
+            "seeded, all peers, 256 cubed", f"{kind} {VOLUMES[0]}", "propagate", TILE, arrays, ours, peers
+        )  # fmt: skip
+
+
+def contact_contests(size: int) -> Iterable[Contest]:
+    for connectivity in (6, 26):
+        options = {"connectivity": connectivity}
+        ours = Ours(f"{connectivity}", options)
+        yield Contest(
+            "contacts", "connectomics", "contacts", size, {"labels": "connectomics"}, (ours,), ("cc3d",), options
+        )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- inside a process
+
+
+def read_status(name: str) -> int | None:
+    """Return a field of /proc/self/status in bytes; None where there is no such file (not on Linux)."""
+    with contextlib.suppress(FileNotFoundError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def time_call(call: Call) -> tuple[Any, float]:
+    gc.collect()
+    started = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - started
+
+
+def crop(array: Array) -> Array:
+    """Return a crop at the centre; it starts on an annotated slice."""
+    side = array.shape[0]
+    start = max(0, side - CROP) // 2 // EVERY * EVERY
+    return np.ascontiguousarray(array[(slice(start, start + CROP),) * 3])
+
+
+def summarise(verb: str, result: Any) -> int:
+    """Return one number of the answer: components, labelled voxels or touching pairs."""
+    if verb == "contacts":
+        return len(result)
+    if hasattr(result, "GetPixelID"):
+        import SimpleITK
+
+        result = SimpleITK.GetArrayFromImage(result)
+    return int(result.max()) if verb == "label" else int(np.count_nonzero(result))
+
+
+def measure(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Warm a tool up, watch its memory, time it."""
+    verb, tool = task["verb"], task["tool"]
+    arrays = {name: np.load(file) for name, file in task["arrays"].items()}
+    prepare = functools.partial(CALLS[verb][tool][1], **task["options"])
+    prepare(**{name: crop(array) for name, array in arrays.items()})()
+    call = prepare(**arrays)
+    gc.collect()
+    before = read_status("VmRSS")
+    if before is not None:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    result, seconds = time_call(call)
+    peak = read_status("VmHWM")
+    answer = summarise(verb, result)
+    samples = [seconds] if tool != "lpa3d" and seconds > SLOW else []
+    while not samples or (len(samples) < task["repeat"] and sum(samples) < BUDGET):
+        del result
+        result, seconds = time_call(call)
+        samples.append(seconds)
+    voxels = next(iter(arrays.values())).size
+    growth = None if before is None or peak is None else (peak - before) / voxels
+    return {"seconds": samples, "bytes_per_voxel": growth, "answer": answer}
+
+
+def make_arrays(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Make an array and save it."""
+    data = None if task["data"] is None else Path(task["data"])
+    try:
+        np.save(task["file"], ARRAYS[task["name"]](data, task["size"]))
+    except NotThereError as error:
+        return {"missing": str(error)}
+    return {}
+
+
+def call_first(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Time the import and the first call of a verb in this process."""
+    z, y, x = np.ogrid[:CROP, :CROP, :CROP]
+    # Columns that lean, two of which touch.
+    columns = [(y - 12 - z // 8) ** 2 + (x - 14 - 20 * k - z // 6) ** 2 < 110 for k in range(2)]
+    instances = np.where(columns[0], 1, np.where(columns[1], 2, 0)).astype(np.uint32)
+    volume = (instances > 0).astype(np.uint8)
+    seeds = keep_slices(instances, EVERY)
+    started = time.perf_counter()
+    import lpa3d
+
+    imported = time.perf_counter()
+    if task["verb"] == "label":
+        lpa3d.label(volume)
+    else:
+        lpa3d.propagate(volume, seeds)
+    ended = time.perf_counter()
+    return {"call": ended - imported, "with_import": ended - started}
+
+
+def score(truth: Array, labels: Array) -> tuple[float, float]:
+    """Return panoptic quality (IoU above one half) and adapted Rand error (the truth's background ignored)."""
+    from skimage.metrics import adapted_rand_error
+
+    either = (truth > 0) | (labels > 0)
+    a, b = truth[either].astype(np.int64), labels[either].astype(np.int64)
+    width = int(b.max(initial=0)) + 1
+    keys, shared = np.unique(a * width + b, return_counts=True)
+    ids, found = keys // width, keys % width
+    pairs = (ids > 0) & (found > 0)
+    iou = shared[pairs] / (np.bincount(a)[ids[pairs]] + np.bincount(b)[found[pairs]] - shared[pairs])
+    hits = iou[iou > 0.5]
+    instances = np.unique(ids[ids > 0]).size + np.unique(found[found > 0]).size
+    inside = a > 0
+    return 2 * hits.sum() / instances, float(adapted_rand_error(a[inside], b[inside])[0])
+
+
+STEPS = ((0, 8), (0, 16), (0, 32), (1, 16), (2, 16))
+"""Axis across which the annotated slices lie, and how many slices apart they are."""
+
+METHODS = ("lpa3d", "scikit-image watershed", "scipy nearest seed")
+
+
+def compare_quality(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Recover the instances of a volume from their labels on some slices, with each method."""
+    kind, name, size = task["kind"], task["volume"], task["size"]
+    try:
+        volume, truth = (read_urocell(Path(task["data"]), kind, what, name) for what in ("binary", "instance"))
+    except NotThereError as error:
+        return {"missing": str(error)}
+    volume = (volume[:size, :size, :size] > 0).astype(np.uint8)
+    truth = truth[:size, :size, :size].astype(np.int32) * volume
+    rows = []
+    for axis, every in STEPS:
+        seeds = keep_slices(truth, every, axis)
+        scores = {
+            method: score(truth, CALLS["propagate"][method][1](volume=volume, seeds=seeds)()) for method in METHODS
+        }
+        rows.append({"kind": kind, "volume": name, "axis": axis, "every": every, "scores": scores})
+    return {"rows": rows}
+
+
+JOBS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "measure": measure,
+    "make": make_arrays,
+    "first": call_first,
+    "quality": compare_quality,
+}
+
+
+# ------------------------------------------------------------------------------------------------- the processes
+
+
+class FailedError(Exception):
+    """A process ended without a result."""
+
+
+def run_worker(job: str, task: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Do one job in a fresh process of this script."""
+    words = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), "--worker", job, json.dumps(task)]
+    try:
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise FailedError(f"no result after {TIMEOUT} s") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise FailedError(lines[-1] if lines else f"exit code {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+@dataclass
+class Session:
+    """What all measurements share."""
+
+    data: Path | None
+    folder: Path
+    environment: dict[str, str]
+    repeat: int
+    work: Callable[[str, Mapping[str, Any], Mapping[str, str]], dict[str, Any]] = run_worker
+    failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def do(self, job: str, task: Mapping[str, Any], **environment: str) -> dict[str, Any]:
+        return self.work(job, task, self.environment | environment)
+
+    def array(self, name: str, size: int) -> str:
+        """Return the file of an array; it is made when it is first asked for."""
+        file = self.folder / f"{name.replace(' ', '_')}_{size}.npy"
+        if not file.exists():
+            say(f"making {name}, {size} cubed")
+            data = None if self.data is None else str(self.data)
+            made = self.do("make", {"name": name, "size": size, "file": str(file), "data": data})
+            if "missing" in made:
+                raise NotThereError(made["missing"])
+        return str(file)
+
+    def note(self, text: str) -> None:
+        """Keep something that is told once, under the table."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass
+class Samples:
+    """What the processes of one tool have measured."""
+
+    seconds: list[float] = field(default_factory=list)
+    bytes_per_voxel: float | None = None
+    answer: int | None = None
+
+    def add(self, measured: Mapping[str, Any]) -> None:
+        self.seconds += measured["seconds"]
+        # Of the last turn: in the first one kernels may have been compiled.
+        self.bytes_per_voxel = measured["bytes_per_voxel"]
+        self.answer = measured["answer"]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+@dataclass
+class Row:
+    """One line of a table: a call of lpa3d beside one peer."""
+
+    section: str
+    what: str
+    ours: Samples
+    peer: str
+    theirs: Samples
+    floor: float | None
+    aim: float | None
+    memory_floor: float | None
+
+    @property
+    def ratio(self) -> float:
+        return self.ours.median / self.theirs.median
+
+
+def run_contest(contest: Contest, chosen: Sequence[Ours], session: Session) -> list[Row]:
+    """Let lpa3d and the peers take turns; return a row for each pair of a call and a peer."""
+    peers = []
+    for tool in contest.peers:
+        if is_installed(CALLS[contest.verb][tool][0]):
+            peers.append(tool)
+        else:
+            session.note(f"{tool}: not installed.")
+    turns: list[tuple[str, str, Mapping[str, str], Mapping[str, Any]]] = [
+        (ours.name, "lpa3d", {**contest.arrays, **ours.arrays}, ours.options) for ours in chosen
+    ]
+    turns += [(tool, tool, contest.arrays, contest.peer_options) for tool in peers]
+    measured = {key: Samples() for key, *_ in turns}
+    for number in range(ROUNDS):
+        # The peer of the floor first: its turns and ours alternate.
+        for key, tool, arrays, options in sorted(turns, key=lambda turn: turn[1] != contest.peers[0]):
+            if number and tool not in ("lpa3d", contest.peers[0]):
+                continue
+            try:
+                files = {name: session.array(array, contest.size) for name, array in arrays.items()}
+                task = {"verb": contest.verb, "tool": tool, "arrays": files, "options": options}
+                measured[key].add(session.do("measure", task | {"repeat": session.repeat}))
+            except NotThereError as error:
+                session.note(f"{contest.what}: {error}.")
+            except FailedError as error:
+                session.failures.append(f"{contest.section}: {contest.what}, {key}: {error}")
+                say(session.failures[-1])
+            else:
+                seconds = " ".join(f"{value:.3f}" for value in measured[key].seconds)
+                who = tool if tool == key else f"lpa3d {key}"
+                say(f"{contest.section}: {contest.what}: {who}: {seconds} s")
+    rows = []
+    for ours in chosen:
+        for tool in peers:
+            mine, theirs = measured[ours.name], measured[tool]
+            if not (mine.seconds and theirs.seconds):
+                continue
+            first = tool == contest.peers[0]
+            title = contest.title(ours)
+            rows.append(
+                Row(contest.section, title, mine, tool, theirs, *((ours.floor, ours.aim) if first else (None, None)),
+                    ours.bytes_per_voxel if first else None)
+            )  # fmt: skip
+            # All tools of one verb but the seeded ones must give the same answer.
+            if contest.verb != "propagate" and mine.answer != theirs.answer:
+                session.note(f"{title}: lpa3d finds {mine.answer}, {tool} {theirs.answer}.")
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------- the tables
+
+
+def format_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table; the first column is text, the others are set right."""
+    cells = [list(columns), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    marks = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for first, *others in (cells[0], marks, *cells[1:]):
+        padded = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True))]
+        lines.append(f"| {' | '.join(padded)} |")
+    return "\n".join(lines)
+
+
+def format_seconds(value: float) -> str:
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}"
+
+
+def judge(value: float | None, floor: float | None, aim: float | None = None, *, more: bool = False) -> tuple[str, str]:
+    """Return the columns "floor" and "met?"; `more` is better, or less."""
+    if floor is None:
+        return "", ""
+    text = f"{floor:g}" if aim is None else f"{floor:g} (aim {aim:g})"
+    if value is None:
+        return text, ""
+    sign = -1 if more else 1
+    if sign * value > sign * floor:
+        return text, "**no**"
+    return text, "yes, and the aim" if aim is not None and sign * value <= sign * aim else "yes"
+
+
+def speed_table(rows: Sequence[Row]) -> str:
+    columns = ("what", "ours s", "peer", "peer s", "ratio", "floor", "met?")
+    lines = []
+    for row in rows:
+        seconds = format_seconds(row.ours.median), format_seconds(row.theirs.median)
+        verdict = judge(row.ratio, row.floor, row.aim)
+        lines.append((row.what, seconds[0], row.peer, seconds[1], f"{row.ratio:.2f}", *verdict))
+    return format_table(columns, lines)
+
+
+def memory_table(rows: Sequence[Row]) -> str:
+    """Return the growth of memory above the inputs, result included."""
+    columns = ("what", "ours bytes/voxel", "floor", "met?", "peer", "peer bytes/voxel")
+    lines = []
+    for row in rows:
+        mine, theirs = row.ours.bytes_per_voxel, row.theirs.bytes_per_voxel
+        if mine is not None and theirs is not None:
+            lines.append((row.what, f"{mine:.1f}", *judge(mine, row.memory_floor), row.peer, f"{theirs:.1f}"))
+    return format_table(columns, lines)
+
+
+def run_contests(session: Session, size: int, wanted: Callable[[str], object]) -> list[Row]:
+    """Run the contests that are wanted, and print the tables of each section."""
+    rows: list[Row] = []
+    contests = list_contests(size)
+    for section in dict.fromkeys(contest.section for contest in contests):
+        part: list[Row] = []
+        session.notes.clear()
+        for contest in contests:
+            chosen = [ours for ours in contest.ours if wanted(f"{section}: {contest.title(ours)}")]
+            if contest.section != section or not chosen:
+                continue
+            part += run_contest(contest, chosen, session)
+        if part or session.notes:
+            print(f"\n## {section}\n")
+        if part:
+            print(speed_table(part), "\n\nMemory above the inputs, result included:\n", memory_table(part), sep="\n")
+        print_notes(session.notes)
+        rows += part
+    return rows
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    if notes:
+        print("", *(f"- {note}" for note in notes), sep="\n", flush=True)
+
+
+IMPORT = """
+import sys, time
+started = time.perf_counter()
+import {module}
+print(time.perf_counter() - started)
+known = sys.stdlib_module_names | set(sys.builtin_module_names)
+names = {{name.partition('.')[0] for name in sys.modules}} - known
+print(*sorted(name for name in names if name[0] != '_'))
+"""
+
+
+def run_startup(session: Session) -> dict[str, Any]:
+    """Measure imports and first calls, and print the table."""
+    session.notes.clear()
+    modules = ["lpa3d", "cc3d", "skimage.segmentation", "scipy.ndimage"]
+    modules = [module for module in modules if is_installed(module.partition(".")[0])]
+    seconds: dict[str, list[float]] = {module: [] for module in modules}
+    loaded: list[str] = []
+    for number in range(2 * session.repeat + 1):
+        for module in modules:
+            done = subprocess.run(
+                [sys.executable, "-c", IMPORT.format(module=module)],
+                env=session.environment, capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            first, names = done.stdout.splitlines()
+            if number:  # the first time fills the system's file cache
+                seconds[module].append(float(first))
+            if module == "lpa3d":
+                loaded = [name for name in names.split() if not name.startswith(("lpa3d", "__editable__"))]
+    medians = {module: statistics.median(values) for module, values in seconds.items()}
+    lines = [
+        (f"import {module}", f"{value:.2f}", "", *judge(value, 0.6 if module == "lpa3d" else None))
+        for module, value in medians.items()
+    ]
+    heavy = [name for name in HEAVY if name in loaded]
+    result: dict[str, Any] = {"import": seconds, "loads": loaded, "heavy": heavy, "first": {}}
+    for verb in ("label", "propagate"):
+        with tempfile.TemporaryDirectory(dir=session.folder) as cache:
+            for state, floor in (("cold", 15.0), ("warm kernel cache", 1.0)):
+                say(f"first call: {verb}, {state}")
+                # A cold cache is cold once.
+                times = range(1 if state == "cold" else session.repeat)
+                try:
+                    runs = [session.do("first", {"verb": verb}, NUMBA_CACHE_DIR=cache) for _ in times]
+                except FailedError as error:
+                    session.failures.append(f"first call of {verb}: {error}")
+                    break
+                call, both = (statistics.median(run[key] for run in runs) for key in ("call", "with_import"))
+                lines.append((f"first {verb}, {state}", f"{call:.2f}", f"{both:.2f}", *judge(call, floor)))
+                result["first"][f"{verb}, {state}"] = runs
+    print("\n## startup\n", format_table(("what", "s", "with import s", "floor", "met?"), lines), sep="\n")
+    session.note(f"import lpa3d loads {', '.join(loaded)}; of {', '.join(HEAVY)}: {', '.join(heavy) or 'none'}.")
+    print_notes(session.notes)
+    return result
+
+
+def run_quality(session: Session, size: int, wanted: Callable[[str], object]) -> list[dict[str, Any]]:
+    """Compare the recovered instances with the truth, and print the tables."""
+    session.notes.clear()
+    volumes = [(kind, name) for kind in ("fv", "mito") for name in VOLUMES if wanted(f"quality: {kind} {name}")]
+    if volumes and not (is_installed("skimage") and is_installed("scipy")):
+        print("\n## quality\n\nscikit-image is not installed.")
+        return []
+    rows: list[dict[str, Any]] = []
+    for kind, name in volumes:
+        say(f"quality: {kind} {name}")
+        if session.data is None:
+            session.note("no UroCell volumes.")
+            continue
+        task = {"kind": kind, "volume": name, "data": str(session.data), "size": min(size, TILE)}
+        try:
+            done = session.do("quality", task)
+        except FailedError as error:
+            session.failures.append(f"quality: {kind} {name}: {error}")
+            continue
+        rows += done.get("rows", [])
+        if "missing" in done:
+            session.note(f"{kind} {name}: {done['missing']}.")
+    if rows or session.notes:
+        print("\n## quality\n")
+    if rows:
+        print(quality_table(rows), "\nAgainst the watershed:\n", quality_floors(rows), sep="\n")
+    print_notes(session.notes)
+    return rows
+
+
+def mean_score(rows: Sequence[Mapping[str, Any]], method: str, which: int) -> float:
+    return statistics.fmean(row["scores"][method][which] for row in rows)
+
+
+def quality_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return panoptic quality / adapted Rand error for each volume and step, and the means over the volumes."""
+    lines = []
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        for axis, every in STEPS:
+            same = [row for row in rows if (row["kind"], row["axis"], row["every"]) == (kind, axis, every)]
+            groups = [(row["volume"], [row]) for row in same] + ([("mean", same)] if len(same) > 1 else [])
+            for name, group in groups:
+                cells = (f"{mean_score(group, m, 0):.3f} / {mean_score(group, m, 1):.3f}" for m in METHODS)
+                lines.append((f"{kind}, every {every}th slice along {'zyx'[axis]}, {name}", *cells))
+    return format_table(("panoptic quality / adapted Rand error", *METHODS), lines)
+
+
+def quality_floors(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what is asked of the quality: the gain over the watershed."""
+    ours, theirs = METHODS[:2]
+
+    def gain(group: Sequence[Mapping[str, Any]]) -> float:
+        return mean_score(group, ours, 0) - mean_score(group, theirs, 0)
+
+    def rand_ratio(group: Sequence[Mapping[str, Any]]) -> float:
+        return mean_score(group, ours, 1) / mean_score(group, theirs, 1)
+
+    lines: list[tuple[str, ...]] = []
+    vesicles = [row for row in rows if row["kind"] == "fv"]
+    for steps, floors in (((8, 16), (0.085, 0.12, 0.42, 0.25)), ((32,), (0.06, 0.15, 0.8, 0.6))):
+        group = [row for row in vesicles if row["axis"] == 0 and row["every"] in steps]
+        if group:
+            what = f"fv, along z, every {' and '.join(f'{k}th' for k in steps)}"
+            value = gain(group)
+            lines.append((f"{what}: quality, difference", f"{value:+.3f}", *judge(value, *floors[:2], more=True)))
+            value = rand_ratio(group)
+            lines.append((f"{what}: Rand error, ratio", f"{value:.3f}", *judge(value, *floors[2:])))
+    for axis in (1, 2):
+        for row in vesicles:
+            if row["axis"] == axis:
+                value = gain([row])
+                what = f"fv {row['volume']}, along {'zyx'[axis]}, every {row['every']}th: quality, difference"
+                lines.append((what, f"{value:+.3f}", *judge(value, 0.0, more=True)))
+    mitochondria = [row for row in rows if row["kind"] == "mito"]
+    if mitochondria:
+        value = min(gain([row]) for row in mitochondria)
+        lines.append(("mito, the worst: quality, difference", f"{value:+.4f}", *judge(value, 0.0, more=True)))
+        value = max(row["scores"][ours][1] - row["scores"][theirs][1] for row in mitochondria)
+        lines.append(("mito, the worst: Rand error, difference", f"{value:+.4f}", *judge(value, 0.0)))
+    return format_table(("what", "value", "floor", "met?"), lines)
+
+
+# ----------------------------------------------------------------------------------------------------------- the script
+
+
+def describe_machine(threads: int) -> dict[str, str]:
+    """Return what a reader must know to read the figures."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    facts = {"system": f"{platform.system()} {platform.machine()}", "cores": f"{cores}, threads {threads}"}
+    with contextlib.suppress(FileNotFoundError):
+        models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        facts["processor"] = models[0] if models else platform.processor()
+        memory = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
+        facts["memory"] = f"{int(memory[1]) / 2**20:.0f} GiB" if memory else "unknown"
+    if hasattr(os, "getloadavg"):
+        facts["load before the start"] = f"{os.getloadavg()[0]:.1f}"
+    facts["Python"] = platform.python_version()
+    for module, package in {"numpy": "numpy", "numba": "numba", **MODULES}.items():
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            facts[package] = importlib.metadata.version(package)
+        if not is_installed(module):
+            facts[package] = "not installed"
+    with contextlib.suppress(FileNotFoundError):
+        words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+        facts["commit"] = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    return facts
+
+
+def find_data() -> Path | None:
+    """Return the folder of the real data: that of ``LPA3D_DATA``, or one beside the checkout."""
+    for folder in (os.environ.get("LPA3D_DATA"), ROOT.parent / "shared" / "data", ROOT / "shared" / "data"):
+        if folder and Path(folder).is_dir():
+            return Path(folder)
+    return None
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", default="", metavar="REGEX", help="rows whose 'section: what' matches")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="timed calls in each process (default 3)")
+    parser.add_argument("--size", type=int, default=512, metavar="N", help="side of the volumes: 512 (default) or 256")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder that holds urocell/ and connectomics.zarr")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads (default: all cores)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to a file")
+    parser.add_argument("--list", action="store_true", help="list the rows and end")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args(words)
+    if args.repeat < 1 or args.size < 32 or (args.threads is not None and args.threads < 1):
+        parser.error("--repeat and --threads are at least 1, --size is at least 32")
+    if args.data is not None and not args.data.is_dir():
+        parser.error(f"--data {args.data} is no folder")
+    return args
+
+
+def main(words: Sequence[str] | None = None, work: Callable[..., dict[str, Any]] = run_worker) -> int:
+    """Run the script; `work` does a job, by default in a process of its own."""
+    args = parse(words)
+    if args.worker:
+        warnings.simplefilter("ignore")
+        print(json.dumps(JOBS[args.worker[0]](json.loads(args.worker[1]))))
+        return 0
+    wanted = re.compile(args.only).search
+    if args.list:
+        titles = [f"{c.section}: {c.title(ours)}" for c in list_contests(args.size) for ours in c.ours]
+        titles += ["startup", *(f"quality: {kind} {name}" for kind in ("fv", "mito") for name in VOLUMES)]
+        print(*filter(wanted, titles), sep="\n")
+        return 0
+    started = time.perf_counter()
+    threads = args.threads or len(os.sched_getaffinity(0))
+    facts = describe_machine(threads)
+    print(f"# lpa3d and its peers, {args.size} cubed\n\n" + "; ".join(f"{k} {v}" for k, v in facts.items()), flush=True)
+    report: dict[str, Any] = {"machine": facts, "size": args.size}
+    with tempfile.TemporaryDirectory(prefix="lpa3d-bench-") as folder:
+        environment = {
+            **os.environ,
+            "LPA3D_NUM_THREADS": str(threads),
+            "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
+            "OMP_NUM_THREADS": str(threads),
+            # A cache of this run's own: a kernel that was cached before may be older than the file that it calls.
+            "NUMBA_CACHE_DIR": str(Path(folder) / "kernels"),
+            "LPA3D_KERNEL_CACHE": "1",
+        }
+        session = Session(args.data or find_data(), Path(folder), environment, args.repeat, work)
+        rows = run_contests(session, args.size, wanted)
+        report["rows"] = [asdict(row) | {"ratio": row.ratio} for row in rows]
+        if wanted("startup"):
+            report["startup"] = run_startup(session)
+        report["quality"] = run_quality(session, args.size, wanted)
+    report["failures"], report["minutes"] = session.failures, (time.perf_counter() - started) / 60
+    print(f"\n{report['minutes']:.1f} minutes.")
+    if session.failures:
+        print("\n## failures\n", *(f"- {text}" for text in session.failures), sep="\n")
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 1 if session.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
