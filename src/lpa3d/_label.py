@@ -230,8 +230,8 @@ def label(volume: Any, *, connectivity: int = 6, out: npt.NDArray[Any] | None = 
     sets how many). The number of threads changes nothing in the result.
 
     Memory above the input: the result (4 bytes per voxel), 1/4 byte per voxel for the runs' places (at least 16 bytes a
-    row) and 4 bytes per run: 4.5 bytes per voxel in all for a typical segmentation, 5.3 for binary noise, 12 to 13 where every voxel is a
-    component of its own. Input that is not C-ordered or not in native byte order is copied.
+    row) and 4 bytes per run: 4.5 bytes per voxel in all for a typical segmentation, 5.3 for binary noise, 12 to 13
+    where every voxel is a component of its own. Input that is not C-ordered or not in native byte order is copied.
 
     References
     ----------
