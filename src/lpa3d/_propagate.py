@@ -386,7 +386,7 @@ def _run(
     if job.sweeps != 0:
         tell("diffusion", 0.5)
         confidence = diffuse(
-            labels, links, seeds, _conductances(job), job.connectivity, int(sweeps.max()),
+            labels, links, seeds, _conductances(job), job.connectivity, sweeps,
             cost=job.cost, return_confidence=job.return_confidence,
         )  # fmt: skip
         tell("reattachment", 0.9)
