@@ -84,6 +84,8 @@ class _Plane:
 
     z: int
     labels: Labels
+    kinds: npt.NDArray[Any]
+    """The class of each piece."""
     boxes: Ints
     measures: Ints
     starts: Ints
@@ -172,7 +174,7 @@ def label_sections(
     geometry = _Geometry(spacing, axis)
     across = np.moveaxis(volume, axis, 0)
     labels_across = np.moveaxis(labels, axis, 0)
-    planes = run_all(lambda z: _measure(z, np.ascontiguousarray(labels_across[z]), geometry), annotated)
+    planes = run_all(lambda z: _measure(z, np.ascontiguousarray(labels_across[z]), classes, geometry), annotated)
     intervals = _intervals(annotated, across.shape[0])
     run_all(lambda interval: _pair(interval, planes, labels_across, geometry), intervals)
     took_part = _switch(intervals, planes, classes, geometry)
@@ -193,7 +195,7 @@ def label_sections(
     return took_part
 
 
-def _measure(z: int, labels: Labels, geometry: _Geometry) -> _Plane:
+def _measure(z: int, labels: Labels, classes: npt.NDArray[Any], geometry: _Geometry) -> _Plane:
     """Find the pieces of an annotated slice."""
     components = find_components(labels[np.newaxis], 26)
     image = np.zeros(labels.shape, dtype=components.numbers.dtype)
@@ -207,7 +209,7 @@ def _measure(z: int, labels: Labels, geometry: _Geometry) -> _Plane:
     starts = np.concatenate([[0], np.cumsum(heights * widths)]).astype(np.int64)
     potentials = np.empty(starts[-1], dtype=np.int16)
     kernels.potentials_of_pieces(image, boxes, starts, geometry.table, potentials)
-    return _Plane(z, piece_labels, boxes, measures, starts, potentials, image)
+    return _Plane(z, piece_labels, classes[piece_labels], boxes, measures, starts, potentials, image)
 
 
 def _intervals(annotated: list[int], depth: int) -> list[_Interval]:
@@ -273,20 +275,34 @@ def _mean_motions(pieces: Ints, motions: Ints, count: int) -> Ints:
 
 
 def _neighbor_motions(
-    at: Ints, own: Ints, interval: _Interval, side: int, planes: list[_Plane], geometry: _Geometry
+    asking: _Plane, pieces: Ints, own: Ints, interval: _Interval, side: int, planes: list[_Plane], geometry: _Geometry
 ) -> Ints:
-    """Return the mean motion of an interval's pairs near each place `at` on its one end, without pair ``own[i]``."""
+    """Return the mean motion of the pairs of its class around each of `pieces` of `asking`, without pair ``own[i]``.
+
+    Pairs stand where their piece on the interval's one end does. Another class says nothing: labelling classes
+    together or one by one gives the same.
+    """
     plane = interval.before if side == 0 else interval.after
-    means = np.zeros((len(at), 2), dtype=np.int64)
+    means = np.zeros((len(pieces), 2), dtype=np.int64)
     if plane is None or not len(interval.pairs):
         return means
-    centres = planes[plane].centres[interval.pairs[:, side]]
-    order = np.argsort(centres[:, 0], kind="stable")
-    rank = np.empty(len(order) + 1, dtype=np.int64)
+    paired = interval.pairs[:, side]
+    centres, kinds = planes[plane].centres[paired], planes[plane].kinds[paired]
+    order = np.lexsort((centres[:, 0], kinds))
+    rank = np.full(len(order) + 1, -1, dtype=np.int64)
     rank[order] = np.arange(len(order))
-    rank[-1] = -1
-    reach = 16 * UNIT * REACH
-    kernels.average_motions(at, rank[own], centres[order], interval.motions[order], geometry.steps, reach, means)
+    asked = asking.kinds[pieces]
+    bounds = np.column_stack([np.searchsorted(kinds[order], asked, edge) for edge in ("left", "right")])
+    kernels.average_motions(
+        asking.centres[pieces],
+        bounds,
+        rank[own],
+        centres[order],
+        interval.motions[order],
+        geometry.steps,
+        16 * UNIT * REACH,
+        means,
+    )
     return means
 
 
@@ -304,7 +320,7 @@ def _switch(
         for side, at in enumerate((interval.before, interval.after)):
             plane, pieces = planes[at], interval.pairs[:, side]
             own = np.arange(len(pieces))
-            expected = _neighbor_motions(plane.centres[pieces], own, interval, side, planes, geometry)
+            expected = _neighbor_motions(plane, pieces, own, interval, side, planes, geometry)
             kind = class_of[plane.labels[pieces]]
             np.add.at(left, kind, geometry.length2(interval.motions - expected))
             np.add.at(total, kind, geometry.length2(interval.motions))
@@ -343,7 +359,7 @@ def _items(
         one_end = interval.before is None or interval.after is None
         source = behind if one_end and behind is not None else interval
         source_side = 1 - side if source is behind else side
-        expected = _neighbor_motions(plane.centres[lone], np.full(len(lone), -1), source, source_side, planes, geometry)
+        expected = _neighbor_motions(plane, lone, np.full(len(lone), -1), source, source_side, planes, geometry)
         expected = _divide_even(expected * interval.length, source.length)
         trust = np.full(len(lone), TRUST_NEIGHBORS)
         own = behind.means[1 - side] if behind is not None else np.zeros((0, 3), np.int64)

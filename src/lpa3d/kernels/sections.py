@@ -186,22 +186,23 @@ def pair_nearest(wanted, labels, measures, others, other_labels, other_measures,
 
 
 @jit
-def average_motions(at, own, centres, motions, steps, reach, out):
+def average_motions(at, bounds, own, centres, motions, steps, reach, out):
     """Write the mean motion of the nearest `NEIGHBORS` pairs (more where they tie) around each place of `at`.
 
-    ``centres`` are sorted by y. Pair ``own[i]`` is left out of the i-th mean. A pair at distance r weighs
-    ``(2**30 // (204800 + r^2))^3``, r in 1/16 pixel: a Gaussian's centre with a fatter tail, in integers. The sum is
-    divided by at least the weight at r = 0, so that a lone far pair moves little. Fewer than 3 other pairs give 0.
+    For the i-th place the pairs ``bounds[i, 0] <= j < bounds[i, 1]`` count, whose `centres` are sorted by y, but not
+    pair ``own[i]``. A pair at distance r weighs ``(2**30 // (204800 + r^2))^3``, r in 1/16 pixel: a Gaussian's centre
+    with a fatter tail, in integers. The sum is divided by at least the weight at r = 0, so that a lone far pair moves
+    little. Fewer than 3 other pairs give 0.
     """
-    n = centres.shape[0]
-    near = np.empty(n, dtype=np.int64)
+    near = np.empty(centres.shape[0], dtype=np.int64)
     for i in range(at.shape[0]):
         out[i, 0] = 0
         out[i, 1] = 0
-        if n - (1 if own[i] >= 0 else 0) < 3:
+        lo = bounds[i, 0]
+        hi = bounds[i, 1]
+        end = hi
+        if end - lo - (1 if own[i] >= 0 else 0) < 3:
             continue
-        lo = 0
-        hi = n
         while lo < hi:
             mid = (lo + hi) // 2
             if (at[i, 0] - centres[mid, 0]) * steps[0] > reach:
@@ -210,7 +211,7 @@ def average_motions(at, own, centres, motions, steps, reach, out):
                 hi = mid
         count = 0
         first = lo
-        for j in range(lo, n):
+        for j in range(lo, end):
             dy = (centres[j, 0] - at[i, 0]) * steps[0]
             if dy > reach:
                 break
