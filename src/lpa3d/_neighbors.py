@@ -48,4 +48,5 @@ def step_weights(connectivity: int, spacing: tuple[float, float, float]) -> npt.
         )
     # Scale before squaring: tiny or huge units must not under- or overflow.
     lengths = neighbor_offsets(connectivity) * (np.asarray(spacing, dtype=np.float64) / smallest)
-    return np.rint(UNIT * np.sqrt((lengths * lengths).sum(axis=1))).astype(np.int64)
+    weights = np.rint(UNIT * np.sqrt((lengths * lengths).sum(axis=1)))
+    return np.asarray(weights, dtype=np.int64)
