@@ -446,5 +446,8 @@ def _settle_unseeded(
         raise InputError(f"{count} fresh ids after the largest id, {job.most}, do not fit below 2**63")
     if count:
         numbers = np.where(lone, known + np.cumsum(lone), 0).astype(components.numbers.dtype)
-        replace(components, numbers=numbers[components.numbers - 1]).write_labels(labels, clear=False)
+        # Runs are written beyond their ends, so not into what is labelled.
+        fresh = np.zeros(labels.shape, dtype=np.uint32)
+        replace(components, numbers=numbers[components.numbers - 1]).write_labels(fresh, clear=False)
+        labels += fresh
     return np.arange(job.most + 1, job.most + 1 + count, dtype=np.int64)
