@@ -60,6 +60,9 @@ SLOW = 3.0
 BUDGET = 5.0
 """Seconds of timed calls after which a process stops, whatever `--repeat`."""
 
+LEAST = 0.5
+"""Seconds of timed calls that a process makes at least: short calls vary more."""
+
 CROP = 64
 """Side of the crop on which a tool first runs: modules and kernels are loaded before memory is watched."""
 
@@ -137,8 +140,9 @@ def keep_slices(labels: Array, every: int, axis: int = 0) -> Array:
     return seeds
 
 
-def make_points(volume: Array) -> Array:
-    """Return distinct ids at random voxels of the mask."""
+def make_points(data: Path | None, size: int) -> Array:
+    """Return distinct ids at random voxels of the connectomics segmentation."""
+    volume = read_connectomics(data, size)
     rng = np.random.default_rng(0)
     inside = np.flatnonzero(volume)
     chosen = rng.choice(inside, min(inside.size, volume.size // VOXELS_PER_POINT + 1), replace=False)
@@ -147,7 +151,7 @@ def make_points(volume: Array) -> Array:
     return seeds
 
 
-def make_cost(size: int) -> Array:
+def make_cost(data: Path | None, size: int) -> Array:
     """Return 1 + 50 p for a synthetic membrane probability p, 0 to 1: bright sheets where smooth noise is 0."""
     if importlib.util.find_spec("scipy") is None:
         raise NotThereError("no cost: scipy is not installed")
@@ -159,25 +163,27 @@ def make_cost(size: int) -> Array:
     return tile(1 + 50 * np.exp(-np.square(4 * smooth)), size).astype(np.float32)
 
 
+def make_mask(kind: str, volume: str, data: Path | None, size: int) -> Array:
+    return tile((read_urocell(data, kind, "binary", volume) > 0).astype(np.uint8), size)
+
+
+def make_seeds(kind: str, volume: str, data: Path | None, size: int) -> Array:
+    return keep_slices(tile_instances(read_urocell(data, kind, "instance", volume), size), EVERY)
+
+
+def make_noise(data: Path | None, size: int) -> Array:
+    return (np.random.default_rng(0).random((size,) * 3, np.float32) < 0.3).astype(np.uint8)
+
+
+PAIRS = [(kind, volume) for kind in ("fv", "mito") for volume in VOLUMES]
+
 ARRAYS: dict[str, Callable[[Path | None, int], Array]] = {
-    **{
-        f"{kind} {volume} mask": lambda data, size, kind=kind, volume=volume: tile(
-            (read_urocell(data, kind, "binary", volume) > 0).astype(np.uint8), size
-        )
-        for kind in ("fv", "mito")
-        for volume in VOLUMES
-    },
-    **{
-        f"{kind} {volume} seeds": lambda data, size, kind=kind, volume=volume: keep_slices(
-            tile_instances(read_urocell(data, kind, "instance", volume), size), EVERY
-        )
-        for kind in ("fv", "mito")
-        for volume in VOLUMES
-    },
+    **{f"{kind} {volume} mask": functools.partial(make_mask, kind, volume) for kind, volume in PAIRS},
+    **{f"{kind} {volume} seeds": functools.partial(make_seeds, kind, volume) for kind, volume in PAIRS},
     "connectomics": read_connectomics,
-    "connectomics points": lambda data, size: make_points(read_connectomics(data, size)),
-    "noise": lambda data, size: (np.random.default_rng(0).random((size,) * 3, np.float32) < 0.3).astype(np.uint8),
-    "cost": lambda data, size: make_cost(size),
+    "connectomics points": make_points,
+    "noise": make_noise,
+    "cost": make_cost,
 }
 """What makes each array, from the folder of the real data and the side of the volume."""
 
@@ -195,7 +201,8 @@ def label_lpa3d(volume: Array, connectivity: int) -> Call:
 def label_cc3d(volume: Array, connectivity: int) -> Call:
     import cc3d
 
-    binary = volume.dtype == np.uint8
+    # What is faster: with 6 neighbours it takes the binary volumes as one class in two thirds of the time.
+    binary = volume.dtype == np.uint8 and connectivity == 26
     return lambda: cc3d.connected_components(volume, connectivity=connectivity, binary_image=binary)
 
 
@@ -377,7 +384,7 @@ def list_contests(size: int) -> list[Contest]:
 
 def label_contests(size: int) -> Iterable[Contest]:
     binary = ("cc3d", "scipy", "SimpleITK", "scikit-image")
-    arrays = {f"{kind} {volume}": f"{kind} {volume} mask" for kind in ("fv", "mito") for volume in VOLUMES}
+    arrays = {f"{kind} {volume}": f"{kind} {volume} mask" for kind, volume in PAIRS}
     arrays |= {"connectomics, multi-class": "connectomics", "noise p = 0.3": "noise"}
     for what, array in arrays.items():
         peers = binary
@@ -405,18 +412,16 @@ def propagate_contests(size: int) -> Iterable[Contest]:
         Ours("geodesic only, 26", geodesic | {"connectivity": 26}, {}, 0.35, 0.175, 14),
         Ours("geodesic only, 6, cost", geodesic, {"cost": "cost"}, 0.5, 0.25, 14),
     )
-    for kind in ("fv", "mito"):
-        for volume in VOLUMES:
-            ours = [plain(0.12, 14), defaults if kind == "fv" else Ours("defaults", bytes_per_voxel=14)]
-            if volume == VOLUMES[0]:
-                ours += [*variants, free] if kind == "fv" else variants
-            arrays = {"volume": f"{kind} {volume} mask", "seeds": f"{kind} {volume} seeds"}
-            yield Contest(
-                "propagate", f"{kind} {volume}", "propagate", size, arrays, tuple(ours), ("scikit-image watershed",)
-            )
+    peers = ("scikit-image watershed",)
+    for kind, volume in PAIRS:
+        ours = [plain(0.12, 14), defaults if kind == "fv" else Ours("defaults", bytes_per_voxel=14)]
+        if volume == VOLUMES[0]:
+            ours += [*variants, free] if kind == "fv" else variants
+        arrays = {"volume": f"{kind} {volume} mask", "seeds": f"{kind} {volume} seeds"}
+        yield Contest("propagate", f"{kind} {volume}", "propagate", size, arrays, tuple(ours), peers)
     arrays = {"volume": "connectomics", "seeds": "connectomics points"}
     what = "connectomics, multi-class, points"
-    yield Contest("propagate", what, "propagate", size, arrays, (plain(0.2, 32),), ("scikit-image watershed",))
+    yield Contest("propagate", what, "propagate", size, arrays, (plain(0.2, 32),), peers)
 
 
 def seeded_contests() -> Iterable[Contest]:
@@ -441,13 +446,19 @@ def contact_contests(size: int) -> Iterable[Contest]:
 # ------------------------------------------------------------------------------------------------- inside a process
 
 
-def read_status(name: str) -> int | None:
-    """Return a field of /proc/self/status in bytes; None where there is no such file (not on Linux)."""
-    with contextlib.suppress(FileNotFoundError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    return None
+def forget_peak() -> int | None:
+    """Return the memory of this process in bytes and let the peak start from it; None where Linux does not do that."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return read_peak()
+
+
+def read_peak() -> int:
+    """Return the largest memory of this process in bytes since `forget_peak`."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0])
 
 
 def time_call(call: Call) -> tuple[Any, float]:
@@ -483,19 +494,15 @@ def measure(task: Mapping[str, Any]) -> dict[str, Any]:
     prepare(**{name: crop(array) for name, array in arrays.items()})()
     call = prepare(**arrays)
     gc.collect()
-    before = read_status("VmRSS")
-    if before is not None:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = forget_peak()
     result, seconds = time_call(call)
-    peak = read_status("VmHWM")
+    growth = None if before is None else (read_peak() - before) / next(iter(arrays.values())).size
     answer = summarise(verb, result)
     samples = [seconds] if tool != "lpa3d" and seconds > SLOW else []
-    while not samples or (len(samples) < task["repeat"] and sum(samples) < BUDGET):
+    while not samples or sum(samples) < (BUDGET if len(samples) < task["repeat"] else LEAST):
         del result
         result, seconds = time_call(call)
         samples.append(seconds)
-    voxels = next(iter(arrays.values())).size
-    growth = None if before is None or peak is None else (peak - before) / voxels
     return {"seconds": samples, "bytes_per_voxel": growth, "answer": answer}
 
 
@@ -510,7 +517,7 @@ def make_arrays(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def call_first(task: Mapping[str, Any]) -> dict[str, Any]:
-    """Time the import and the first call of a verb in this process."""
+    """Time the import and the first call of a verb in this process; NumPy is there already."""
     z, y, x = np.ogrid[:CROP, :CROP, :CROP]
     # Columns that lean, two of which touch.
     columns = [(y - 12 - z // 8) ** 2 + (x - 14 - 20 * k - z // 6) ** 2 < 110 for k in range(2)]
@@ -520,13 +527,11 @@ def call_first(task: Mapping[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     import lpa3d
 
+    verb = getattr(lpa3d, task["verb"])
     imported = time.perf_counter()
-    if task["verb"] == "label":
-        lpa3d.label(volume)
-    else:
-        lpa3d.propagate(volume, seeds)
+    verb(volume) if task["verb"] == "label" else verb(volume, seeds)
     ended = time.perf_counter()
-    return {"call": ended - imported, "with_import": ended - started}
+    return {"import": imported - started, "call": ended - imported, "both": ended - started}
 
 
 def score(truth: Array, labels: Array) -> tuple[float, float]:
@@ -705,9 +710,12 @@ def run_contest(contest: Contest, chosen: Sequence[Ours], session: Session) -> l
                 session.failures.append(f"{contest.section}: {contest.what}, {key}: {error}")
                 say(session.failures[-1])
             else:
-                seconds = " ".join(f"{value:.3f}" for value in measured[key].seconds)
+                so_far = measured[key]
                 who = tool if tool == key else f"lpa3d {key}"
-                say(f"{contest.section}: {contest.what}: {who}: {seconds} s")
+                say(
+                    f"{contest.section}: {contest.what}: {who}: {format_seconds(so_far.median)} s, "
+                    f"median of {len(so_far.seconds)}"
+                )
     rows = []
     for ours in chosen:
         for tool in peers:
@@ -808,43 +816,61 @@ def print_notes(notes: Sequence[str]) -> None:
 IMPORT = """
 import sys, time
 started = time.perf_counter()
-import {module}
+{statement}
 print(time.perf_counter() - started)
 known = sys.stdlib_module_names | set(sys.builtin_module_names)
 names = {{name.partition('.')[0] for name in sys.modules}} - known
 print(*sorted(name for name in names if name[0] != '_'))
 """
 
+IMPORTS = (
+    "import lpa3d",
+    "from lpa3d import propagate",
+    "import cc3d",
+    "from scipy.ndimage import label",
+    "from skimage.segmentation import watershed",
+)
+
+
+def time_imports(session: Session) -> dict[str, dict[str, Any]]:
+    """Time each import in fresh processes that take turns, and list the modules that it loads."""
+    imports: dict[str, dict[str, Any]] = {}
+    for statement in IMPORTS:
+        if is_installed(statement.split()[1].partition(".")[0]):
+            imports[statement] = {"seconds": [], "loads": []}
+    for number in range(2 * session.repeat + 1):
+        for statement, measured in imports.items():
+            done = subprocess.run(
+                [sys.executable, "-c", IMPORT.format(statement=statement)],
+                env=session.environment, capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            seconds, names = done.stdout.splitlines()
+            if number:  # the first time fills the system's file cache
+                measured["seconds"].append(float(seconds))
+            measured["loads"] = [name for name in names.split() if not name.startswith("lpa3d")]
+    return imports
+
 
 def run_startup(session: Session) -> dict[str, Any]:
     """Measure imports and first calls, and print the table."""
     session.notes.clear()
-    modules = ["lpa3d", "cc3d", "skimage.segmentation", "scipy.ndimage"]
-    modules = [module for module in modules if is_installed(module.partition(".")[0])]
-    seconds: dict[str, list[float]] = {module: [] for module in modules}
-    loaded: list[str] = []
-    for number in range(2 * session.repeat + 1):
-        for module in modules:
-            done = subprocess.run(
-                [sys.executable, "-c", IMPORT.format(module=module)],
-                env=session.environment, capture_output=True, text=True, check=True,
-            )  # fmt: skip
-            first, names = done.stdout.splitlines()
-            if number:  # the first time fills the system's file cache
-                seconds[module].append(float(first))
-            if module == "lpa3d":
-                loaded = [name for name in names.split() if not name.startswith(("lpa3d", "__editable__"))]
-    medians = {module: statistics.median(values) for module, values in seconds.items()}
-    lines = [
-        (f"import {module}", f"{value:.2f}", "", *judge(value, 0.6 if module == "lpa3d" else None))
-        for module, value in medians.items()
-    ]
-    heavy = [name for name in HEAVY if name in loaded]
-    result: dict[str, Any] = {"import": seconds, "loads": loaded, "heavy": heavy, "first": {}}
+    say("startup: imports")
+    imports = time_imports(session)
+    lines = []
+    for statement, measured in imports.items():
+        value = statistics.median(measured["seconds"])
+        lines.append((statement, f"{value:.2f}", *judge(value, 0.6 if "lpa3d" in statement else None)))
+        if "lpa3d" in statement:
+            loads = measured["loads"]
+            heavy = [name for name in HEAVY if name in loads] or ["none"]
+            session.note(
+                f"`{statement}` loads {', '.join(loads) or 'nothing else'}; of {', '.join(HEAVY)}: {', '.join(heavy)}."
+            )
+    first: dict[str, Any] = {}
     for verb in ("label", "propagate"):
         with tempfile.TemporaryDirectory(dir=session.folder) as cache:
             for state, floor in (("cold", 15.0), ("warm kernel cache", 1.0)):
-                say(f"first call: {verb}, {state}")
+                say(f"startup: first {verb}, {state}")
                 # A cold cache is cold once.
                 times = range(1 if state == "cold" else session.repeat)
                 try:
@@ -852,19 +878,18 @@ def run_startup(session: Session) -> dict[str, Any]:
                 except FailedError as error:
                     session.failures.append(f"first call of {verb}: {error}")
                     break
-                call, both = (statistics.median(run[key] for run in runs) for key in ("call", "with_import"))
-                lines.append((f"first {verb}, {state}", f"{call:.2f}", f"{both:.2f}", *judge(call, floor)))
-                result["first"][f"{verb}, {state}"] = runs
-    print("\n## startup\n", format_table(("what", "s", "with import s", "floor", "met?"), lines), sep="\n")
-    session.note(f"import lpa3d loads {', '.join(loaded)}; of {', '.join(HEAVY)}: {', '.join(heavy) or 'none'}.")
+                value = statistics.median(run["both"] for run in runs)
+                lines.append((f"import and first {verb}, {state}", f"{value:.2f}", *judge(value, floor)))
+                first[f"{verb}, {state}"] = runs
+    print("\n## startup\n", format_table(("what", "s", "floor", "met?"), lines), sep="\n")
     print_notes(session.notes)
-    return result
+    return {"imports": imports, "first": first}
 
 
 def run_quality(session: Session, size: int, wanted: Callable[[str], object]) -> list[dict[str, Any]]:
     """Compare the recovered instances with the truth, and print the tables."""
     session.notes.clear()
-    volumes = [(kind, name) for kind in ("fv", "mito") for name in VOLUMES if wanted(f"quality: {kind} {name}")]
+    volumes = [(kind, name) for kind, name in PAIRS if wanted(f"quality: {kind} {name}")]
     if volumes and not (is_installed("skimage") and is_installed("scipy")):
         print("\n## quality\n\nscikit-image is not installed.")
         return []
@@ -904,7 +929,7 @@ def quality_table(rows: Sequence[Mapping[str, Any]]) -> str:
             groups = [(row["volume"], [row]) for row in same] + ([("mean", same)] if len(same) > 1 else [])
             for name, group in groups:
                 cells = (f"{mean_score(group, m, 0):.3f} / {mean_score(group, m, 1):.3f}" for m in METHODS)
-                lines.append((f"{kind}, every {every}th slice along {'zyx'[axis]}, {name}", *cells))
+                lines.append((f"{kind}, 1 slice in {every} along {'zyx'[axis]}, {name}", *cells))
     return format_table(("panoptic quality / adapted Rand error", *METHODS), lines)
 
 
@@ -923,7 +948,7 @@ def quality_floors(rows: Sequence[Mapping[str, Any]]) -> str:
     for steps, floors in (((8, 16), (0.085, 0.12, 0.42, 0.25)), ((32,), (0.06, 0.15, 0.8, 0.6))):
         group = [row for row in vesicles if row["axis"] == 0 and row["every"] in steps]
         if group:
-            what = f"fv, along z, every {' and '.join(f'{k}th' for k in steps)}"
+            what = f"fv, 1 slice in {' and '.join(map(str, steps))} along z"
             value = gain(group)
             lines.append((f"{what}: quality, difference", f"{value:+.3f}", *judge(value, *floors[:2], more=True)))
             value = rand_ratio(group)
@@ -932,7 +957,7 @@ def quality_floors(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in vesicles:
             if row["axis"] == axis:
                 value = gain([row])
-                what = f"fv {row['volume']}, along {'zyx'[axis]}, every {row['every']}th: quality, difference"
+                what = f"fv {row['volume']}, 1 slice in {row['every']} along {'zyx'[axis]}: quality, difference"
                 lines.append((what, f"{value:+.3f}", *judge(value, 0.0, more=True)))
     mitochondria = [row for row in rows if row["kind"] == "mito"]
     if mitochondria:
@@ -946,10 +971,13 @@ def quality_floors(rows: Sequence[Mapping[str, Any]]) -> str:
 # ----------------------------------------------------------------------------------------------------------- the script
 
 
+def count_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe_machine(threads: int) -> dict[str, str]:
     """Return what a reader must know to read the figures."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    facts = {"system": f"{platform.system()} {platform.machine()}", "cores": f"{cores}, threads {threads}"}
+    facts = {"system": f"{platform.system()} {platform.machine()}", "cores": f"{count_cores()}, threads {threads}"}
     with contextlib.suppress(FileNotFoundError):
         models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
         facts["processor"] = models[0] if models else platform.processor()
@@ -1005,11 +1033,11 @@ def main(words: Sequence[str] | None = None, work: Callable[..., dict[str, Any]]
     wanted = re.compile(args.only).search
     if args.list:
         titles = [f"{c.section}: {c.title(ours)}" for c in list_contests(args.size) for ours in c.ours]
-        titles += ["startup", *(f"quality: {kind} {name}" for kind in ("fv", "mito") for name in VOLUMES)]
+        titles += ["startup", *(f"quality: {kind} {name}" for kind, name in PAIRS)]
         print(*filter(wanted, titles), sep="\n")
         return 0
     started = time.perf_counter()
-    threads = args.threads or len(os.sched_getaffinity(0))
+    threads = args.threads or count_cores()
     facts = describe_machine(threads)
     print(f"# lpa3d and its peers, {args.size} cubed\n\n" + "; ".join(f"{k} {v}" for k, v in facts.items()), flush=True)
     report: dict[str, Any] = {"machine": facts, "size": args.size}
