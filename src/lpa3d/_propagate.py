@@ -399,6 +399,7 @@ def _run(
         ids = np.concatenate([ids, _settle_unseeded(job, labels, len(ids), beyond)])
     if confidence is not None:
         confidence[labels == 0] = 0
+        confidence[labels > len(census.ids)] = 65535
     values = np.concatenate([[0], ids]).astype(job.dtype)
     flat, flat_target = labels.reshape(-1), target.reshape(-1)
     run_all(lambda part: kernels.apply_ids(flat, *part, values, flat_target), split(flat.size, num_threads()))
