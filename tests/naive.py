@@ -1,6 +1,8 @@
 """Plain restatements of every verb and stage, one function each: slow, obvious, with exact fractions."""
 
+import heapq
 import itertools
+import math
 from collections import defaultdict
 from fractions import Fraction
 
@@ -99,3 +101,371 @@ def merge(labels, evidence, min_contact, classes=None, must_link=(), cannot_link
     for i, ids in group.items():
         result[labels == i] = min(ids)
     return result
+
+
+# Sections 4 to 16 of docs/algorithm.md, whose words are used. Arrays are (Z, Y, X); ids are int64.
+
+
+def rint(a, b=1):
+    """Return a / b rounded to the nearest integer, ties to even."""
+    return round(Fraction(int(a), int(b)))
+
+
+def ahead(array, offset):
+    """Return the array whose value at v is ``array[v + offset]``, 0 where that is outside."""
+    result = np.zeros_like(array)
+    here = tuple(slice(max(0, -d), n - max(0, d)) for d, n in zip(offset, array.shape, strict=True))
+    there = tuple(slice(max(0, d), n - max(0, -d)) for d, n in zip(offset, array.shape, strict=True))
+    result[here] = array[there]
+    return result
+
+
+def links(volume, connectivity, spacing=(1, 1, 1), q=None):
+    """Return ``(offset, path weights, conductances)`` for each offset; both are 0 where no link leads from a voxel."""
+    reach = {6: 1, 18: 2, 26: 3}[connectivity]
+    found = []
+    for offset in itertools.product((-1, 0, 1), repeat=3):
+        if not 0 < sum(map(abs, offset)) <= reach:
+            continue
+        w = round(64 * math.sqrt(sum((d * (s / min(spacing))) ** 2 for d, s in zip(offset, spacing, strict=True))))
+        g = max(1, round(65536 * (64 / w) ** 2))
+        linked = (volume != 0) & (volume == ahead(volume, offset))
+        if q is None:
+            found.append((offset, np.where(linked, w, 0), np.where(linked, g, 0)))
+        else:
+            both = q + ahead(q, offset)
+            weights = np.maximum(1, (w * both + 16) >> 5)
+            conductances = np.maximum(1, 32 * g // np.maximum(both, 1))
+            found.append((offset, np.where(linked, weights, 0), np.where(linked, conductances, 0)))
+    return found
+
+
+def geodesic(labels, links, limit=2**32 - 2):
+    """Return labels by the smallest (path weight, label), by Dijkstra's algorithm."""
+    result = np.zeros_like(labels)
+    heap = [(0, int(labels[v]), v) for v in zip(*map(np.ndarray.tolist, np.nonzero(labels)), strict=True)]
+    heapq.heapify(heap)
+    while heap:
+        distance, label, v = heapq.heappop(heap)
+        if result[v]:
+            continue
+        result[v] = label
+        for offset, weights, _ in links:
+            there = tuple(p + d for p, d in zip(v, offset, strict=True))
+            if weights[v] and not result[there] and not labels[there] and distance + weights[v] <= limit:
+                heapq.heappush(heap, (distance + int(weights[v]), label, there))
+    return result
+
+
+def clear(labels, seeds, connectivity):
+    """Return labels without the components of equal label that hold no seed of it."""
+    parts = label(labels, connectivity)
+    kept = np.unique(parts[(seeds > 0) & (seeds == labels)])
+    return np.where(np.isin(parts, kept), labels, 0)
+
+
+def diffuse(labels, seeds, links, sweeps):
+    """Return (labels, confidence) after averaging; `sweeps` holds a number for each voxel."""
+    names = np.unique(labels[labels > 0])
+    p = np.array([np.where(labels == name, 65535, 0) for name in names]).reshape(len(names), *labels.shape)
+    total = np.maximum(1, sum(conductances for _, _, conductances in links))
+    for sweep in range(int(sweeps.max(initial=0))):
+        mean = np.array([sum(g * ahead(one, offset) for offset, _, g in links) // total for one in p])
+        mean = mean.reshape(p.shape)
+        # Place 0 is the largest; stable, so that of equal ones the smaller label comes first.
+        place = np.argsort(np.argsort(-mean, axis=0, kind="stable"), axis=0)
+        mean[place > 1] = 0
+        changes = mean.any(axis=0) & (seeds == 0) & (sweeps > sweep)
+        p = np.where(changes, mean, p)
+    if not len(names):
+        return labels, np.zeros(labels.shape, dtype=np.int64)
+    ordered = np.sort(p, axis=0)
+    first = ordered[-1]
+    second = ordered[-2] if len(names) > 1 else np.zeros_like(first)
+    confidence = np.where(second > 0, first - second, 65535)
+    return np.where(labels > 0, names[p.argmax(axis=0)], 0), np.where(labels > 0, confidence, 0)
+
+
+def annotated(volume, seeds, axes):
+    """Return (axis, its annotated slices), or None where seeds are not planar."""
+    planar = []
+    for axis in axes:
+        across = np.moveaxis((volume != 0).astype(np.int64), axis, 0)
+        m = across.sum(axis=(1, 2)).tolist()
+        s = (across * (np.moveaxis(seeds, axis, 0) != 0)).sum(axis=(1, 2)).tolist()
+        shares = {z: s[z] / m[z] for z in range(len(s)) if s[z]}
+        if not shares:
+            continue
+        reached = 0
+        for z in sorted(shares, key=shares.get):
+            reached += s[z]
+            if 2 * reached >= sum(s):
+                usual = shares[z]
+                break
+        slices = [z for z in shares if shares[z] >= usual / 4]
+        seeded, masked = sum(s[z] for z in slices), sum(m[z] for z in slices)
+        if usual >= 1 / 16 and len(slices) >= 2 and 16 * seeded >= 15 * sum(s) and 4 * masked <= 3 * sum(m):
+            planar.append((usual, axis, slices))
+    best = [found for found in planar if found[0] == max(planar)[0]]
+    return best[0][1:] if len(best) == 1 else None
+
+
+class Piece:
+    """A piece of one label on an annotated slice; `u` is the length of a voxel in 1/64 pixel."""
+
+    def __init__(self, mask, label, plane, value, u):
+        self.label = label
+        self.value = value
+        self.mask = mask
+        self.plane = plane
+        ys, xs = np.nonzero(mask)
+        self.centre = (rint(16 * ys.sum(), len(ys)), rint(16 * xs.sum(), len(xs)))
+        margins = [-(-512 // side) for side in u]
+        self.corner = (ys.min() - margins[0], xs.min() - margins[1])
+        height, width = ys.max() + margins[0] + 1 - self.corner[0], xs.max() + margins[1] + 1 - self.corner[1]
+        self.window = np.empty((height, width), dtype=np.int64)
+        self.template = np.full((height, width), 2)
+        others = np.nonzero(~mask)
+        for y, x in np.ndindex(height, width):
+            at = (y + self.corner[0], x + self.corner[1])
+            inplane = all(0 <= p < n for p, n in zip(at, mask.shape, strict=True))
+            inside = inplane and mask[at]
+            to_y, to_x = others if inside else (ys, xs)
+            d2 = ((to_y - at[0]) * u[0]) ** 2 + ((to_x - at[1]) * u[1]) ** 2
+            length = min(128, round(math.sqrt(d2.min()) / 4)) if len(d2) else 128
+            self.window[y, x] = length if inside else -length
+            if inplane and length < 128:
+                self.template[y, x] = plane[at] == value
+
+    def potential(self, y, x):
+        """Return the potential at places in 1/16 voxel, in 1/4096 pixel."""
+        total = np.zeros(np.broadcast_shapes(y.shape, x.shape), dtype=np.int64)
+        for step_y, step_x in itertools.product((0, 1), repeat=2):
+            at_y, at_x = (y >> 4) + step_y - self.corner[0], (x >> 4) + step_x - self.corner[1]
+            weight = np.where(step_y, y & 15, 16 - (y & 15)) * np.where(step_x, x & 15, 16 - (x & 15))
+            inside = (at_y >= 0) & (at_y < self.window.shape[0]) & (at_x >= 0) & (at_x < self.window.shape[1])
+            value = self.window[at_y.clip(0, self.window.shape[0] - 1), at_x.clip(0, self.window.shape[1] - 1)]
+            total += weight * np.where(inside, value, -128)
+        return total
+
+
+class Interval:
+    """Slices between two annotated ones (lists of pieces), or beside one: `ends` holds None for the other."""
+
+    def __init__(self, ends, origin, n, slices):
+        self.ends = ends
+        self.origin = origin
+        self.n = n
+        self.slices = slices
+        self.pairs = []
+
+    def motions(self, piece, side):
+        """Return the motions of a piece's pairs."""
+        return [motion(a, b) for a, b in self.pairs if (a, b)[side] is piece]
+
+
+def motion(a, b):
+    return tuple(q - p for p, q in zip(a.centre, b.centre, strict=True))
+
+
+def length2(d, u):
+    return sum((p * side) ** 2 for p, side in zip(d, u, strict=True))
+
+
+def partners(piece, others, u):
+    """Return the pieces on the other end that a piece names."""
+    own = [other for other in others if other.label == piece.label]
+    overlap = {other: int((piece.mask & other.mask).sum()) for other in own}
+    far = {other: length2(motion(piece, other), u) for other in own}
+    most = max(overlap.values(), default=0)
+    candidates = [other for other in own if overlap[other] == most]
+    nearest = min((far[other] for other in candidates), default=0)
+    return [other for other in candidates if far[other] == nearest and (most or nearest <= 65536**2)]
+
+
+def neighbors_motion(interval, side, piece, u, without=None):
+    """Return the neighbours' motion where a piece lies on one end of an interval, without one pair."""
+    pairs = [pair for pair in interval.pairs if pair is not without and pair[0].value == piece.value]
+    if len(pairs) < 3:
+        return (0, 0)
+    near = []
+    for pair in pairs:
+        d = [p - q for p, q in zip(pair[side].centre, piece.centre, strict=True)]
+        r2 = length2(d, u) >> 12
+        if r2 <= 960**2 and all(abs(p * unit) <= 960 * 64 for p, unit in zip(d, u, strict=True)):
+            near.append((r2, motion(*pair)))
+    near.sort()
+    near = [(r2, d) for r2, d in near if r2 <= near[min(3, len(near) - 1)][0]]
+    weights = [(2**30 // (204800 + r2)) ** 3 for r2, _ in near]
+    total = max(sum(weights), (2**30 // 204800) ** 3)
+    return tuple(rint(sum(w * d[k] for w, (_, d) in zip(weights, near, strict=True)), total) for k in (0, 1))
+
+
+def match(piece, planes, n, expected, trust, stretch, u):
+    """Return the motion that the class map follows best; `planes` go away from the piece, and so do motions."""
+    ys, xs = np.nonzero(piece.template < 2)
+    says = piece.template[ys, xs] == 1
+    ys, xs = ys + piece.corner[0], xs + piece.corner[1]
+
+    def rate(d):
+        r = [abs(p - q) * side // n for p, q, side in zip(d, expected, u, strict=True)]
+        miss = sum(p * p for p in r) >> 12
+        score = 0
+        for k, plane in enumerate(planes, 1):
+            y, x = ys + rint(k * d[0], 16 * n), xs + rint(k * d[1], 16 * n)
+            inside = (y >= 0) & (y < plane.shape[0]) & (x >= 0) & (x < plane.shape[1])
+            agree = 2 * int(((plane[y[inside], x[inside]] == piece.value) == says[inside]).sum()) + int((~inside).sum())
+            score += round(256 * 0.8 ** (k - 1)) * (agree - (len(ys) * trust * miss >> 20))
+        return score, -miss
+
+    best = expected
+    step, reach = 8 * stretch, 5
+    while True:
+        candidates = [
+            tuple(
+                min(max(p + i * step * n, -(65536 // side)), 65536 // side)
+                for p, i, side in zip(best, (i, j), u, strict=True)
+            )
+            for i in range(-reach, reach + 1)
+            for j in range(-reach, reach + 1)
+        ]
+        ratings = {d: rate(d) for d in set(candidates)}
+        tied = [d for d in candidates if ratings[d] == max(ratings.values())]
+        best = tuple(rint(sum(d[k] for d in tied), len(tied)) for k in (0, 1))
+        if step <= 2:
+            return best
+        step, reach = step // 2, 1
+
+
+def sections(volume, seeds, axis, slices, spacing, class_of):
+    """Return (labels, the classes that took part); the labels are the seeds where no class did."""
+    volume, labels = np.moveaxis(volume, axis, 0), np.moveaxis(seeds.copy(), axis, 0)
+    across, *inplane = [spacing[axis], *(side for k, side in enumerate(spacing) if k != axis)]
+    u = [round(64 * side / min(inplane)) for side in inplane]
+    stretch = max(1, round(across / min(inplane)))
+    pieces = []
+    for z in slices:
+        parts = label(labels[z][np.newaxis], 26)[0]
+        masks = [parts == number for number in range(1, parts.max() + 1)]
+        ids = [int(labels[z][mask][0]) for mask in masks]
+        pieces.append([Piece(mask, i, volume[z], class_of[i], u) for mask, i in zip(masks, ids, strict=True)])
+
+    intervals = []
+    for j in range(len(slices) - 1):
+        lo, hi = slices[j], slices[j + 1]
+        interval = Interval((pieces[j], pieces[j + 1]), lo, hi - lo, range(lo + 1, hi))
+        named = [(a, b) for a in pieces[j] for b in partners(a, pieces[j + 1], u)]
+        named += [(a, b) for b in pieces[j + 1] for a in partners(b, pieces[j], u)]
+        interval.pairs = [(a, b) for a, b in dict.fromkeys(named) if length2(motion(a, b), u) <= 65536**2]
+        intervals.append(interval)
+    lo, hi, n, m = slices[0], slices[-1], intervals[0].n, intervals[-1].n
+    head = Interval((None, pieces[0]), lo - n, n, range(max(0, lo - n), lo))
+    tail = Interval((pieces[-1], None), hi, m, range(hi + 1, min(len(volume), hi + m + 1)))
+    intervals = [head, *intervals, tail]
+
+    rest, whole = defaultdict(int), defaultdict(int)
+    for interval in intervals:
+        for pair in interval.pairs:
+            d = motion(*pair)
+            for side in (0, 1):
+                p = neighbors_motion(interval, side, pair[side], u, without=pair)
+                rest[pair[0].value] += length2([x - y for x, y in zip(d, p, strict=True)], u)
+                whole[pair[0].value] += length2(d, u)
+    took_part = {value for value in whole if 20 * rest[value] < 17 * whole[value]}
+
+    for j, interval in enumerate(intervals):
+        n = interval.n
+        items = [(a, b, motion(a, b)) for a, b in interval.pairs if a.value in took_part]
+        for side in (0, 1):
+            behind = intervals[j - 1 + 2 * side] if interval.ends[side] is not None else None
+            for piece in interval.ends[side] or ():
+                if interval.motions(piece, side) or piece.value not in took_part or not interval.slices:
+                    continue
+                own = behind.motions(piece, 1 - side)
+                trust = 41
+                if own:
+                    trust = 820
+                    mean = [rint(sum(d[k] for d in own), len(own)) for k in (0, 1)]
+                    expected = tuple(rint(p * n, behind.n) for p in mean)
+                elif None in interval.ends:
+                    near = neighbors_motion(behind, 1 - side, piece, u)
+                    expected = tuple(rint(p * n, behind.n) for p in near)
+                else:
+                    expected = neighbors_motion(interval, side, piece, u)
+                sign = -1 if side else 1
+                planes = [volume[z] for z in list(interval.slices)[::sign][:8]]
+                d = match(
+                    piece, planes, n, tuple(sign * p for p in expected),
+                    max(1, trust // stretch**2), stretch, u,
+                )  # fmt: skip
+                d = tuple(sign * p for p in d)
+                items.append((None, piece, d) if side else (piece, None, d))
+        for z in interval.slices:
+            i = z - interval.origin
+            y, x = (16 * grid for grid in np.indices(volume[z].shape))
+            best = np.full(volume[z].shape, -8192 * n - 1)
+            winner = np.zeros(volume[z].shape, dtype=np.int64)
+            for a, b, d in sorted(items, key=lambda item: (item[0] or item[1]).label):
+                piece = a or b
+                score = -614 * n * (i if b is None else n - i if a is None else 0)
+                if a is not None:
+                    share = n if b is None else n - i
+                    score = score + share * a.potential(y - rint(i * d[0], n), x - rint(i * d[1], n))
+                if b is not None:
+                    share = n if a is None else i
+                    score = score + share * b.potential(y + rint((n - i) * d[0], n), x + rint((n - i) * d[1], n))
+                takes = (volume[z] == piece.value) & (labels[z] == 0) & (score > best)
+                best[takes] = score[takes]
+                winner[takes] = piece.label
+            labels[z] += winner
+    return np.moveaxis(labels, 0, axis), took_part
+
+
+def propagate(
+    volume, seeds, *, connectivity=6, spacing=(1, 1, 1), cost=None, max_distance=None, sweeps=None, slice_axis="auto",
+    missing_slices=(), unseeded="drop", seed_conflicts="raise",
+):  # fmt: skip
+    """Return (labels, confidence, the classes whose sections were drawn); 3D only, and conflicts are settled."""
+    present = [z for z in range(len(volume)) if z not in missing_slices]
+    shape = volume.shape
+    volume, seeds, most = volume[present].astype(np.int64), seeds[present].astype(np.int64), int(seeds.max(initial=0))
+    q = None if cost is None else np.clip(np.rint(16 * cost[present].astype(np.float64)), 1, 65535).astype(np.int64)
+
+    given = np.where(volume != 0, seeds, 0)
+    class_of = {}
+    for i in np.unique(given[given > 0]).tolist():
+        values, counts = np.unique(volume[given == i], return_counts=True)
+        assert seed_conflicts == "majority" or len(values) == 1
+        class_of[i] = int(values[counts.argmax()])
+    lut = np.vectorize(lambda i: class_of.get(i, 0), otypes=[np.int64])
+    seeds = np.where(lut(given) == volume, given, 0) if given.size else given
+
+    whole = volume
+    if max_distance is not None:
+        limit = min(int(float(max_distance) / min(spacing) * 64), 2**32 - 2)
+        reached = geodesic(seeds, links(volume, connectivity, spacing, q), limit)
+        volume = np.where(reached > 0, volume, 0)
+    steps = links(volume, connectivity, spacing, q)
+    labels, drawn = seeds, set()
+    axes = {"auto": (0, 1, 2), None: ()}.get(slice_axis, (slice_axis,))
+    planar = annotated(volume, given, axes)
+    if planar is not None:
+        labels, drawn = sections(volume, seeds, *planar, spacing, class_of)
+        labels = clear(labels, seeds, connectivity)
+    labels = geodesic(labels, steps)
+    by_voxel = np.where(np.isin(volume, list(drawn)), 8, 32) if sweeps is None else np.full(volume.shape, sweeps)
+    labels, confidence = diffuse(labels, seeds, steps, by_voxel)
+    confidence[seeds > 0] = 65535
+    kept = clear(labels, seeds, connectivity)
+    confidence[kept == 0] = 0
+    labels = geodesic(kept, steps)
+
+    if unseeded == "label":
+        parts = label(whole, connectivity)
+        free = sorted(set(np.unique(parts).tolist()) - {0} - set(np.unique(parts[seeds > 0]).tolist()))
+        for number, part in enumerate(free, most + 1):
+            labels[parts == part] = number
+            confidence[parts == part] = 65535
+    result, lead = np.zeros((2, *shape), dtype=np.int64)
+    result[present], lead[present] = labels, confidence
+    return result, lead, drawn

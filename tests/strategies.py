@@ -52,3 +52,80 @@ def laid_out(draw, arrays):
     elif layout == "read-only":
         other.flags.writeable = False
     return array, other
+
+
+def moving_blobs(random, *, classes=1, pooled=False, depth=13, side=26, gap=4):
+    """Return (volume, instances): blobs packed side by side that drift together along z.
+
+    Blobs begin and end anywhere along z, so that some are seen on one annotated slice of two. Where `pooled`, several
+    blobs share an id.
+    """
+    radius = random.uniform(2.2, 3.6)
+    speed = random.choice([0.6, 1.0, 1.5]) * np.array([np.cos(turn := random.uniform(0, 2 * np.pi)), np.sin(turn)])
+    margin = int(depth * 1.5)
+    grid = np.stack(np.meshgrid(*[np.arange(-margin, side + margin, 2 * radius)] * 2, indexing="ij"), -1).reshape(-1, 2)
+    places = grid + random.uniform(-1, 1, grid.shape)
+    own = random.normal(0, 0.15, grid.shape)
+    starts = random.integers(-2 * depth, depth, len(grid))
+    stops = starts + random.integers(gap, 3 * depth, len(grid))
+    kinds = random.integers(1, classes + 1, len(grid))
+    y, x = np.indices((side, side))
+    volume = np.zeros((depth, side, side), dtype=np.uint8)
+    instances = np.zeros((depth, side, side), dtype=np.int64)
+    for z in range(depth):
+        at = places + z * (speed + own)
+        d = np.hypot(y[..., None] - at[:, 0], x[..., None] - at[:, 1])
+        d[..., (z < starts) | (z > stops)] = np.inf
+        nearest = d.argmin(axis=2)
+        inside = d.min(axis=2) <= radius * 1.15
+        instances[z][inside] = nearest[inside] + 1
+        volume[z][inside] = kinds[nearest[inside]]
+    if pooled:
+        # Blobs of one class that share an id; a class per residue keeps an id on one class.
+        blobs = np.arange(len(grid))
+        instances[instances > 0] = (kinds + classes * (blobs % 4))[instances[instances > 0] - 1]
+    return volume, instances
+
+
+def annotate_blobs(seed):
+    """Return keywords of `propagate`: moving blobs across any axis, labelled on every few slices, and all options."""
+    random = np.random.default_rng(seed)
+
+    def one_of(*choices):
+        return choices[random.integers(len(choices))]
+
+    gap = one_of(3, 4, 5)
+    volume, instances = moving_blobs(
+        random, classes=one_of(1, 2), pooled=one_of(False, False, True), depth=one_of(9, 10, 12), side=22, gap=gap
+    )
+    seeds = np.zeros_like(instances)
+    kept = slice(one_of(0, 1, 2), None, gap)
+    seeds[kept] = instances[kept]
+    if one_of(False, True):
+        # An annotator who left out some blobs on some slices, and clicked between slices.
+        seeds[(instances + np.arange(len(seeds))[:, None, None]) % 7 == 0] = 0
+        clicks = np.unravel_index(random.choice(seeds.size, 3), seeds.shape)
+        seeds[clicks] = instances[clicks]
+    spacing = one_of((1, 1, 1), (1, 1, 1), (2, 1, 1), (1, 1.3, 1), (5, 1, 1.6))
+    order = tuple(random.permutation(3).tolist())
+    volume, seeds = (np.ascontiguousarray(array.transpose(order)) for array in (volume, seeds))
+    arguments = {
+        "volume": volume,
+        "seeds": seeds,
+        "spacing": tuple(spacing[k] for k in order),
+        "connectivity": one_of(*CONNECTIVITIES),
+        "sweeps": one_of(None, None, None, 0, 3),
+        "slice_axis": one_of("auto", "auto", order.index(0)),
+        "unseeded": one_of("drop", "label"),
+    }
+    if one_of(False, False, True):
+        arguments["cost"] = random.choice([0, 0.5, 1, 7.3], volume.shape)
+    if one_of(False, False, False, True):
+        arguments["max_distance"] = one_of(0, 1, 2.5, 6)
+    if one_of(False, False, False, True):
+        arguments["missing_slices"] = [int(random.integers(volume.shape[0]))]
+    return arguments
+
+
+# All follows from one number: such volumes would not shrink to anything smaller that still shows a failure.
+annotated_blobs = st.integers(0, 2**32 - 1).map(annotate_blobs)
