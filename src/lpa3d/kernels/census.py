@@ -97,7 +97,8 @@ def count_foreground(volume, z_lo, z_hi, on_z, on_y, on_x):
     nx = volume.shape[2]
     columns = np.zeros(nx, dtype=np.uint32)
     for z in range(z_lo, z_hi):
-        columns[:] = 0
+        for x in range(nx):
+            columns[x] = 0
         for y in range(volume.shape[1]):
             line = volume[z, y]
             count = np.uint32(0)

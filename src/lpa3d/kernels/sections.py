@@ -154,7 +154,8 @@ def pair_nearest(wanted, labels, measures, others, other_labels, other_measures,
     """
     found = np.empty((wanted.size, 2), dtype=np.int64)
     count = 0
-    for p in wanted:
+    for index in range(wanted.size):
+        p = wanted[index]
         lo = 0
         hi = others.size
         while lo < hi:
@@ -181,7 +182,9 @@ def pair_nearest(wanted, labels, measures, others, other_labels, other_measures,
                 best = r2
             if count == found.shape[0]:
                 more = np.empty((2 * count, 2), dtype=np.int64)
-                more[:count] = found
+                for row in range(count):  # a slice takes a second to compile
+                    more[row, 0] = found[row, 0]
+                    more[row, 1] = found[row, 1]
                 found = more
             found[count, 0] = p
             found[count, 1] = q
@@ -256,9 +259,9 @@ def list_templates(plane, classes, boxes, starts, piece_labels, potentials, marg
     Ignored is what lies outside the plane or as far from the piece's outline as the potential's cap: it tells nothing
     about motion.
     """
-    cap = -potentials.min()  # what a window holds beyond its piece
     for p in range(piece_labels.size):
         at = starts[p]
+        cap = -potentials[at]  # a window's corner is as far as it goes
         for y in range(boxes[p, 0] - margins[0], boxes[p, 1] + margins[0]):
             for x in range(boxes[p, 2] - margins[1], boxes[p, 3] + margins[1]):
                 inside = 0 <= y < plane.shape[0] and 0 <= x < plane.shape[1]
@@ -491,8 +494,10 @@ def draw_planes(items, n, lo, hi, planes, classes, before, after, margins, level
     place_b = np.zeros(7, dtype=np.int64)
     for i in range(lo, hi):
         plane = planes[i - lo]
-        best[:] = -(2**62)
-        winner[:] = 0
+        for y in range(ny):
+            for x in range(nx):
+                best[y, x] = -(2**62)
+                winner[y, x] = 0
         for item in range(items.shape[0]):
             a = items[item, 0]
             b = items[item, 1]
@@ -509,14 +514,12 @@ def draw_planes(items, n, lo, hi, planes, classes, before, after, margins, level
                     -divide_even((n - i) * items[item, 2], n), -divide_even((n - i) * items[item, 3], n),
                     weights_b, place_b,
                 )  # fmt: skip
-            if a < 0:
-                place_a[:] = place_b
-            if b < 0:
-                place_b[:] = place_a
-            y_lo = max(0, min(place_a[3], place_b[3]))
-            y_hi = min(ny, max(place_a[5], place_b[5]))
-            x_lo = max(0, min(place_a[4], place_b[4]))
-            x_hi = min(nx, max(place_a[6], place_b[6]))
+            first = place_a if a >= 0 else place_b
+            last = place_b if b >= 0 else place_a
+            y_lo = max(0, min(first[3], last[3]))
+            y_hi = min(ny, max(first[5], last[5]))
+            x_lo = max(0, min(first[4], last[4]))
+            x_hi = min(nx, max(first[6], last[6]))
             # A lone piece: weight n, so that all potentials of a slice have the same scale.
             share_a = 0 if a < 0 else (n if b < 0 else n - i)
             share_b = n - share_a
