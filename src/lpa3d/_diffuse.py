@@ -81,7 +81,9 @@ def _count_hops(
     fronts.start(
         lambda lo, hi, queue: kernels.find_border(flat, flat_links, fronts.strides, chosen, lo, hi, hops, queue)
     )
-    fronts.step(flat_links, hops, sweeps, by_level=True)
+    # A byte cannot tell how deep the voxels beyond are, so that they are averaged too early, which changes nothing if
+    # all that they are linked to is listed.
+    fronts.step(flat_links, hops, sweeps if sweeps < kernels.FIXED else labels.size, by_level=True)
     return hops
 
 

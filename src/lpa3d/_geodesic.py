@@ -25,7 +25,8 @@ LIMIT = 2**32 - 2
 
 BUCKETS = 4096
 
-TILE = (32, 64, 64)
+TILE = (64, 64, 128)
+"""Voxels of a tile: its keys, labels and links fit into the cache that cores share."""
 
 NO_COST = np.empty((0, 0, 0), dtype=np.uint16)
 
@@ -138,7 +139,7 @@ def _spread_paths(
 
     def improve(span: tuple[int, int], tile: tuple[int, int, int]) -> npt.NDArray[Any]:
         found = np.empty((span[1] - span[0]) * ny * nx, dtype=flat_dtype(labels.size))
-        count = kernels.find_improving(span, tile, end, strides, weights, cost, links, near, labels, found)
+        count = kernels.find_improving(span, tile, strides, weights, cost, links, near, labels, found)
         return found[:count].copy()
 
     def sort(span: tuple[int, int], voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:

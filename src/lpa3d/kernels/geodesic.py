@@ -112,14 +112,14 @@ def spread_paths(sources, fresh, scale, strides, weights, cost, links, near, lab
                         continue
                     n = np.uint64(there)
                     candidate = distance + weigh_link(weights[np.uint64(k)], cost, v, n)
+                    if candidate > limit:
+                        beyond = True
+                        continue
                     old = FURTHEST - np.int64(near[n])
                     if candidate > old or (candidate == old and label >= labels[n]):
                         continue
                     if old == FURTHEST and labels[n] != 0:
                         continue  # a source
-                    if candidate > limit:
-                        beyond = True
-                        continue
                     near[n] = FURTHEST - candidate
                     labels[n] = label
                     to = candidate >> shift
@@ -227,7 +227,7 @@ def spread_tile(box, scale, offsets, weights, cost, links, near, labels):
 
 
 @jit
-def find_improving(span, tile, limit, strides, weights, cost, links, near, labels, found):
+def find_improving(span, tile, strides, weights, cost, links, near, labels, found):
     """Collect the voxels of the slices ``span[0] <= z < span[1]`` that have a better key for a neighbour in the span.
 
     Only voxels at a face of a tile are looked at; tiles of one voxel are all face. They are counted from the start of
@@ -261,9 +261,10 @@ def find_improving(span, tile, limit, strides, weights, cost, links, near, label
                         continue
                     candidate = distance + weigh_link(weights[k], flat_cost, v, n)
                     old = FURTHEST - np.int64(flat_near[n])
-                    if candidate > limit or candidate > old or (old == FURTHEST and flat_labels[n] != 0):
-                        continue
-                    if candidate < old or flat_labels[v] < flat_labels[n]:
+                    if old == FURTHEST and flat_labels[n] != 0:
+                        continue  # a source
+                    # Out of range and still unlabelled: relaxing it says so.
+                    if candidate < old or (candidate == old and flat_labels[v] < flat_labels[n]) or old == FURTHEST:
                         found[count] = v - lo
                         count += 1
                         break
