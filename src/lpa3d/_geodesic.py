@@ -127,15 +127,15 @@ def _spread_paths(
     most = min(most, end)
     shift = max(UNIT, -(-most // BUCKETS)).bit_length() - 1
     buckets = 2 ** ((most >> shift) + 1).bit_length()
-    scale = (end, shift, buckets)
+    fresh, again = (end, shift, buckets, 1), (end, shift, buckets, 0)
     near = np.zeros(labels.shape, dtype=np.uint32)
     nz, ny, nx = labels.shape
     beyond: list[bool] = []
 
-    def relax(span: tuple[int, int], sources: npt.NDArray[Any], fresh: bool) -> None:
+    def relax(span: tuple[int, int], sources: npt.NDArray[Any], scale: tuple[int, ...]) -> None:
         if sources.size:
             arrays = [array[slice(*span)].reshape(-1) for array in (cost, links, near, labels)]
-            beyond.append(kernels.spread_paths(sources, fresh, scale, strides, weights, *arrays))
+            beyond.append(kernels.spread_paths(sources, scale, strides, weights, *arrays))
 
     def improve(span: tuple[int, int], tile: tuple[int, int, int]) -> npt.NDArray[Any]:
         found = np.empty((span[1] - span[0]) * ny * nx, dtype=flat_dtype(labels.size))
@@ -152,7 +152,7 @@ def _spread_paths(
     if refill or labels.size <= TILE[0] * TILE[1] * TILE[2]:
         queue = np.empty(labels.size, dtype=flat_dtype(labels.size))
         count = find_frontier(labels.reshape(-1), links.reshape(-1), strides, 0, labels.size, queue)
-        relax((0, nz), queue[:count], True)
+        relax((0, nz), queue[:count], fresh)
         return any(beyond)
 
     boxes = [
@@ -161,11 +161,11 @@ def _spread_paths(
         for y in range(0, ny, TILE[1])
         for x in range(0, nx, TILE[2])
     ]
-    beyond += run_all(lambda box: kernels.spread_tile(box, scale, offsets, weights, cost, links, near, labels), boxes)
+    beyond += run_all(lambda box: kernels.spread_tile(box, fresh, offsets, weights, cost, links, near, labels), boxes)
     slabs = [(lo * TILE[0], min(hi * TILE[0], nz)) for lo, hi in split(-(-nz // TILE[0]), num_threads())]
-    run_all(lambda slab: relax(slab, sort(slab, improve(slab, TILE)), False), slabs)
+    run_all(lambda slab: relax(slab, sort(slab, improve(slab, TILE)), again), slabs)
     plane = ny * nx
     seams = [improve((lo - 1, lo + 1), (1, 1, 1)) + flat_dtype(labels.size)((lo - 1) * plane) for lo, _ in slabs[1:]]
     if seams:
-        relax((0, nz), sort((0, nz), np.concatenate(seams)), False)
+        relax((0, nz), sort((0, nz), np.concatenate(seams)), again)
     return any(beyond)

@@ -46,25 +46,29 @@ def weigh_link(weight, cost, v, n):
 
 
 @jit
-def spread_paths(sources, fresh, scale, strides, weights, cost, links, near, labels):
+def spread_paths(sources, scale, strides, weights, cost, links, near, labels):
     """Relax the keys of a run of voxels from `sources` to their fixpoint; return whether a candidate was out of range.
 
     `sources` are sorted by bucket. Links that leave the run are left alone. `scale` holds the largest distance, the
-    shift from a distance to its bucket, and the number of buckets, a power of 2. `fresh` says that only sources have a
-    key.
+    shift from a distance to its bucket, the number of buckets, a power of 2, and whether only sources have a key (1).
 
     A bucket queue: each bucket lists voxels whose key awaits relaxation, once; entries whose voxel has moved to another
     bucket since are skipped. A bucket is emptied in rounds, so that keys which improve in it again stay few.
     `cost` is empty or one value per voxel.
     """
-    limit, shift, buckets = scale
+    limit, shift, buckets, fresh = scale
     beyond = False
 
     # Each bucket is a chain of chunks of entries, of which the first is partly filled.
-    heads = np.full(buckets, -1, dtype=np.int64)
-    fills = np.full(buckets, CHUNK, dtype=np.int64)
+    heads = np.empty(buckets, dtype=np.int64)
+    fills = np.empty(buckets, dtype=np.int64)
+    for slot in range(buckets):
+        heads[slot] = -1
+        fills[slot] = CHUNK
     pool = np.empty((64, CHUNK), dtype=sources.dtype)
-    follow = np.arange(-1, 63)
+    follow = np.empty(64, dtype=np.int64)
+    for c in range(64):
+        follow[c] = c - 1
     free = np.int64(63)
 
     taken = 0  # sources
@@ -123,7 +127,7 @@ def spread_paths(sources, fresh, scale, strides, weights, cost, links, near, lab
                     near[n] = FURTHEST - candidate
                     labels[n] = label
                     to = candidate >> shift
-                    if fresh and to == old >> shift and to != bucket and old != FURTHEST:
+                    if fresh == 1 and to == old >> shift and to != bucket and old != FURTHEST:
                         continue  # it waits there already
                     to &= buckets - 1
                     if fills[to] == CHUNK:
@@ -151,9 +155,13 @@ def double_pool(pool, follow):
     """Return the pool with twice the chunks; the new ones are chained, the last first."""
     count = follow.size
     more = np.empty((2 * count, CHUNK), dtype=pool.dtype)
-    more[:count] = pool
-    chain = np.arange(-1, 2 * count - 1)
-    chain[:count] = follow
+    chain = np.empty(2 * count, dtype=np.int64)
+    for c in range(count):
+        chain[c] = follow[c]
+        for i in range(CHUNK):
+            more[c, i] = pool[c, i]
+    for c in range(count, 2 * count):
+        chain[c] = c - 1
     chain[count] = -1
     return more, chain
 
@@ -201,7 +209,8 @@ def spread_tile(box, scale, offsets, weights, cost, links, near, labels):
             own_links[z, y, 0] &= links.dtype.type(not_first)
             own_links[z, y, width - 1] &= links.dtype.type(not_last)
             if cost.size > 0:
-                own_cost[z, y] = cost[z_lo + z, y_lo + y, x_lo:x_hi]
+                for x in range(width):
+                    own_cost[z, y, x] = cost[z_lo + z, y_lo + y, x_lo + x]
     flat_links = own_links.reshape(-1)
     flat_labels = own_labels.reshape(-1)
     flat_near = own_near.reshape(-1)
@@ -217,12 +226,13 @@ def spread_tile(box, scale, offsets, weights, cost, links, near, labels):
                 count += 1
                 break
     beyond = spread_paths(
-        sources[:count], True, scale, strides, weights, own_cost.reshape(-1), flat_links, flat_near, flat_labels
+        sources[:count], scale, strides, weights, own_cost.reshape(-1), flat_links, flat_near, flat_labels
     )
     for z in range(depth):
         for y in range(height):
-            labels[z_lo + z, y_lo + y, x_lo:x_hi] = own_labels[z, y]
-            near[z_lo + z, y_lo + y, x_lo:x_hi] = own_near[z, y]
+            for x in range(width):
+                labels[z_lo + z, y_lo + y, x_lo + x] = own_labels[z, y, x]
+                near[z_lo + z, y_lo + y, x_lo + x] = own_near[z, y, x]
     return beyond
 
 
