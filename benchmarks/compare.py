@@ -60,8 +60,8 @@ SLOW = 3.0
 BUDGET = 5.0
 """Seconds of timed calls after which a process stops, whatever `--repeat`."""
 
-LEAST = 0.5
-"""Seconds of timed calls that a process makes at least: short calls vary more."""
+LEAST, MOST_CALLS = 0.5, 20
+"""Seconds of timed calls that a process makes at least, as short calls vary more, but not more than so many calls."""
 
 CROP = 64
 """Side of the crop on which a tool first runs: modules and kernels are loaded before memory is watched."""
@@ -240,7 +240,7 @@ def propagate_skimage(volume: Array, seeds: Array) -> Call:
 
 
 def _flood_outside(volume: Array, seeds: Array) -> Array:
-    """Return seeds with a marker on all of the background: for tools that have no mask."""
+    """Return seeds with a marker on all of the background, for tools that have no mask; it takes unseeded parts too."""
     return np.where(volume > 0, seeds, seeds.max() + 1)
 
 
@@ -268,7 +268,7 @@ def propagate_dijkstra3d(volume: Array, seeds: Array) -> Call:
 
     def call() -> Array:
         _, nearest = dijkstra3d.euclidean_distance_field(mask, sources, return_feature_map=True)
-        return ids[nearest]
+        return ids[nearest].T
 
     return call
 
@@ -461,8 +461,7 @@ def read_peak() -> int:
     return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0])
 
 
-def time_call(call: Call) -> tuple[Any, float]:
-    gc.collect()
+def clock_call(call: Call) -> tuple[Any, float]:
     started = time.perf_counter()
     result = call()
     return result, time.perf_counter() - started
@@ -495,14 +494,16 @@ def measure(task: Mapping[str, Any]) -> dict[str, Any]:
     call = prepare(**arrays)
     gc.collect()
     before = forget_peak()
-    result, seconds = time_call(call)
+    result, seconds = clock_call(call)
     growth = None if before is None else (read_peak() - before) / next(iter(arrays.values())).size
     answer = summarise(verb, result)
     samples = [seconds] if tool != "lpa3d" and seconds > SLOW else []
     while not samples or sum(samples) < (BUDGET if len(samples) < task["repeat"] else LEAST):
         del result
-        result, seconds = time_call(call)
+        result, seconds = clock_call(call)
         samples.append(seconds)
+        if len(samples) >= max(task["repeat"], MOST_CALLS):
+            break
     return {"seconds": samples, "bytes_per_voxel": growth, "answer": answer}
 
 
@@ -832,7 +833,7 @@ IMPORTS = (
 )
 
 
-def time_imports(session: Session) -> dict[str, dict[str, Any]]:
+def clock_imports(session: Session) -> dict[str, dict[str, Any]]:
     """Time each import in fresh processes that take turns, and list the modules that it loads."""
     imports: dict[str, dict[str, Any]] = {}
     for statement in IMPORTS:
@@ -855,7 +856,7 @@ def run_startup(session: Session) -> dict[str, Any]:
     """Measure imports and first calls, and print the table."""
     session.notes.clear()
     say("startup: imports")
-    imports = time_imports(session)
+    imports = clock_imports(session)
     lines = []
     for statement, measured in imports.items():
         value = statistics.median(measured["seconds"])

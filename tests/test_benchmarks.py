@@ -1,0 +1,224 @@
+"""Every benchmark runs, on tiny volumes, and the tables say what they should."""
+
+import importlib.util
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+try:
+    from benchmarks import benchmarks as suite
+    from benchmarks import compare
+finally:
+    sys.path.remove(str(ROOT))
+
+# Not every object meets a slice with seeds.
+pytestmark = pytest.mark.filterwarnings("ignore::lpa3d.errors.Lpa3dWarning")
+
+BENCHMARK = re.compile("time_|timeraw_|peakmem_|mem_|track_")
+SIDE = 64
+
+METHODS = [
+    (cls, name)
+    for cls in vars(suite).values()
+    if inspect.isclass(cls) and cls.__module__ == suite.__name__
+    for name in dir(cls)
+    if BENCHMARK.match(name)
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Folder in which the volumes of the asv suite have been made."""
+    folder = tmp_path_factory.mktemp("asv")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(suite.Verb, "params", [SIDE])
+        suite.Verb().setup_cache()
+    return folder
+
+
+@pytest.mark.parametrize(("cls", "name"), [m for m in METHODS if issubclass(m[0], suite.Verb)])
+def test_asv_verbs(cls, name, files, monkeypatch):
+    monkeypatch.chdir(files)
+    benchmark = cls()
+    benchmark.setup(SIDE)
+    getattr(benchmark, name)(SIDE)
+
+
+@pytest.mark.parametrize(("cls", "name"), [m for m in METHODS if not issubclass(m[0], suite.Verb)])
+def test_asv_statements(cls, name, monkeypatch, tmp_path):
+    """Here in this process, where the kernels are compiled already."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    verbs = cls.params[0] if hasattr(cls, "params") else [None]
+    for verb in verbs:
+        statement = getattr(cls(), name)(*([] if verb is None else [verb, "cold"]))
+        code = statement if isinstance(statement, str) else "\n".join(reversed(statement))
+        exec(compile(code, name, "exec"), {})
+
+
+def test_every_verb_is_in_the_suite():
+    assert len(METHODS) >= 12
+    assert set(suite.CALLS) == {"label", "propagate", "merge", "contacts"}
+
+
+def test_asv_finds_no_benchmarks_in_the_script():
+    assert not [name for name in vars(compare) if BENCHMARK.match(name)]
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory):
+    """Files of a small mask, seeds on two of its slices, and a segmentation of several classes."""
+    folder = tmp_path_factory.mktemp("arrays")
+    rng = np.random.default_rng(0)
+    mask = (rng.random((20, 24, 28)) < 0.6).astype(np.uint8)
+    seeds = compare.keep_slices((mask * rng.integers(1, 5, mask.shape)).astype(np.int32), 16)
+    classes = rng.integers(0, 4, mask.shape, np.uint32)
+    made = {"mask": mask, "seeds": seeds, "classes": classes}
+    for name, array in made.items():
+        np.save(folder / f"{name}.npy", array)
+    return {name: str(folder / f"{name}.npy") for name in made}
+
+
+def test_all_tools_agree(arrays):
+    inputs = {
+        "label": {"volume": arrays["mask"]},
+        "propagate": {"volume": arrays["mask"], "seeds": arrays["seeds"]},
+        "contacts": {"labels": arrays["classes"]},
+    }
+    for verb, tools in compare.CALLS.items():
+        for connectivity in (6, 26) if verb != "propagate" else (6,):
+            answers = {}
+            for tool, (module, _) in tools.items():
+                if not compare.is_installed(module):
+                    continue
+                options = {"connectivity": connectivity} if verb != "propagate" or tool == "lpa3d" else {}
+                task = {"verb": verb, "tool": tool, "arrays": inputs[verb], "options": options, "repeat": 1}
+                measured = compare.measure(task)
+                assert all(seconds > 0 for seconds in measured["seconds"])
+                answers[tool] = measured["answer"]
+            # These know no mask, or have another connectivity.
+            for tool in ("SimpleITK morphological watershed", "mahotas cwatershed", "dijkstra3d Euclidean field"):
+                answers.pop(tool, None)
+            if verb == "propagate":
+                answers.pop("scipy nearest seed")
+            assert len(set(answers.values())) == 1, (verb, connectivity, answers)
+
+
+@pytest.mark.parametrize("tool", [tool for tool in compare.CALLS["propagate"] if tool != "lpa3d"])
+def test_seeded_peers_keep_seeds_and_mask(tool, arrays):
+    module, prepare = compare.CALLS["propagate"][tool]
+    pytest.importorskip(module, exc_type=ImportError)
+    volume, seeds = np.load(arrays["mask"]), np.load(arrays["seeds"])
+    labels = prepare(volume=volume, seeds=seeds)()
+    if tool.startswith("SimpleITK"):
+        import SimpleITK
+
+        labels = SimpleITK.GetArrayFromImage(labels)
+    outside = {seeds.max() + 1} if tool.startswith(("SimpleITK", "mahotas")) else set()
+    np.testing.assert_array_equal(labels[seeds > 0], seeds[seeds > 0])
+    assert set(np.unique(labels[volume > 0])) <= {0, *np.unique(seeds), *outside}
+
+
+def test_a_worker_is_a_process_of_the_script(arrays):
+    task = {"verb": "label", "tool": "scipy", "arrays": {"volume": arrays["mask"]}, "repeat": 2}
+    done = compare.run_worker("measure", task | {"options": {"connectivity": 6}}, compare.os.environ)
+    assert len(done["seconds"]) >= 2
+    with pytest.raises(compare.FailedError, match="TypeError"):
+        compare.run_worker("measure", task | {"options": {"connectivity": 6, "unknown": 1}}, compare.os.environ)
+
+
+def work_here(job, task, environment):
+    return compare.JOBS[job](task)
+
+
+def test_the_script_without_data(tmp_path, capsys):
+    report = tmp_path / "report.json"
+    words = ["--size", "32", "--repeat", "1", "--data", str(tmp_path), "--json", str(report)]
+    assert compare.main([*words, "--only", "^label: (noise|fv 0)|quality: fv 0"], work_here) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"\| noise p = 0.3, 26 +\| +[\d.]+ \| +cc3d \| +[\d.]+ \| +[\d.]+ \| 1 \(aim 0.8\) \|", printed)
+    assert "- fv 0-0-0: no UroCell volumes." in printed
+    assert "lpa3d finds" not in printed
+    read = json.loads(report.read_text())
+    assert {row["peer"] for row in read["rows"]} >= {"cc3d", "scipy", "scikit-image"}
+    assert all(row["ratio"] > 0 for row in read["rows"])
+    assert read["failures"] == []
+
+
+def test_the_script_on_data(data_dir, tmp_path, capsys):
+    pytest.importorskip("nibabel")
+    words = ["--size", "32", "--repeat", "1", "--data", str(data_dir), "--only", "propagate: fv 0|quality: fv 0"]
+    assert compare.main(words, work_here) == 0
+    printed = capsys.readouterr().out
+    assert "| fv 0-0-0, geodesic only, 6, cost " in printed
+    assert "| fv, 1 slice in 16 along z, 0-0-0 " in printed
+
+
+def test_a_failure_is_told(tmp_path, capsys):
+    def fail(job, task, environment):
+        if job == "measure" and task["tool"] == "cc3d":
+            raise compare.FailedError("killed")
+        return work_here(job, task, environment)
+
+    words = ["--size", "32", "--repeat", "1", "--data", str(tmp_path), "--only", "label: noise.* 6"]
+    assert compare.main(words, fail) == 1
+    assert "- label: noise p = 0.3, cc3d: killed" in capsys.readouterr().out
+
+
+def test_tiles_have_their_own_ids():
+    labels = np.zeros((4, 4, 4), np.uint8)
+    labels[0, 0, :2] = 1
+    labels[3] = 3
+    tiled = compare.tile_instances(labels, 8)
+    assert tiled.shape == (8, 8, 8)
+    np.testing.assert_array_equal(np.unique(tiled), [0, *(k for c in range(8) for k in (3 * c + 1, 3 * c + 3))])
+    np.testing.assert_array_equal(tiled > 0, compare.tile(labels > 0, 8))
+    np.testing.assert_array_equal(compare.tile_instances(labels, 2), labels[:2, :2, :2])
+
+
+def test_score():
+    truth = np.array([1, 1, 1, 1, 2, 2, 2, 2, 0, 0])
+    assert compare.score(truth, truth) == (1.0, 0.0)
+    quality, error = compare.score(truth, np.array([5, 5, 5, 7, 8, 8, 8, 8, 9, 0]))
+    # Two of two instances are found, with IoU 3/4 and 1; two predictions, 7 and 9, are too many.
+    assert quality == pytest.approx(2 * 1.75 / (2 + 4))
+    # Pairs of voxels inside the truth: 12 and 12 in it, 6 and 12 in the prediction, 6 and 12 in both.
+    assert error == pytest.approx(1 - 2 * 18 / (24 + 18), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("value", "floor", "aim", "more", "met"),
+    [
+        (0.5, 0.6, 0.4, False, "yes"),
+        (0.4, 0.6, 0.4, False, "yes, and the aim"),
+        (0.61, 0.6, None, False, "**no**"),
+        (0.1, 0.085, 0.12, True, "yes"),
+        (0.05, 0.085, 0.12, True, "**no**"),
+        (None, 5, None, False, ""),
+    ],
+)
+def test_judge(value, floor, aim, more, met):
+    assert compare.judge(value, floor, aim, more=more)[1] == met
+    assert compare.judge(value, None) == ("", "")
+
+
+def test_asv_settings():
+    settings = json.loads((ROOT / "asv.conf.json").read_text())
+    assert (ROOT / settings["benchmark_dir"] / "benchmarks.py").is_file()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("asv") is None, reason="asv is not installed")
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="asv needs a checkout")
+def test_asv_check():
+    words = [sys.executable, "-m", "asv", "check", "--python=same"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
