@@ -74,10 +74,11 @@ def moving_blobs(random, *, classes=1, pooled=False, depth=13, side=26, gap=4):
     instances = np.zeros((depth, side, side), dtype=np.int64)
     for z in range(depth):
         at = places + z * (speed + own)
-        d = np.hypot(y[..., None] - at[:, 0], x[..., None] - at[:, 1])
-        d[..., (z < starts) | (z > stops)] = np.inf
-        nearest = d.argmin(axis=2)
-        inside = d.min(axis=2) <= radius * 1.15
+        there = (z >= starts) & (z <= stops) & (np.abs(at - side / 2) < side / 2 + 2 * radius).all(axis=1)
+        blobs = np.flatnonzero(there)
+        d = np.hypot(y[..., None] - at[blobs, 0], x[..., None] - at[blobs, 1])
+        nearest = blobs[d.argmin(axis=2)] if len(blobs) else np.zeros((side, side), dtype=np.int64)
+        inside = d.min(axis=2, initial=np.inf) <= radius * 1.15
         instances[z][inside] = nearest[inside] + 1
         volume[z][inside] = kinds[nearest[inside]]
     if pooled:
