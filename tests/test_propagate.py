@@ -1,5 +1,6 @@
 """`propagate`: a plain restatement, what docs/algorithm.md guarantees, odd input, bad input, and real data."""
 
+import itertools
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -640,9 +641,9 @@ def watershed(volume, seeds):
     return skimage.segmentation.watershed(np.zeros(volume.shape, np.uint8), seeds, connectivity=1, mask=volume > 0)
 
 
-def every(instances, k):
+def every(instances, k, axis=0):
     seeds = np.zeros_like(instances)
-    seeds[::k] = instances[::k]
+    np.moveaxis(seeds, axis, 0)[::k] = np.moveaxis(instances, axis, 0)[::k]
     return seeds
 
 
@@ -657,59 +658,70 @@ def load(data_dir: Path, kind, name):
 
 @pytest.fixture(scope="module")
 def vesicles(data_dir):
-    return load(data_dir, "fv", "fib1-0-0-0.nii.gz")
+    return [load(data_dir, "fv", f"fib1-{name}.nii.gz") for name in ("0-0-0", "3-2-1")]
 
 
-def test_vesicles_are_far_better_than_watershed(vesicles, data_dir):
-    gains, errors = [], []
-    for volume, instances in (vesicles, load(data_dir, "fv", "fib1-3-2-1.nii.gz")):
-        seeds = every(instances, 16)
-        ours, its = quietly(volume, seeds), watershed(volume, seeds)
-        gains.append(panoptic_quality(instances, ours) - panoptic_quality(instances, its))
-        errors.append((rand_error(instances, ours), rand_error(instances, its)))
-    assert np.mean(gains) > 0.085
-    assert np.sum(errors, axis=0)[0] < 0.42 * np.sum(errors, axis=0)[1]
-
-
-def test_mitochondria_are_no_worse_than_watershed(data_dir):
-    volume, instances = load(data_dir, "mito", "fib1-3-2-1.nii.gz")
-    seeds = every(instances, 16)
+def gain(volume, instances, k, axis=0):
+    """Return panoptic quality less the watershed's, and both adapted Rand errors."""
+    seeds = every(instances, k, axis)
     ours, its = quietly(volume, seeds), watershed(volume, seeds)
-    assert panoptic_quality(instances, ours) >= panoptic_quality(instances, its) - 1e-3
-    assert rand_error(instances, ours) <= rand_error(instances, its) + 1e-3
+    return (
+        panoptic_quality(instances, ours) - panoptic_quality(instances, its),
+        rand_error(instances, ours),
+        rand_error(instances, its),
+    )
+
+
+@pytest.mark.parametrize(("steps", "quality", "ratio"), [((8, 16), 0.085, 0.42), ((32,), 0.06, 0.8)])
+def test_vesicles_are_far_better_than_watershed(vesicles, steps, quality, ratio):
+    gains, ours, its = np.mean([gain(*volume, k) for volume in vesicles for k in steps], axis=0)
+    assert gains > quality
+    assert ours < ratio * its
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_vesicles_cut_along_other_axes_gain_as_well(vesicles, axis):
+    gains, ours, its = gain(*vesicles[0], 16, axis)
+    assert gains > 0.08
+    assert ours < 0.7 * its
+
+
+@pytest.mark.parametrize("name", ["0-0-0", "3-2-1"])
+def test_mitochondria_are_no_worse_than_watershed(data_dir, name):
+    gains, ours, its = gain(*load(data_dir, "mito", f"fib1-{name}.nii.gz"), 16)
+    assert gains >= -1e-3
+    assert ours <= its + 1e-3
 
 
 def test_a_stray_click_between_slices_does_no_harm(vesicles):
-    volume, instances = (array[:97] for array in vesicles)
+    volume, instances = (array[:97] for array in vesicles[0])
     seeds = every(instances, 16)
     clicked = seeds.copy()
     for z in (21, 40, 70):
         y, x = np.argwhere(instances[z])[len(np.argwhere(instances[z])) // 2]
         clicked[z, y, x] = instances[z, y, x]
     plain, stray = (rand_error(instances, quietly(volume, which)) for which in (seeds, clicked))
-    assert stray < plain + 0.005
+    assert stray < plain + 0.002
 
 
 def test_pooled_ids_are_no_worse_than_without_sections(vesicles):
     # Each id has many pieces: any of them may be the partner of another.
-    volume, instances = (array[:97] for array in vesicles)
+    volume, instances = (array[:97] for array in vesicles[0])
     pooled = np.where(instances > 0, 1 + instances % 12, 0)
     seeds = every(pooled, 16)
-    drawn, still = (
-        np.mean(quietly(volume, seeds, slice_axis=axis)[volume > 0] == pooled[volume > 0]) for axis in ("auto", None)
-    )
-    assert drawn > still - 0.005
+    drawn, still = (np.mean((quietly(volume, seeds, slice_axis=axis) == pooled)[pooled > 0]) for axis in ("auto", None))
+    assert drawn > still - 0.002
 
 
-@pytest.mark.parametrize("k", [8, 16])
-def test_touching_trees_are_no_worse_than_without_sections(k):
-    wrong = {"auto": [], None: []}
-    for seed in range(3):
-        mask, instances = phantom.trees((96, 128, 128), seed=seed)
+def test_touching_trees_are_no_worse_than_without_sections():
+    # The switch may err on one tree, which then loses up to .02 of its voxels; over all trees there is hardly a loss.
+    more_wrong = []
+    for seed, radius, k in itertools.product(range(3), ((5, 5.01), (5, 8), (8, 8.01)), (8, 16)):
+        mask, instances = phantom.trees((96, 128, 128), seed=seed, radius=radius)
         seeds = every(instances.astype(np.int64), k)
-        for slice_axis, found in wrong.items():
-            labels = quietly(mask, seeds, slice_axis=slice_axis)
-            found.append(np.mean(labels[mask > 0] != instances[mask > 0]))
-    # One tree may gain or lose a little; together they do not lose.
-    assert np.mean(wrong["auto"]) <= np.mean(wrong[None]) + 0.002
-    assert (np.array(wrong["auto"]) <= np.array(wrong[None]) + 0.01).all()
+        drawn, still = (
+            (quietly(mask, seeds, slice_axis=axis) != instances)[mask > 0].mean() for axis in ("auto", None)
+        )
+        more_wrong.append(drawn - still)
+    assert np.mean(more_wrong) <= 0.002
+    assert max(more_wrong) <= 0.02
