@@ -140,6 +140,20 @@ def test_labels_are_the_nearest_by_shortest_paths(connectivity, spacing, costly)
         np.testing.assert_array_equal(labels[unique], flooded[unique])
 
 
+@pytest.mark.parametrize("spacing", SPACINGS[:2])
+def test_flat_indices_of_64_bits(spacing, monkeypatch):
+    monkeypatch.setenv("LPA3D_NUM_THREADS", "2")
+    monkeypatch.setattr(_geodesic, "TILE", (2, 3, 2))
+    for module in (_geodesic, _levels):
+        monkeypatch.setattr(module, "flat_dtype", lambda size: np.int64)
+    random = np.random.default_rng(5)
+    volume = (random.random((6, 9, 7)) < 0.8).astype(np.uint8)
+    seeds = np.where(random.random(volume.shape) < 0.05, volume * random.integers(1, 9, volume.shape), 0)
+    labels = seeds.astype(np.uint32)
+    spread(labels, link_voxels(volume, 6), step_weights(6, spacing), 6)
+    np.testing.assert_array_equal(labels, naive.geodesic(seeds, restate_links(volume, 6, spacing)))
+
+
 def make_serpentine(side):
     """Return a cube with one corridor, a voxel wide, through all of it; its ends are at the origin and returned."""
     volume = np.zeros((side, side, side), dtype=np.uint8)

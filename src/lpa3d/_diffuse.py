@@ -17,7 +17,7 @@ from ._geodesic import NO_COST, Labels, Links
 from ._levels import Fronts, cut_planes, flat_strides
 from ._neighbors import neighbor_offsets
 from ._rounds import run_rounds
-from ._threads import num_threads, run_all
+from ._threads import num_threads, run_all, split
 from .kernels import diffuse as kernels
 
 __all__ = ["diffuse"]
@@ -48,7 +48,7 @@ def diffuse(
     seeds
         Voxels where it is not 0 keep their label.
     conductances
-        Positive integer per offset. With `cost` a link conducts ``max(1, 32 * w // (cost[a] + cost[b]))``.
+        Integer per offset, from 1 to 2**30. With `cost` a link conducts ``max(1, 32 * w // (cost[a] + cost[b]))``.
     sweeps
         How many averages are taken; an array gives a number for each label (that of a class, since labels of linked
         voxels have the same).
@@ -63,8 +63,7 @@ def diffuse(
         if turns > 0 and labels.size:
             chosen = by_label == turns if by_label.ndim else np.empty(0, dtype=bool)
             hops = _count_hops(labels, links, connectivity, chosen, int(turns))
-            wave = _Wave(labels, links, seeds, conductances, connectivity, int(turns), cost, hops, flat_confidence)
-            run_rounds(wave.work, wave.advance, wave.workers)
+            _Wave(labels, links, seeds, conductances, connectivity, int(turns), cost, hops, flat_confidence).run()
     return flat_confidence.reshape(labels.shape) if return_confidence else None
 
 
@@ -120,12 +119,16 @@ class _Wave:
         ahead = np.ascontiguousarray(neighbor_offsets(connectivity)[:, axis])
         self.steps = (flat_strides(labels.shape, connectivity), ahead, conductances)
 
-        listed = run_all(kernels.count_listed, self.hops)
-        busy = sum(listed) * min(sweeps, self.planes) > SMALL * self.planes
+        listed = np.empty(self.planes, dtype=np.int64)
+        run_all(
+            lambda part: kernels.count_listed(self.hops[slice(*part)], listed[slice(*part)]),
+            split(self.planes, num_threads()),
+        )
+        busy = listed.sum() * min(sweeps, self.planes) > SMALL * self.planes
         self.workers = num_threads() if busy else 1
-        slots = min(2 * (sweeps + self.workers), self.planes)
-        capacity = max(listed)
-        self.slots = slots
+        # A slot is listed anew when what it held is written back and read by no sweep.
+        self.slots = slots = min(2 * (sweeps + self.workers), self.planes)
+        capacity = int(listed.max())
         self.counts = np.zeros(slots, dtype=np.int64)
         narrow = np.int32 if slots * capacity < 2**31 else np.int64
         self.window = (
@@ -137,7 +140,11 @@ class _Wave:
         )
         self.round = 0
 
-    def work(self, worker: int) -> None:
+    def run(self) -> None:
+        """Take all rounds."""
+        run_rounds(self._work, self._advance, self.workers)
+
+    def _work(self, worker: int) -> None:
         """Do one thread's part of the round."""
         if self.round % self.workers == 0:
             done = self.round - 2 * self.sweeps - 1 - worker
@@ -170,7 +177,7 @@ class _Wave:
             self.window,
         )
 
-    def advance(self) -> bool:
+    def _advance(self) -> bool:
         """Go to the next round; return whether there is one."""
         self.round += 1
         # The last planes are written in the first round of this kind after their last sweep.

@@ -24,6 +24,7 @@ LIMIT = 2**32 - 2
 """The largest distance that a key can hold, in units of 1/64 of the smallest voxel side."""
 
 BUCKETS = 4096
+"""Buckets of the queue are as wide as the smallest step, or wider, so that there are about so many at most."""
 
 TILE = (64, 64, 128)
 """Voxels of a tile: its keys, labels and links fit into the cache that cores share."""

@@ -39,5 +39,9 @@ def run_rounds(work: Callable[[int], None], advance: Callable[[], bool], workers
             raise
 
     with ThreadPoolExecutor(workers) as pool:
-        for future in [pool.submit(loop, worker) for worker in range(workers)]:
-            future.result()
+        try:
+            for future in [pool.submit(loop, worker) for worker in range(workers)]:
+                future.result()
+        except BaseException:
+            barrier.abort()  # an interrupt comes to this thread: the others stop at the end of the round
+            raise

@@ -64,12 +64,14 @@ def find_border(labels, links, strides, chosen, lo, hi, hops, queue):
 
 
 @jit
-def count_listed(hops):
-    """Return how many voxels are listed."""
-    count = 0
-    for v in range(hops.size):
-        count += hops[v] != 0
-    return count
+def count_listed(hops, counts):
+    """Write how many voxels of each plane are listed."""
+    for plane in range(counts.size):
+        row = hops[plane]
+        count = 0
+        for i in range(row.size):
+            count += row[i] != 0
+        counts[plane] = count
 
 
 @jit
@@ -184,14 +186,14 @@ def average_lists(plane, sweep, first, last, links, cost, steps, window):
         for c in range(others):
             name = other_names[c]
             p = np.int64(np.float64(other_sums[c]) / np.float64(total))
-            # `low` and `high` are any two labels in here; put in order below.
-            if high_p > low_p or (high_p == low_p and high < low):
+            # In this loop `low` is the better of the two, not the smaller.
+            if high != 0 and (high_p > low_p or (high_p == low_p and high < low)):
                 low, high = high, low
                 low_p, high_p = high_p, low_p
             if high == 0 or p > high_p or (p == high_p and name < high):
                 high = name
                 high_p = p
-        if others and high < low and high != 0:
+        if high != 0 and high < low:
             low, high = high, low
             low_p, high_p = high_p, low_p
         if low_p == 0 and high_p == 0:
