@@ -292,7 +292,7 @@ def neighbors_motion(interval, side, piece, u, without=None):
     for pair in pairs:
         d = [p - q for p, q in zip(pair[side].centre, piece.centre, strict=True)]
         r2 = length2(d, u) >> 12
-        if r2 <= 960**2 and all(abs(p * unit) <= 960 * 64 for p, unit in zip(d, u, strict=True)):
+        if r2 <= 960**2:
             near.append((r2, motion(*pair)))
     near.sort()
     near = [(r2, d) for r2, d in near if r2 <= near[min(3, len(near) - 1)][0]]
