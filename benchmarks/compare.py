@@ -402,26 +402,30 @@ def label_contests(size: int) -> Iterable[Contest]:
 def propagate_contests(size: int) -> Iterable[Contest]:
     geodesic = {"slice_axis": None, "sweeps": 0}
 
-    def plain(floor: float, memory: float) -> Ours:
-        return Ours("geodesic only, 6", geodesic, floor=floor, aim=floor / 2, bytes_per_voxel=memory)
+    def list_geodesic(floor: float, memory: float) -> list[Ours]:
+        plain = Ours("geodesic only, 6", geodesic, floor=floor, aim=floor / 2, bytes_per_voxel=memory)
+        return [
+            plain,
+            Ours("geodesic only, 6, spacing 40 8 8", geodesic | {"spacing": (40, 8, 8)}, {}, 0.35, 0.175, memory),
+            Ours("geodesic only, 26", geodesic | {"connectivity": 26}, {}, 0.35, 0.175, memory),
+            Ours("geodesic only, 6, cost", geodesic, {"cost": "cost"}, 0.5, 0.25, memory),
+        ]
 
-    defaults = Ours("defaults", floor=1.0, aim=0.5, bytes_per_voxel=14)
-    free = Ours("without sections, 32 sweeps", {"slice_axis": None, "sweeps": 32}, bytes_per_voxel=14)
-    variants = (
-        Ours("geodesic only, 6, spacing 40 8 8", geodesic | {"spacing": (40, 8, 8)}, {}, 0.35, 0.175, 14),
-        Ours("geodesic only, 26", geodesic | {"connectivity": 26}, {}, 0.35, 0.175, 14),
-        Ours("geodesic only, 6, cost", geodesic, {"cost": "cost"}, 0.5, 0.25, 14),
-    )
     peers = ("scikit-image watershed",)
+    free = Ours("without sections, 32 sweeps", {"slice_axis": None, "sweeps": 32}, bytes_per_voxel=14)
     for kind, volume in PAIRS:
-        ours = [plain(0.12, 14), defaults if kind == "fv" else Ours("defaults", bytes_per_voxel=14)]
-        if volume == VOLUMES[0]:
-            ours += [*variants, free] if kind == "fv" else variants
+        ours = list_geodesic(0.12, 14)
+        if volume != VOLUMES[0]:
+            del ours[1:]
+        floors = (1.0, 0.5) if kind == "fv" else (None, None)
+        ours.append(Ours("defaults", {}, {}, *floors, 14))
+        if (kind, volume) == ("fv", VOLUMES[0]):
+            ours.append(free)
         arrays = {"volume": f"{kind} {volume} mask", "seeds": f"{kind} {volume} seeds"}
         yield Contest("propagate", f"{kind} {volume}", "propagate", size, arrays, tuple(ours), peers)
     arrays = {"volume": "connectomics", "seeds": "connectomics points"}
     what = "connectomics, multi-class, points"
-    yield Contest("propagate", what, "propagate", size, arrays, (plain(0.2, 32),), peers)
+    yield Contest("propagate", what, "propagate", size, arrays, tuple(list_geodesic(0.2, 32)), peers)
 
 
 def seeded_contests() -> Iterable[Contest]:
