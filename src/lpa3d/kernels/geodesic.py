@@ -170,69 +170,79 @@ def double_pool(pool, follow):
 def spread_tile(box, scale, offsets, weights, cost, links, near, labels):
     """Spread the labels of a box of voxels as if there were no others; return whether a candidate was out of range.
 
-    The work is done on a copy that fits into the cache.
+    The work is done on a copy that fits into the cache. Rows without a link are left out of it.
     """
     z_lo, z_hi, y_lo, y_hi, x_lo, x_hi = box
     depth, height, width = z_hi - z_lo, y_hi - y_lo, x_hi - x_lo
-    some = False
-    for z in range(z_lo, z_hi):
-        for y in range(y_lo, y_hi):
-            row = labels[z, y, x_lo:x_hi]
-            for x in range(width):
-                some |= row[x] != 0
-    if not some:
-        return False
     shape = (depth, height, width)
     own_links = np.empty(shape, dtype=links.dtype)
     own_labels = np.empty(shape, dtype=labels.dtype)
-    own_near = np.zeros(shape, dtype=near.dtype)
+    own_near = np.empty(shape, dtype=near.dtype)
     own_cost = np.empty(shape if cost.size > 0 else (0, 0, 0), dtype=cost.dtype)
+    busy = np.empty((depth, height), dtype=np.bool_)
     strides = np.empty(offsets.shape[0], dtype=np.int64)
+    not_first = 0
+    not_last = 0
     for k in range(strides.size):
         strides[k] = (offsets[k, 0] * height + offsets[k, 1]) * width + offsets[k, 2]
+        not_first |= np.int64(offsets[k, 2] >= 0) << k
+        not_last |= np.int64(offsets[k, 2] <= 0) << k
+    some = False
     for z in range(depth):
         for y in range(height):
+            from_links = links[z_lo + z, y_lo + y, x_lo:x_hi]
+            linked = links.dtype.type(0)
+            for x in range(width):
+                linked |= from_links[x]
+            busy[z, y] = linked != 0
+            if linked == 0:
+                continue
             inside = 0
-            not_first = 0
-            not_last = 0
             for k in range(strides.size):
                 if 0 <= z + offsets[k, 0] < depth and 0 <= y + offsets[k, 1] < height:
                     inside |= 1 << k
-                not_first |= np.int64(offsets[k, 2] >= 0) << k
-                not_last |= np.int64(offsets[k, 2] <= 0) << k
-            from_links = links[z_lo + z, y_lo + y, x_lo:x_hi]
-            from_labels = labels[z_lo + z, y_lo + y, x_lo:x_hi]
             inside = links.dtype.type(inside)
+            from_labels = labels[z_lo + z, y_lo + y, x_lo:x_hi]
             for x in range(width):
                 own_links[z, y, x] = from_links[x] & inside
                 own_labels[z, y, x] = from_labels[x]
+                own_near[z, y, x] = 0
+                some |= from_labels[x] != 0
             own_links[z, y, 0] &= links.dtype.type(not_first)
             own_links[z, y, width - 1] &= links.dtype.type(not_last)
             if cost.size > 0:
                 for x in range(width):
                     own_cost[z, y, x] = cost[z_lo + z, y_lo + y, x_lo + x]
+    if not some:
+        return False
     flat_links = own_links.reshape(-1)
     flat_labels = own_labels.reshape(-1)
     flat_near = own_near.reshape(-1)
     sources = np.empty(flat_labels.size, dtype=np.uint32)
     count = 0
-    for v in range(flat_labels.size):
-        if flat_labels[v] == 0:
-            continue
-        mask = np.int64(flat_links[v])
-        for k in range(strides.size):
-            if (mask >> k) & 1 and flat_labels[v + strides[k]] == 0:
-                sources[count] = v
-                count += 1
-                break
+    for z in range(depth):
+        for y in range(height):
+            if not busy[z, y]:
+                continue
+            start = (z * height + y) * width
+            for v in range(start, start + width):
+                if flat_labels[v] == 0:
+                    continue
+                mask = np.int64(flat_links[v])
+                for k in range(strides.size):
+                    if (mask >> k) & 1 and flat_labels[v + strides[k]] == 0:
+                        sources[count] = v
+                        count += 1
+                        break
     beyond = spread_paths(
         sources[:count], scale, strides, weights, own_cost.reshape(-1), flat_links, flat_near, flat_labels
     )
     for z in range(depth):
         for y in range(height):
-            for x in range(width):
-                labels[z_lo + z, y_lo + y, x_lo + x] = own_labels[z, y, x]
-                near[z_lo + z, y_lo + y, x_lo + x] = own_near[z, y, x]
+            if busy[z, y]:
+                for x in range(width):
+                    labels[z_lo + z, y_lo + y, x_lo + x] = own_labels[z, y, x]
+                    near[z_lo + z, y_lo + y, x_lo + x] = own_near[z, y, x]
     return beyond
 
 
@@ -261,9 +271,9 @@ def find_improving(span, tile, strides, weights, cost, links, near, labels, foun
                     x += 1 if whole else tile[2] - 1 - x % tile[2]
                 else:
                     x += 1
-                if flat_labels[v] == 0:
-                    continue
                 mask = np.int64(flat_links[v])
+                if mask == 0 or flat_labels[v] == 0:
+                    continue
                 distance = read_distance(flat_near, v)
                 for k in range(strides.size):
                     n = v + strides[k]
