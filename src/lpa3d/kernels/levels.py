@@ -185,5 +185,6 @@ def step_slabs(first, stride, level, last, few, by_level, strides, fronts, links
 @jit
 def clear_marks(lo, hi, links):
     """Clear the level of the masks from `lo` to `hi`."""
-    for v in range(lo, hi):
-        links[v] &= 63
+    part = links[lo:hi]
+    for i in range(part.size):
+        part[i] &= np.uint8(63)
