@@ -361,6 +361,16 @@ def test_a_black_slice_cuts_and_naming_it_mends():
     np.testing.assert_array_equal(labels, 4 * volume)
 
 
+def test_seeds_on_missing_slices_are_dropped_with_a_warning():
+    volume = np.ones((3, 2, 2), dtype=np.uint8)
+    seeds = np.zeros(volume.shape, dtype=np.int64)
+    seeds[0] = 4
+    seeds[1, 0] = 5
+    with pytest.warns(Lpa3dWarning, match="2 seed voxels lie on missing_slices"):
+        labels = lpa3d.propagate(volume, seeds, missing_slices=(1,))
+    np.testing.assert_array_equal(labels[:, 0, 0], [4, 0, 4])
+
+
 def test_confidence():
     volume = np.zeros((3, 3, 14), dtype=np.uint8)
     volume[:, :, :9] = 1

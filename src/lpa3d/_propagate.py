@@ -178,7 +178,7 @@ def propagate(
         nearly all seeds. None does not draw sections.
     missing_slices : iterable of int, optional
         Positions along z of slices without content. Their neighbours are linked across them as if they were not
-        there, and they stay 0.
+        there, and they stay 0. Seeds on them are dropped with a warning.
     unseeded : {'drop', 'label'}, default 'drop'
         What becomes of components without a seed: 0, with one warning that counts them, or fresh ids after the
         largest of `seeds`, in raster order.
@@ -285,6 +285,9 @@ def propagate(
     if missing:
         # Without the missing slices their neighbours are neighbours, in every stage.
         present = np.setdiff1d(np.arange(shape[0]), missing)
+        lost = int(np.count_nonzero(given[missing]))
+        if lost:
+            warnings.warn(f"{lost} seed voxels lie on missing_slices and were dropped", Lpa3dWarning, stacklevel=2)
         result, confidence = _run(job.take(present), None, tell)
         whole = np.zeros(shape, dtype) if target is None else target
         whole[missing] = 0
