@@ -551,14 +551,19 @@ STUCK_WRITER = SLOW_WRITER.replace("progress(0.5)", "pass")
 
 def interrupted(code: str, words: list[str], number: int) -> tuple[int, str, float]:
     """Run until "half" is printed, send the signal; return the exit code, the messages, and how long it took to end."""
-    code = f"{code}\nimport sys\nfrom lpa3d.cli import main\nsys.exit(main())"
+    # A shell starts its background jobs deaf to SIGINT, which children inherit: these tests may run in one.
+    hear = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{hear}\n{code}\nimport sys\nfrom lpa3d.cli import main\nsys.exit(main())"
     with subprocess.Popen(
         [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout.readline() == "half\n", process.stderr.read()
-        start = time.perf_counter()
-        process.send_signal(number)
-        _, messages = process.communicate(timeout=30)
+        try:
+            assert process.stdout.readline() == "half\n", process.stderr.read()
+            start = time.perf_counter()
+            process.send_signal(number)
+            _, messages = process.communicate(timeout=30)
+        finally:
+            process.kill()
     return process.returncode, messages, time.perf_counter() - start
 
 
