@@ -5,7 +5,8 @@ Stages
 1. *Census* of the seeds: ids become dense ranks in their order, so that all that follows works on uint32.
 2. *Sections* between annotated slices, if seeds lie on such (`_sections`).
 3. *Geodesic*: what is left takes the label that is nearest along links (`_geodesic`).
-4. *Diffusion* of the labels' probabilities near their borders, and *reattachment* of what it cut off (`_diffuse`).
+4. *Diffusion* of the labels' probabilities near their borders (`_diffuse`), and *reattachment* of what it cut off
+   (`_reattach`).
 5. Components without a seed get fresh ids or are counted; ranks become ids.
 """
 

@@ -16,8 +16,3 @@ CACHE = os.environ.get("LPA3D_KERNEL_CACHE", "1") != "0"
 def jit(function):
     """Compile `function` as a serial kernel that releases the GIL."""
     return numba.njit(nogil=True, cache=CACHE, error_model="numpy")(function)
-
-
-def inline(function):
-    """Compile `function` as a small helper that is always inlined into its kernel."""
-    return numba.njit(nogil=True, cache=CACHE, error_model="numpy", inline="always")(function)
