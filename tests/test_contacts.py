@@ -11,7 +11,8 @@ from hypothesis.extra import numpy as hnp
 
 import lpa3d
 import naive
-from lpa3d._contacts import Counts, add_counts, as_bits, count_pairs, seal, tabulate
+from lpa3d._checks import as_bits, seal
+from lpa3d._contacts import Counts, add_counts, count_pairs, tabulate
 from lpa3d._neighbors import neighbor_offsets
 from lpa3d.errors import InputError, InputTypeError
 from lpa3d.kernels.contacts import count_contacts
@@ -78,7 +79,8 @@ def test_counts_add_up_over_any_boxes(labels, connectivity, data):
     parts = []
     for corner in itertools.product(*(itertools.pairwise(cut) for cut in cuts)):
         box = np.array(corner, dtype=np.int64).T.copy()
-        parts.append(Counts(*count_contacts(seal(as_bits(labels)), seal(image), 1.0, forward, box)))
+        rows = count_contacts(seal(as_bits(labels)), seal(image), 1.0, forward, box)
+        parts.append(Counts(rows[:, :2], rows[:, 2:]))
     total = add_counts(data.draw(st.permutations(parts)))
     expected = lpa3d.contacts(labels, image=image, spacing=(3, 2, 1), connectivity=connectivity)
     assert_same(tabulate(total, (3.0, 2.0, 1.0), 1), expected)

@@ -18,6 +18,7 @@ from .errors import InputError, InputTypeError
 
 __all__ = [
     "MAX_ID",
+    "as_bits",
     "canonical_connectivity",
     "canonical_out",
     "canonical_spacing",
@@ -27,6 +28,7 @@ __all__ = [
     "is_integral",
     "max_id",
     "same_shape",
+    "seal",
 ]
 
 MAX_ID = 2**63 - 1
@@ -92,6 +94,18 @@ def instance_ids(array: Any, name: str) -> npt.NDArray[Any]:
     if ids.dtype == np.uint64 and max_id(ids) > MAX_ID:
         raise InputError(f"{name} holds ids up to {max_id(ids)}; at most 2**63 - 1 is possible")
     return ids
+
+
+def as_bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a view of integers or booleans as uint8, uint16, uint32 or int64: one compiled kernel for each width."""
+    return array.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.int64}[array.dtype.itemsize])
+
+
+def seal(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a read-only view: Numba compiles anew for writeable and read-only arrays."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def same_shape(array: npt.NDArray[Any], name: str, other: npt.NDArray[Any], other_name: str) -> None:

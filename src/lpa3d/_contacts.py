@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import canonical_connectivity, canonical_spacing, check_array, instance_ids, same_shape
+from ._checks import (
+    as_bits,
+    canonical_connectivity,
+    canonical_spacing,
+    check_array,
+    instance_ids,
+    same_shape,
+    seal,
+)
 from ._neighbors import neighbor_offsets
 from ._threads import num_threads, run_all, split
 from ._unite import flag_first, sort_pairs
@@ -28,12 +36,10 @@ __all__ = [
     "Contacts",
     "Counts",
     "add_counts",
-    "as_bits",
     "check_spacing",
     "contacts",
     "count_pairs",
     "list_ids",
-    "seal",
     "tabulate",
 ]
 
@@ -157,7 +163,8 @@ def count_pairs(labels: npt.NDArray[Any], image: npt.NDArray[Any] | None, connec
     forward = offsets[len(offsets) // 2 :]
 
     def count(box: npt.NDArray[np.int64]) -> Counts:
-        return Counts(*count_contacts(labels, image, scale, forward, box))
+        rows = count_contacts(labels, image, scale, forward, box)
+        return Counts(rows[:, :2], rows[:, 2:])
 
     return add_counts(run_all(count, _boxes(labels.shape)))
 
@@ -177,18 +184,6 @@ def _boxes(shape: tuple[int, ...]) -> list[npt.NDArray[np.int64]]:
         box[:, axis] = start, stop
         boxes.append(box)
     return boxes
-
-
-def as_bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return a view of integers or booleans as uint8, uint16, uint32 or int64: one compiled kernel for each width."""
-    return array.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.int64}[array.dtype.itemsize])
-
-
-def seal(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return a read-only view: Numba compiles anew for writeable and read-only arrays."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 def list_ids(counts: Counts, labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

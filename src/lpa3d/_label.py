@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import canonical_connectivity, canonical_out, class_map
+from ._checks import canonical_connectivity, canonical_out, class_map, seal
 from ._threads import num_threads, run_all, split
 from .kernels.label import clear_runs, count_runs, fill_runs, flag_runs, join_slabs, scan_runs
 from .kernels.unionfind import rank_sets
@@ -33,13 +33,6 @@ SLAB_VOXELS = 2**18
 
 WIDE = 2**32
 """Volumes of as many voxels get 64-bit numbers."""
-
-
-def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return a read-only view: Numba compiles a kernel anew for read-only arrays, so it always gets those."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +89,18 @@ class Components:
     def write_labels(self, out: npt.NDArray[Any], *, clear: bool) -> None:
         """Write each voxel's component number to `out`; the background only if `clear`, as 0."""
         volume = out.reshape(self.shape)
+        run_all(lambda slab: self.write_slab(slab, volume[slab.z_lo : slab.z_hi], clear=clear), self.slabs)
 
-        def write(slab: Slab) -> None:
-            part = volume[slab.z_lo : slab.z_hi]
-            fill_runs(slab.changes, slab.inside, slab.runs, slab.of(self.numbers), clear, part)
-
-        run_all(write, self.slabs)
+    def write_slab(self, slab: Slab, out: npt.NDArray[Any], *, clear: bool) -> None:
+        """Do what `write_labels` does for one slab; `out` has its shape."""
+        fill_runs(slab.changes, slab.inside, slab.runs, slab.of(self.numbers), clear, out)
 
     def hold_seed(self, labels: npt.NDArray[Any], seeds: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Return, at index ``number - 1``, whether a component has a voxel whose seed equals its label.
 
         `labels` is constant along every run (as the array is from which the components were made).
         """
-        labels, seeds = _read_only(labels.reshape(self.shape)), _read_only(seeds.reshape(self.shape))
+        labels, seeds = seal(labels.reshape(self.shape)), seal(seeds.reshape(self.shape))
         flags = np.zeros(len(self.numbers), np.bool_)
 
         def flag(slab: Slab) -> None:
@@ -155,7 +147,7 @@ def find_components(volume: npt.NDArray[Any], connectivity: int) -> Components:
         height, width = 1, height
     if depth == 1:
         depth, height = height, 1
-    flat = _read_only(volume.reshape(-1))
+    flat = seal(volume.reshape(-1))
     dtype = np.uint32 if flat.size < WIDE else np.int64
 
     # A few slabs for each thread, as some are harder, and at least four slices in each, as one more is scanned.

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import canonical_connectivity, canonical_out, class_map, instance_ids, same_shape
-from ._contacts import Contacts, as_bits, check_spacing, count_pairs, list_ids, seal, tabulate
+from ._checks import as_bits, canonical_connectivity, canonical_out, instance_ids, seal
+from ._classes import check_classes, group_ids
+from ._contacts import Contacts, check_spacing, count_pairs, list_ids, tabulate
 from ._threads import num_threads, run_all, split
-from ._unite import check_links, check_pairs, find_positions, flag_first, list_some, sort_pairs, unite_ids
+from ._unite import check_links, check_pairs, find_positions, flag_first, sort_pairs, unite_ids
 from .errors import InputError, InputTypeError
-from .kernels.contacts import list_overlaps
 from .kernels.relabel import index_ids, replace_ids
 
 __all__ = ["merge", "relabel"]
@@ -154,12 +154,12 @@ def merge(
     scored = None if scores is None else _check_scores(scores)
     threshold = _check_threshold(min_contact, scored is not None)
     must, apart = check_links(must_link, "must_link"), check_links(cannot_link, "cannot_link")
-    class_of = _check_classes(classes, labels)
+    class_of = check_classes(classes, "classes", labels, "labels")
     target = canonical_out(out, labels.shape, labels.dtype, (labels, classes))
 
     counts = count_pairs(volume, None, steps)
     ids = list_ids(counts, volume)
-    groups, names = _group_ids(class_of, ids, volume)
+    groups, names = group_ids(class_of, "classes", ids, volume, "labels")
     if scored is None:
         table = tabulate(counts, sizes)
         pairs, evidence = np.stack([table.id_a, table.id_b], axis=1), table.share
@@ -276,57 +276,3 @@ def _split_columns(scores: npt.NDArray[Any], need: str) -> tuple[npt.NDArray[Any
             )
         ids = ids.astype(np.int64)
     return ids, scores[:, 2]
-
-
-def _check_classes(classes: Any, labels: npt.NDArray[Any]) -> Any:
-    """Return None, a mapping, or a canonical class map in its own dtype."""
-    if classes is None or isinstance(classes, Mapping):
-        return classes
-    canonical = class_map(classes, "classes")
-    same_shape(classes, "classes", labels, "labels")
-    return canonical.view(classes.dtype.newbyteorder("="))
-
-
-def _group_ids(classes: Any, ids: Ids, volume: npt.NDArray[Any]) -> tuple[Ids, list[Any]]:
-    """Return the class of each of `ids` as a position in a list of classes, and that list."""
-    if classes is None:
-        return np.zeros(len(ids), np.int64), []
-    if not isinstance(classes, Mapping):
-        return _find_classes(classes, ids, volume)
-    missing = np.array([i for i in ids.tolist() if i not in classes], np.int64)
-    if missing.size:
-        raise InputError(
-            f"classes has no entry for {len(missing)} id(s) of labels: {list_some(missing)}; add them, or pass a "
-            f"class map of the same shape"
-        )
-    values = [classes[i] for i in ids.tolist()]
-    positions = {name: k for k, name in enumerate(dict.fromkeys(values))}
-    return np.array([positions[value] for value in values], np.int64), list(positions)
-
-
-def _find_classes(classes: npt.NDArray[Any], ids: Ids, volume: npt.NDArray[Any]) -> tuple[Ids, list[Any]]:
-    """Return what `_group_ids` does, for a class map: an id has the one class of its voxels, 0 where they have none."""
-    flat, codes = (seal(as_bits(array)).reshape(-1) for array in (volume, classes))
-
-    def list_slab(bounds: tuple[int, int]) -> Ids:
-        at = slice(*bounds)
-        found: Ids = list_overlaps(flat[at], codes[at])
-        return found
-
-    found = np.concatenate([np.empty((0, 2), np.int64), *run_all(list_slab, _slabs(flat.size))])
-    found = found[sort_pairs(found)]
-    found = found[flag_first(found)]
-    values, positions = np.unique(found[:, 1], return_inverse=True)
-    # The kernel saw the bits as unsigned numbers; messages say what the caller wrote.
-    names = [0, *values.astype(codes.dtype).view(classes.dtype).tolist()]
-    several = np.flatnonzero(found[1:, 0] == found[:-1, 0])
-    if several.size:
-        k = several[0]
-        spread = np.unique(found[several, 0])
-        raise InputError(
-            f"{len(spread)} id(s) of labels lie on more than one class: {list_some(spread)}; id {found[k, 0]} is "
-            f"on {names[positions[k] + 1]} and {names[positions[k + 1] + 1]}. Split them, or pass classes={{id: class}}"
-        )
-    groups = np.zeros(len(ids), np.int64)
-    groups[np.searchsorted(ids, found[:, 0])] = positions + 1
-    return groups, names

@@ -11,14 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["VOID", "Overlaps", "add_overlaps"]
+from ._checks import as_bits, seal
+from ._threads import num_threads, run_all, split
+from .kernels import overlap as kernels
+from .kernels.overlap import VOID
 
-VOID = -1
-"""Reference id of the voxels that are ignored."""
+__all__ = ["VOID", "Overlaps", "add_overlaps", "count_overlaps", "count_rows"]
+
+SLAB_VOXELS = 2**18
+"""Smallest slab that is worth a thread of its own."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -61,3 +67,35 @@ def add_overlaps(tables: Iterable[Overlaps]) -> Overlaps:
         boxes = np.stack([low, high], axis=1)
         pairs = pairs[starts]
     return Overlaps(pairs, voxels, boxes)
+
+
+def count_overlaps(
+    reference: npt.NDArray[Any], prediction: npt.NDArray[Any], ignore: npt.NDArray[np.bool_] | None = None
+) -> Overlaps:
+    """Count the overlaps of two canonical ``(Z, Y, X)`` volumes of ids (`VOID` where `ignore` is True)."""
+    rows, width = reference.shape[0] * reference.shape[1], reference.shape[2]
+    flat = [array.reshape(-1) for array in (reference, prediction)]
+    mask = None if ignore is None else ignore.reshape(-1)
+
+    def count(bounds: tuple[int, int]) -> Overlaps:
+        at = slice(bounds[0] * width, bounds[1] * width)
+        part = None if mask is None else mask[at]
+        return count_rows(flat[0][at], flat[1][at], part, reference.shape, bounds[0])
+
+    # A few slabs for each thread, as some are harder.
+    slabs = split(rows, min(4 * num_threads(), reference.size // SLAB_VOXELS)) if reference.size else []
+    return add_overlaps(run_all(count, slabs))
+
+
+def count_rows(
+    reference: npt.NDArray[Any],
+    prediction: npt.NDArray[Any],
+    ignore: npt.NDArray[np.bool_] | None,
+    shape: tuple[int, ...],
+    first: int,
+) -> Overlaps:
+    """Count the overlaps of flat parts, some whole rows from row `first` on, of volumes of `shape`; rows not sorted."""
+    mask = np.empty(0, np.uint8) if ignore is None else ignore.view(np.uint8)
+    parts = [seal(as_bits(part)) for part in (reference, prediction, mask)]
+    rows: Ints = kernels.count_overlaps(*parts, shape[1], shape[2], first)
+    return Overlaps(rows[:, :2], rows[:, 2], rows[:, 3:].reshape(-1, 2, 3))

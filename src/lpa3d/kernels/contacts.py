@@ -15,16 +15,6 @@ _LOW = (1 << LIMB) - 1
 
 
 @jit
-def grow_counts(counts, used, capacity):
-    """Return `counts` with room for `capacity` rows, the first `used` kept and the rest 0."""
-    grown = np.zeros((capacity, counts.shape[1]), np.int64)
-    for k in range(used):
-        for column in range(counts.shape[1]):
-            grown[k, column] = counts[k, column]
-    return grown
-
-
-@jit
 def count_contacts(labels, image, scale, offsets, box):
     """Count the touching voxel pairs of unequal labels whose first voxel lies in `box`.
 
@@ -32,12 +22,11 @@ def count_contacts(labels, image, scale, offsets, box):
     stop. Background counts as a label at faces, where it is a surface, and nowhere else. An `image` of size 0 is none;
     ``rint(image * scale)`` is summed over both voxels of each pair.
 
-    Returns ``(pairs, counts)``: ``(n, 2)`` with the smaller label first, in no special order, and ``(n, COLUMNS)``.
+    Returns ``(n, 2 + COLUMNS)``: the two labels, the smaller first, and the counts; the rows are in no special order.
     """
     n_z, n_y, n_x = labels.shape
     n_offsets = offsets.shape[0]
-    slots, pairs = create_pairs(1024)
-    counts = np.zeros((pairs.shape[0], COLUMNS), np.int64)
+    slots, rows = create_pairs(1024, 2 + COLUMNS)
     used = 0
     # Neighbouring voxels mostly repeat the pair that was last seen in the same direction.
     last = np.full((n_offsets, 2), -1, np.int64)
@@ -50,9 +39,9 @@ def count_contacts(labels, image, scale, offsets, box):
                 if z + dz >= n_z or y + dy < 0 or y + dy >= n_y:
                     continue
                 steps = abs(dz) + abs(dy) + abs(dx)
-                column = steps + 1
+                column = steps + 3
                 if steps == 1:
-                    column = 0 if dz else (1 if dy else 2)
+                    column = 2 if dz else (3 if dy else 4)
                 start = max(box[0, 2], -dx)
                 stop = min(box[1, 2], n_x - dx)
                 here = labels[z, y]
@@ -62,9 +51,8 @@ def count_contacts(labels, image, scale, offsets, box):
                 for x in range(start, stop):
                     found[n_found] = x
                     n_found += here[x] != there[x + dx]
-                if used + n_found > pairs.shape[0]:
-                    slots, pairs = grow_pairs(slots, pairs, used, 2 * (used + n_found))
-                    counts = grow_counts(counts, used, pairs.shape[0])
+                if used + n_found > rows.shape[0]:
+                    slots, rows = grow_pairs(slots, rows, used, 2 * (used + n_found))
                 for i in range(n_found):
                     x = found[i]
                     a, b = np.int64(here[x]), np.int64(there[x + dx])
@@ -73,40 +61,19 @@ def count_contacts(labels, image, scale, offsets, box):
                     if a == 0 and steps > 1:
                         continue
                     if a != last[d, 0] or b != last[d, 1]:
-                        slot = find_pair(slots, pairs, a, b)
+                        slot = find_pair(slots, rows, a, b)
                         if slots[slot] < 0:
                             slots[slot] = used
-                            pairs[used, 0], pairs[used, 1] = a, b
+                            rows[used, 0], rows[used, 1] = a, b
                             used += 1
                         last[d, 0], last[d, 1] = a, b
                         last_k[d] = slots[slot]
                     k = last_k[d]
-                    counts[k, column] += 1
+                    rows[k, column] += 1
                     if image.size and a > 0:
                         total = np.int64(np.rint(np.float64(image[z, y, x]) * scale))
                         total += np.int64(np.rint(np.float64(image[z + dz, y + dy, x + dx]) * scale))
-                        low = counts[k, 6] + (total & _LOW)
-                        counts[k, 5] += (total >> LIMB) + (low >> LIMB)
-                        counts[k, 6] = low & _LOW
-    return pairs[:used], counts[:used]
-
-
-@jit
-def list_overlaps(labels, classes):
-    """Return the distinct pairs ``(n, 2)`` of a label and a class, both not 0, that share a voxel (flat arrays)."""
-    slots, pairs = create_pairs(1024)
-    used = 0
-    last_label, last_class = np.int64(0), np.int64(0)
-    for i in range(labels.size):
-        a, b = np.int64(labels[i]), np.int64(classes[i])
-        if a == 0 or b == 0 or (a == last_label and b == last_class):
-            continue
-        last_label, last_class = a, b
-        if used == pairs.shape[0]:
-            slots, pairs = grow_pairs(slots, pairs, used, 2 * used)
-        slot = find_pair(slots, pairs, a, b)
-        if slots[slot] < 0:
-            slots[slot] = used
-            pairs[used, 0], pairs[used, 1] = a, b
-            used += 1
-    return pairs[:used]
+                        low = rows[k, 8] + (total & _LOW)
+                        rows[k, 7] += (total >> LIMB) + (low >> LIMB)
+                        rows[k, 8] = low & _LOW
+    return rows[:used]

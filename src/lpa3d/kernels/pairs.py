@@ -1,8 +1,9 @@
-"""A growing set of id pairs: open addressing over a dense list, so that positions in the list never change.
+"""A growing table keyed by id pairs: open addressing over a dense list, so that positions in the list never change.
 
-A set is two arrays: ``pairs``, the ``(capacity, 2)`` int64 list in order of insertion, and ``slots``, a power of two of
-at least twice the capacity, that holds positions in the list, -1 where empty. The number of pairs is the caller's, who
-grows the set before it is full.
+A table is two arrays: ``pairs``, the ``(capacity, columns)`` int64 list in order of insertion, whose first two columns
+are the pair and whose others are the caller's (0 at first), and ``slots``, a power of two of at least twice the
+capacity, that holds positions in the list, -1 where empty. The number of pairs is the caller's, who grows the table
+before it is full.
 """
 
 import numpy as np
@@ -15,12 +16,12 @@ _HALF = np.uint64(32)
 
 
 @jit
-def create_pairs(capacity):
+def create_pairs(capacity, columns):
     """Return empty ``slots, pairs`` with room for `capacity` pairs."""
     size = 64
     while size < 2 * capacity:
         size *= 2
-    return np.full(size, -1, np.int64), np.empty((capacity, 2), np.int64)
+    return np.full(size, -1, np.int64), np.zeros((capacity, columns), np.int64)
 
 
 @jit
@@ -38,8 +39,9 @@ def find_pair(slots, pairs, a, b):
 @jit
 def grow_pairs(slots, pairs, used, capacity):
     """Return ``slots, pairs`` with room for `capacity` pairs that hold the first `used` of `pairs`."""
-    grown_slots, grown = create_pairs(capacity)
+    grown_slots, grown = create_pairs(capacity, pairs.shape[1])
     for k in range(used):
-        grown[k, 0], grown[k, 1] = pairs[k, 0], pairs[k, 1]
+        for column in range(pairs.shape[1]):
+            grown[k, column] = pairs[k, column]
         grown_slots[find_pair(grown_slots, grown, grown[k, 0], grown[k, 1])] = k
     return grown_slots, grown

@@ -48,7 +48,7 @@ def unite_allowed(links, order, groups, apart, parents):
     whose ends must be in different components at the start.
     """
     n_apart = apart.shape[0]
-    slots, pairs = create_pairs(2 * n_apart + 1)
+    slots, pairs = create_pairs(2 * n_apart + 1, 2)
     used = 0
     head = np.empty(parents.size, np.int64)
     tail = np.empty(parents.size, np.int64)

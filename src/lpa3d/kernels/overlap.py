@@ -1,0 +1,91 @@
+"""Count which ids of two volumes share voxels, by runs along x in which neither changes.
+
+Rows are compared 64 voxels at a time; a run costs one look-up, however long it is.
+"""
+
+import numpy as np
+
+from ._bits import equal_64, inlined, leaf, lowest_one
+from ._jit import jit
+from .pairs import create_pairs, find_pair, grow_pairs
+
+COLUMNS = 9
+"""Reference id, predicted id, voxels, and the box: first z, y, x, one after the last z, y, x."""
+
+VOID = -1
+"""Reference id of the voxels that are ignored."""
+
+_NONE = np.uint64(0)
+_ONE = np.uint64(1)
+
+
+@inlined
+def change_word(array, i):
+    """Return the bits ``array[i + k] != array[i + k - 1]`` for k < 64."""
+    return ~equal_64(array, i, i - 1)
+
+
+@leaf
+def list_ends(reference, prediction, ignore, start, stop, ends):
+    """Write where the runs of the row ``start <= i < stop`` end to `ends` (after the last voxel); return how many."""
+    n_ends = 0
+    i = start + 1
+    while i + 64 <= stop:
+        word = change_word(reference, i) | change_word(prediction, i)
+        if ignore.size:
+            word |= change_word(ignore, i)
+        while word != _NONE:
+            ends[n_ends] = i + lowest_one(word)
+            n_ends += 1
+            word &= word - _ONE
+        i += 64
+    while i < stop:
+        ends[n_ends] = i
+        changes = reference[i] != reference[i - 1] or prediction[i] != prediction[i - 1]
+        if ignore.size:
+            changes |= ignore[i] != ignore[i - 1]
+        n_ends += changes
+        i += 1
+    ends[n_ends] = stop
+    return n_ends + 1
+
+
+@jit
+def count_overlaps(reference, prediction, ignore, height, width, first):
+    """Count the voxels of each pair of ids in two flat parts of volumes ``(Z, height, width)`` of at least one row.
+
+    The parts begin with row `first` of the volume, counted over all slices. `ignore` is 1 where the reference id is
+    `VOID` instead, 0 elsewhere; of size 0 it is none. Returns ``(n, COLUMNS)``, in the order in which pairs are met.
+    """
+    slots, rows = create_pairs(1024, COLUMNS)
+    used = 0
+    ends = np.empty(width + 1, np.int64)
+    for start in range(0, reference.size, width):
+        row = first + start // width
+        z = row // height
+        y = row - z * height
+        begin = start
+        n_ends = list_ends(reference, prediction, ignore, start, start + width, ends)
+        if used + n_ends > rows.shape[0]:
+            slots, rows = grow_pairs(slots, rows, used, 2 * (used + n_ends))
+        for i in range(n_ends):
+            a, b = np.int64(reference[begin]), np.int64(prediction[begin])
+            if ignore.size and ignore[begin]:
+                a = np.int64(VOID)
+            x_lo, x_hi = begin - start, ends[i] - start
+            slot = find_pair(slots, rows, a, b)
+            k = slots[slot]
+            if k < 0:
+                k = used
+                slots[slot] = k
+                used += 1
+                rows[k, 0], rows[k, 1] = a, b
+                rows[k, 3], rows[k, 4], rows[k, 5] = z, y, x_lo
+            rows[k, 2] += x_hi - x_lo
+            rows[k, 4] = min(rows[k, 4], y)
+            rows[k, 5] = min(rows[k, 5], x_lo)
+            rows[k, 6] = z + 1
+            rows[k, 7] = max(rows[k, 7], y + 1)
+            rows[k, 8] = max(rows[k, 8], x_hi)
+            begin = ends[i]
+    return rows[:used]
