@@ -19,11 +19,12 @@ class Convention:
     ----------
     rand_zeros, arand_zeros, voi_zeros, v_zeros : {"none", "reference", "both"}
         Whose background voxels `rand_index`, `arand`, `voi` and `nvi`, `v_rand` and `v_info` leave out.
-    arand_pairs : {"distinct", "all"}
-        Whether the adapted Rand error counts pairs of two different voxels (drawn without replacement), or also each
-        voxel with itself.
-    arand_background : {"segment", "singletons"}
-        Whether predicted background is one segment, or each voxel of it one of its own.
+    predicted_background : {"segment", "singletons"}
+        Whether predicted background is one segment for the partition metrics, or each voxel of it one of its own.
+    arand_pairs : {"distinct", "all", "snemi3d"}
+        Whether `arand`, `rand_split` and `rand_merge` count pairs of two different voxels (drawn without replacement),
+        or also each voxel with itself; ``"snemi3d"``: the latter, but the pairs inside predicted background count as
+        its share of all voxels, which is next to nothing.
     strict : bool
         Whether a match needs an IoU above the threshold, rather than at it or above.
     """
@@ -32,12 +33,18 @@ class Convention:
     arand_zeros: Zeros = "reference"
     voi_zeros: Zeros = "reference"
     v_zeros: Zeros = "reference"
-    arand_pairs: Literal["distinct", "all"] = "distinct"
-    arand_background: Literal["segment", "singletons"] = "segment"
+    predicted_background: Literal["segment", "singletons"] = "segment"
+    arand_pairs: Literal["distinct", "all", "snemi3d"] = "distinct"
     strict: bool = True
 
 
 CONVENTIONS = {
     "lpa3d": Convention(),
-    "skimage": Convention(rand_zeros="none", voi_zeros="none"),
+    "skimage": Convention(voi_zeros="none"),
+    "sklearn": Convention(rand_zeros="none", arand_zeros="none", voi_zeros="none", v_zeros="none"),
+    "snemi3d": Convention(arand_pairs="snemi3d"),
+    "cremi": Convention(arand_pairs="snemi3d"),
+    "gala": Convention(arand_pairs="snemi3d", rand_zeros="none", voi_zeros="both"),
+    "funlib": Convention(arand_pairs="all"),
+    "isbi": Convention(arand_pairs="all", predicted_background="singletons"),
 }
