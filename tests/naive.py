@@ -469,3 +469,67 @@ def propagate(
     result, lead = np.zeros((2, *shape), dtype=np.int64)
     result[present], lead[present] = labels, confidence
     return result, lead, drawn
+
+
+# Partition metrics: every pair of voxels, one by one.
+
+
+def counted(reference, prediction, zeros):
+    """List the pairs (reference id, predicted id) of the voxels that count; -1 is void."""
+    pairs = zip(reference.ravel().tolist(), prediction.ravel().tolist(), strict=True)
+    left_out = {"none": (), "reference": (0,), "both": (0,)}[zeros]
+    return [(r, p) for r, p in pairs if r != -1 and r not in left_out and (zeros != "both" or p)]
+
+
+def voxel_pairs(voxels, singletons, distinct):
+    """Return the ordered pairs of voxels together on both sides, in the reference, in the prediction; and all pairs."""
+    if singletons:
+        voxels = [(r, p or f"alone {k}") for k, (r, p) in enumerate(voxels)]
+    pairs = list(itertools.permutations(voxels, 2) if distinct else itertools.product(voxels, repeat=2))
+    together = [(a[0] == b[0], a[1] == b[1]) for a, b in pairs]
+    return sum(r and p for r, p in together), sum(r for r, _ in together), sum(p for _, p in together), len(pairs)
+
+
+def entropies(voxels, singletons):
+    """Return the entropies in bits of both sides together, of the reference, and of the prediction."""
+    if singletons:
+        voxels = [(r, p or f"alone {k}") for k, (r, p) in enumerate(voxels)]
+
+    def entropy(items):
+        shares = [items.count(item) / len(items) for item in set(items)]
+        return sum(-share * math.log2(share) for share in shares)
+
+    return entropy(voxels), entropy([r for r, _ in voxels]), entropy([p for _, p in voxels])
+
+
+def snemi3d(reference, prediction):
+    """Return (error, rand_split, rand_merge) as the SNEMI3D script and its ports by gala and CREMI do, from counts."""
+    table = np.zeros((reference.max() + 1, prediction.max() + 1))
+    np.add.at(table, (reference.ravel(), prediction.ravel()), 1)
+    share = table[1:, 0].sum() / table.sum()
+    of_reference = (table[1:].sum(axis=1) ** 2).sum()
+    of_prediction = (table[1:, 1:].sum(axis=0) ** 2).sum() + share
+    both = (table[1:, 1:] ** 2).sum() + share
+    split, merge = both / of_reference, both / of_prediction
+    return 1 - 2 * split * merge / (split + merge), split, merge
+
+
+def isbi(reference, prediction):
+    """Return (V_rand, V_info) of one section as the challenge's plugin does, from shares of the reference's pixels."""
+    table = np.zeros((reference.max() + 1, prediction.max() + 1))
+    np.add.at(table, (reference.ravel(), prediction.ravel()), 1)
+    n = table[1:].sum()
+    alone = table[1:, 0].sum() / n
+    of_reference, of_prediction, both = table[1:].sum(axis=1) / n, table[1:, 1:].sum(axis=0) / n, table[1:, 1:] / n
+
+    def information(shares):
+        return sum(share * math.log(share) for share in shares.ravel() if share)
+
+    pairs = (both**2).sum() + alone / n
+    v_rand = 2 * pairs / ((of_reference**2).sum() + (of_prediction**2).sum() + alone / n)
+    h_reference = -information(of_reference)
+    h_prediction = -information(of_prediction) + alone * math.log(n)
+    h_both = -information(both) + alone * math.log(n)
+    mutual = h_reference + h_prediction - h_both
+    split, merge = mutual / h_prediction, mutual / h_reference
+    return v_rand, 2 * split * merge / (split + merge)
