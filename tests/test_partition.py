@@ -22,9 +22,10 @@ ERRORS = {"rand_error", "arand", "voi_split", "voi_merge", "voi", "nvi", "cremi"
 PERFECT = {name: 0.0 if name in ERRORS else 1.0 for name in NAMES}
 EXCHANGED = {"rand_split": "rand_merge", "rand_merge": "rand_split", "voi_split": "voi_merge", "voi_merge": "voi_split"}
 FAR = 2**63 - 1
+OWN = ["lpa3d", "skimage", "sklearn", "snemi3d", "cremi", "gala", "funlib", "isbi"]
 
 close = pytest.approx
-convention_names = st.sampled_from(sorted(CONVENTIONS))
+convention_names = st.sampled_from(OWN)
 
 
 def table_of(reference, prediction):
@@ -173,12 +174,12 @@ def test_conventions_differ_in_zeros():
     """One object cut, one missed, one invented: what each package says."""
     reference = [1] * 4 + [2] * 3 + [0] * 3
     prediction = [5] * 2 + [6] * 2 + [0] * 3 + [7, 7, 0]
-    arand = {name: score(reference, prediction, name)["arand"] for name in CONVENTIONS}
+    arand = {name: score(reference, prediction, name)["arand"] for name in OWN}
     assert arand["lpa3d"] == arand["skimage"] == 4 / 14
     assert arand["funlib"] == 8 / 42
     assert arand["snemi3d"] == arand["cremi"] == arand["gala"] == close(16.7 / 33.3)
     assert arand["isbi"] == 14 / 36
-    voi = {name: score(reference, prediction, name)["voi"] for name in CONVENTIONS}
+    voi = {name: score(reference, prediction, name)["voi"] for name in OWN}
     assert voi["lpa3d"] == voi["cremi"] == voi["funlib"] == close(4 / 7)
     assert voi["gala"] == 1
     assert voi["skimage"] == voi["sklearn"] > voi["lpa3d"]
@@ -217,7 +218,7 @@ def test_order_of_rows_and_parts_do_not_matter(arrays, name):
     assert score_partition(add_overlaps(parts), CONVENTIONS[name]) == score(*arrays, name)
 
 
-@pytest.mark.parametrize("name", CONVENTIONS)
+@pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize(
     ("reference", "prediction"),
     [([], []), ([-1, -1, -1], [0, 1, 2]), ([1], [1]), ([7], [2**63 - 1])],
@@ -230,7 +231,7 @@ def test_nothing_to_be_wrong_about(reference, prediction, name):
 
 def test_background():
     nothing, one, two = [0] * 4, [5] * 4, [5, 5, 6, 6]
-    for name in CONVENTIONS:
+    for name in OWN:
         assert score(nothing, nothing, name) == PERFECT
     # Reference background does not count, so what is invented there is no error.
     for prediction in (one, two):
@@ -258,7 +259,7 @@ def test_no_pairs_on_one_side():
     assert score([1, 2, 3], [4, 5, 6]) == PERFECT
 
 
-@pytest.mark.parametrize("name", CONVENTIONS)
+@pytest.mark.parametrize("name", OWN)
 def test_huge_counts(name):
     """Squares above 2**63; only the pairs of a voxel with itself, or alone, tell the sizes apart."""
     pairs = [(1, 3), (2, 3), (2, 4)]

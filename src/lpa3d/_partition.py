@@ -101,7 +101,7 @@ def score_partition(overlaps: Overlaps, convention: Convention) -> dict[str, flo
     perfect in every metric.
 
     Equal partitions score exactly 0 or 1. Pairs are counted as integers and divided once; `nvi` and `v_info` are kept
-    in their range where rounding would leave it. Memory is about 100 bytes per row.
+    in their range where rounding would leave it. Memory is about 120 bytes per row.
 
     References
     ----------
