@@ -7,18 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._contacts import Contacts, contacts
+    from ._conventions import Convention
+    from ._evaluate import evaluate
+    from ._evaluation import Evaluation
     from ._label import label
     from ._merge import merge
     from ._propagate import propagate
 
-__all__ = ["Contacts", "contacts", "label", "merge", "propagate"]
+__all__ = ["Contacts", "Convention", "Evaluation", "contacts", "evaluate", "label", "merge", "propagate"]
 
 __version__ = "0.1.0"
 
 # Verbs are loaded when first asked for: Numba takes longer to import than `lpa3d --help` may take to answer.
 _HOMES = {
     "Contacts": "_contacts",
+    "Convention": "_conventions",
+    "Evaluation": "_evaluation",
     "contacts": "_contacts",
+    "evaluate": "_evaluate",
     "label": "_label",
     "merge": "_merge",
     "propagate": "_propagate",

@@ -11,7 +11,7 @@ Stages
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from ._checks import (
     seal,
 )
 from ._neighbors import neighbor_offsets
+from ._tables import Table
 from ._threads import num_threads, run_all, split
 from ._unite import flag_first, sort_pairs
 from .errors import InputError
@@ -54,7 +55,7 @@ LARGEST_INTEGER = 2**53
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Contacts:
+class Contacts(Table):
     """Pairs of labels that touch, sorted by id; row i of every column belongs to one pair.
 
     Attributes
@@ -99,27 +100,7 @@ class Contacts:
     share: npt.NDArray[np.float64]
     mean: npt.NDArray[np.float64] | None = None
 
-    def __len__(self) -> int:
-        return len(self.id_a)
-
-    def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the columns by name, without those that are None, as `pandas.DataFrame` takes them."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: column for name, column in columns.items() if column is not None}
-
-    def __repr__(self) -> str:
-        shown = 10
-        lines = [f"Contacts: {len(self)} touching pair{'' if len(self) == 1 else 's'}"]
-        cells = []
-        for name, column in self.columns().items():
-            texts = [name, *(f"{value:.6g}" if column.dtype.kind == "f" else str(value) for value in column[:shown])]
-            width = max(map(len, texts))
-            cells.append([text.rjust(width) for text in texts])
-        if len(self):
-            lines += ["  ".join(row) for row in zip(*cells, strict=True)]
-        if len(self) > shown:
-            lines.append(f"... {len(self) - shown} more")
-        return "\n".join(lines)
+    TITLE = "touching pair"
 
 
 @dataclass(frozen=True, eq=False, slots=True)

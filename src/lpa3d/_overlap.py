@@ -21,7 +21,7 @@ from ._threads import num_threads, run_all, split
 from .kernels import overlap as kernels
 from .kernels.overlap import VOID
 
-__all__ = ["VOID", "Overlaps", "add_overlaps", "count_overlaps", "count_rows"]
+__all__ = ["VOID", "Overlaps", "add_overlaps", "count_overlaps", "count_rows", "find_boxes"]
 
 SLAB_VOXELS = 2**18
 """Smallest slab that is worth a thread of its own."""
@@ -99,3 +99,16 @@ def count_rows(
     parts = [seal(as_bits(part)) for part in (reference, prediction, mask)]
     rows: Ints = kernels.count_overlaps(*parts, shape[1], shape[2], first)
     return Overlaps(rows[:, :2], rows[:, 2], rows[:, 3:].reshape(-1, 2, 3))
+
+
+def find_boxes(overlaps: Overlaps, side: int, ids: Ints) -> Ints:
+    """Return the boxes ``(n, 2, 3)`` of some ids above 0 of one side (0: reference, 1: prediction), void left out."""
+    rows = np.flatnonzero((overlaps.pairs[:, side] > 0) & (overlaps.pairs[:, 0] != VOID))
+    rows = rows[np.argsort(overlaps.pairs[rows, side], kind="stable")]
+    known, starts = np.unique(overlaps.pairs[rows, side], return_index=True)
+    places = np.searchsorted(known, ids)
+    if not len(ids):
+        return np.empty((0, 2, 3), np.int64)
+    low = np.minimum.reduceat(overlaps.boxes[rows, 0], starts)[places]
+    high = np.maximum.reduceat(overlaps.boxes[rows, 1], starts)[places]
+    return np.stack([low, high], axis=1)

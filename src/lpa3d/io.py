@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._outputs import ASIDE, TEMPORARY, Output, Outputs
-from .errors import InputError, InputTypeError, Lpa3dError
+from .errors import InputError, InputTypeError, LibraryError, Lpa3dError
 
 __all__ = ["FileError", "Geometry", "LibraryError", "Target", "Volume", "open_volume", "plan", "read", "write"]
 
@@ -53,10 +53,6 @@ NANOMETRES = {
     "um": 1e3, "µm": 1e3, "μm": 1e3, "micron": 1e3, "microns": 1e3, "micrometer": 1e3, "micrometre": 1e3,
     "mm": 1e6, "millimeter": 1e6, "millimetre": 1e6, "cm": 1e7, "centimeter": 1e7, "m": 1e9, "meter": 1e9, "metre": 1e9,
 }  # fmt: skip
-
-
-class LibraryError(Lpa3dError, ImportError):
-    """The library that a file needs is not installed; the message says how to install it."""
 
 
 class FileError(Lpa3dError, OSError):

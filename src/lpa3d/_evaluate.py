@@ -1,0 +1,484 @@
+"""Measure a segmentation against a reference: the verb `evaluate`.
+
+Stages
+------
+1. *Label* (only ``instances="components"``): the class maps of both sides, by the kernels of `label`.
+2. *Count* (parallel over slabs): one table of overlaps (`_overlap`), additive over any partition of the volume.
+3. *Select*: for each class the table in which all others are background (`_classified`).
+4. *Score*: metrics are pure functions of such a table (`_semantic`, `_partition`, `_instances`).
+5. *Go back to the voxels* for what no table holds: surface distances (`_surfaces`), the warping error (`_warping`).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from . import __version__
+from ._checks import (
+    MAX_ID,
+    as_bits,
+    canonical_connectivity,
+    canonical_spacing,
+    check_array,
+    class_map,
+    instance_ids,
+    same_shape,
+    seal,
+)
+from ._classes import check_classes
+from ._classified import Classified, Sides, count_classes, count_components, count_ids, write_components
+from ._conventions import CONVENTIONS, Convention
+from ._evaluation import Evaluation, Matches
+from ._instances import list_matches, match, score_aggregated, score_matching, score_ranking, tabulate_instances
+from ._merge import relabel
+from ._neighbors import neighbor_offsets
+from ._overlap import VOID, Overlaps, add_overlaps, find_boxes
+from ._partition import score_partition
+from ._semantic import score_semantic
+from ._surfaces import surface_distances
+from ._threads import num_threads, run_all, split
+from ._unite import list_some
+from ._warping import count_unwarped
+from .errors import InputError, InputTypeError
+from .kernels.touching import separate_slab
+
+__all__ = ["evaluate"]
+
+SUMMED = ("tp", "fp", "fn")
+"""Metrics that are summed over the classes; the others are averaged."""
+
+DISTANCES = ("hausdorff", "hd95", "assd")
+
+ALL = None
+"""Name of the one part where there are no classes."""
+
+Array = npt.NDArray[Any]
+Ids = npt.NDArray[np.int64]
+Scores = tuple[Ids, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How to score; the same for all classes."""
+
+    convention: Convention
+    thresholds: tuple[float, ...]
+    instances: bool
+    scores: Scores | None
+    strata: tuple[float, float] | None
+
+
+def evaluate(
+    reference: Any,
+    prediction: Any,
+    *,
+    spacing: Any = (1, 1, 1),
+    ignore: Any = None,
+    iou_thresholds: Any = 0.5,
+    instances: Literal["ids", "components"] | None = "ids",
+    classes: Any = None,
+    class_names: Mapping[Any, Any] | None = None,
+    connectivity: int = 6,
+    convention: str | Convention = "lpa3d",
+    scores: Any = None,
+    size_strata: Any = None,
+    surfaces: bool = False,
+    warping: Literal["2d", "3d"] | None = None,
+) -> Evaluation:
+    """Measure a segmentation against a reference, with the metrics of the field, from one pass over the voxels.
+
+    Parameters
+    ----------
+    reference, prediction : ndarray of bool or any integer dtype, shape (Z, Y, X) or (Y, X)
+        What is right, and what is to be measured: instance ids, or classes (see `instances`); 0 = background, at most
+        2**63 - 1. Any memory order and byte order. Not modified.
+    spacing : sequence of float, default (1, 1, 1)
+        Voxel size (z, y, x), or (y, x) for 2D arrays, in any unit. Surface distances are in that unit; no other metric
+        has one.
+    ignore : ndarray of bool or integers of the same shape, or int, optional
+        Voxels that count nowhere: those where the array is not 0, or where `reference` has this value. A prediction
+        that has more than half of its voxels there is no false positive.
+    iou_thresholds : float or sequence of float, default 0.5
+        Intersection over union from which on instances match, 0 to 1. ``e["pq"]``, ``e["f1"]`` and so on are at the
+        first, ``e["f1@0.75"]`` at a further one.
+    instances : {"ids", "components", None}, default "ids"
+        What the values are. ``"ids"``: instance ids. ``"components"``: classes, whose connected components are the
+        instances; ids are then the numbers that `label` gives them. None: classes, without instances.
+    classes : pair (reference's, prediction's), optional
+        The classes of instance ids, each a mapping of id to class (any hashable) or a class map of the same shape, on
+        which every id lies on one class besides 0.
+    class_names : mapping of class to name, optional
+        The classes to evaluate, in this order, and what to call them. By default all, as they are.
+    connectivity : {6, 18, 26}, default 6
+        What joins the voxels of a component and, for `warping`, of the foreground. 1, 2 and 3 name the same.
+    convention : str or Convention, default "lpa3d"
+        How to decide where implementations disagree: "lpa3d", or CONVENTION_LIST for their numbers. See Notes.
+    scores : mapping of predicted id to float, or rows (id, score), optional
+        Confidence of each predicted instance, for `ap50`, `ap75` and `map`. By default the number of its voxels.
+    size_strata : pair of float, optional
+        Limits in voxels between small, medium and large objects: adds `map_small` and so on.
+    surfaces : bool, default False
+        Whether to measure how far apart the surfaces of matched pairs are.
+    warping : {"2d", "3d", None}, default None
+        Whether to compute the warping error, in every z-slice or in the volume.
+
+    Returns
+    -------
+    Evaluation
+        A read-only mapping of metric to float (tp, fp and fn: int), with `per_class`, `pairs`, `splits`, `merges`,
+        `missed`, `spurious`, `to_dict()` and `to_pandas()`.
+
+    Raises
+    ------
+    InputError
+        If shapes differ, ids are negative or too large, an id has no class or two, a score is missing, or another
+        argument has an unusable value.
+    InputTypeError
+        If an argument has an unusable type or dtype.
+    """
+    mode = _check_choice(instances, "instances", ("ids", "components", None))
+    topology = _check_choice(warping, "warping", ("2d", "3d", None))
+    style, decisions = _check_convention(convention)
+    steps = canonical_connectivity(connectivity)
+    sides = _check_sides(reference, prediction, ignore, mode)
+    sizes = canonical_spacing(spacing, np.ndim(reference))
+    sources = _check_classes(classes, reference, prediction, mode)
+    names = _check_names(class_names, mode, classes)
+    if mode is None:
+        _check_unused(scores=scores, size_strata=size_strata, surfaces=surfaces or None)
+    settings = _Settings(
+        decisions,
+        _check_thresholds(iou_thresholds),
+        mode is not None,
+        _check_scores(scores),
+        decisions.size_strata if size_strata is None else _check_strata(size_strata),
+    )
+
+    labels = [sides.reference, sides.prediction]
+    if mode == "components":
+        table, components = count_components(sides, steps)
+        if surfaces:
+            labels = [write_components(one, sides.reference.shape) for one in components]
+    else:
+        table = count_ids(sides, sources) if mode == "ids" else count_classes(sides)
+    _check_scored(settings.scores, table.overlaps)
+
+    numbers = _choose_classes(table, names)
+    tables = {name: table.select(number) for name, number in numbers.items()} if numbers else {ALL: table.overlaps}
+    values, columns = {}, {}
+    for name, overlaps in tables.items():
+        values[name], columns[name] = _score(overlaps, settings)
+        if surfaces:
+            distances = _measure_surfaces(labels, columns[name], overlaps, sizes, sides.ignore)
+            columns[name] |= distances
+            values[name] |= {key: _mean(column.tolist()) for key, column in distances.items()}
+        if topology is not None:
+            flat = topology == "2d"
+            first, second = _separate_class(sides, mode, table, numbers.get(name), steps, flat)
+            wrong, counted = count_unwarped(first, second, sides.ignore, connectivity=steps, per_slice=flat)
+            values[name]["warping_error"] = wrong / counted if counted else 0.0
+
+    parameters = {
+        "version": __version__,
+        "instances": mode,
+        "connectivity": steps,
+        "iou_thresholds": list(settings.thresholds),
+        "convention": style,
+        "decisions": asdict(decisions),
+        "spacing": list(sizes),
+        "size_strata": None if settings.strata is None else list(settings.strata),
+        "warping": topology,
+        "shape": list(reference.shape),
+        "ignored": 0 if sides.ignore is None else int(np.count_nonzero(sides.ignore)),
+    }
+
+    def report(name: Any, present: npt.NDArray[np.bool_]) -> Evaluation:
+        """Return the evaluation of one class, `present` in these rows of the table, or of all without classes."""
+        return Evaluation(
+            values[name],
+            parameters=parameters,
+            pairs=Matches(**columns[name]),
+            overlaps=tables[name] if settings.instances else add_overlaps([]),
+            ndim=reference.ndim,
+            present=bool((counted & present).any()),
+            per_class={},
+        )
+
+    counted = table.overlaps.pairs[:, 0] != VOID
+    if not numbers:
+        return report(ALL, (table.overlaps.pairs > 0).any(axis=1))
+    per_class = {
+        name: report(name, (table.reference == number) | (table.prediction == number))
+        for name, number in numbers.items()
+    }
+    present = [name for name, one in per_class.items() if one.present]
+    return Evaluation(
+        _average([values[name] for name in present or numbers], decisions),
+        parameters=parameters,
+        pairs=Matches(**_join_columns(list(columns.values()))),
+        overlaps=table.separate(numbers.values()) if settings.instances else add_overlaps([]),
+        ndim=reference.ndim,
+        present=bool(present),
+        per_class=per_class,
+    )
+
+
+def _score(overlaps: Overlaps, settings: _Settings) -> tuple[dict[str, float], dict[str, Array]]:
+    """Return every metric of one table of overlaps, and the columns of the pairs that match at the first threshold."""
+    convention = settings.convention
+    values = score_semantic(overlaps)
+    if not settings.instances:
+        nobody = tabulate_instances(add_overlaps([]))
+        return values, list_matches(nobody, match(nobody, 1.0, convention))
+    values |= score_partition(overlaps, convention)
+    instances = tabulate_instances(overlaps)
+    matches = [match(instances, threshold, convention) for threshold in settings.thresholds]
+    values |= score_matching(instances, matches[0], convention)
+    for threshold, matched in zip(settings.thresholds[1:], matches[1:], strict=True):
+        at = score_matching(instances, matched, convention)
+        values |= {f"{key}@{threshold:g}": value for key, value in at.items()}
+    scores = None
+    if settings.scores is not None:
+        ids, confidences = settings.scores
+        scores = confidences[np.searchsorted(ids, instances.predicted)]
+    values |= score_ranking(instances, scores, convention, settings.strata)
+    values |= score_aggregated(instances, convention)
+    return values, list_matches(instances, matches[0])
+
+
+def _measure_surfaces(
+    labels: list[Array],
+    matched: dict[str, Array],
+    overlaps: Overlaps,
+    spacing: tuple[float, float, float],
+    ignore: npt.NDArray[np.bool_] | None,
+) -> dict[str, Array]:
+    """Return the columns of surface distances of matched pairs."""
+    pairs = np.stack([matched["reference"], matched["prediction"]], axis=1)
+    boxes = [find_boxes(overlaps, side, ids) for side, ids in enumerate(pairs.T)]
+    distances = surface_distances(labels[0], labels[1], pairs, boxes[0], boxes[1], spacing, ignore)
+    return dict(zip(DISTANCES, np.ascontiguousarray(distances.T), strict=True))
+
+
+def _separate_class(
+    sides: Sides, mode: str | None, table: Classified, number: int | None, connectivity: int, per_slice: bool
+) -> list[npt.NDArray[np.bool_]]:
+    """Return the foreground of both sides, of one class or of all, in which instances do not touch."""
+    masks = []
+    for side, volume in enumerate((sides.reference, sides.prediction)):
+        if mode != "ids":
+            # Components of one class never touch.
+            masks.append(volume == table.classes[number] if number is not None and number >= 0 else volume < 0)
+            continue
+        labels = volume
+        if number is not None:
+            numbers = (table.reference, table.prediction)[side]
+            others = np.unique(table.overlaps.pairs[(numbers != number) & (numbers >= 0), side])
+            labels = relabel(volume, others, np.zeros_like(others), volume.dtype, None)
+        masks.append(_separate_touching(labels, connectivity, per_slice))
+    return masks
+
+
+def _separate_touching(labels: Array, connectivity: int, per_slice: bool) -> npt.NDArray[np.bool_]:
+    """Return where labels are, but for a line one voxel wide between those that touch."""
+    offsets = neighbor_offsets(connectivity)
+    forward = offsets[len(offsets) // 2 :]
+    if per_slice:
+        forward = forward[forward[:, 0] == 0]
+    out = np.empty(labels.shape, np.bool_)
+    source = seal(as_bits(labels))
+    run_all(lambda bounds: separate_slab(source, forward, *bounds, out), split(len(labels), 2 * num_threads()))
+    return out
+
+
+def _mean(values: list[float]) -> float:
+    """Return the mean of what is not NaN; NaN of nothing."""
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def _average(classes: list[dict[str, float]], convention: Convention) -> dict[str, float]:
+    """Return the sums of the counts, and the means of all else, over classes."""
+    means: dict[str, float] = {}
+    for key in classes[0]:
+        values = [one[key] for one in classes]
+        if key.partition("@")[0] in SUMMED:
+            means[key] = sum(values)
+            continue
+        # COCO's mark of a class without references is no precision.
+        absent = convention.ap_absent if key.startswith(("ap50", "ap75", "map")) else None
+        known = [value for value in values if value != absent]
+        means[key] = _mean(known or values)
+    return means
+
+
+def _join_columns(parts: list[dict[str, Array]]) -> dict[str, Array]:
+    """Return the columns of matched pairs of several classes, sorted by reference id."""
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    order = np.argsort(joined["reference"], kind="stable")
+    return {key: column[order] for key, column in joined.items()}
+
+
+def _choose_classes(table: Classified, names: Mapping[Any, Any] | None) -> dict[Any, int]:
+    """Return name and number of each class to evaluate; a class that nothing has gets a number that nothing has."""
+    known = {value: number for number, value in enumerate(table.classes)}
+    if names is None:
+        return known
+    return {name: known.get(value, -2 - k) for k, (value, name) in enumerate(names.items())}
+
+
+def _check_choice(value: Any, name: str, choices: tuple[Any, ...]) -> Any:
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+        raise InputError(f"{name} is {value!r}; {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r} is needed")
+    return value
+
+
+def _check_convention(convention: Any) -> tuple[str, Convention]:
+    """Return the name of a convention ("custom" for one of the caller's making), and what it decides."""
+    if isinstance(convention, Convention):
+        return "custom", convention
+    if not isinstance(convention, str) or convention not in CONVENTIONS:
+        raise InputError(
+            f"convention is {convention!r}; one of {', '.join(map(repr, CONVENTIONS))} is needed, or a lpa3d.Convention"
+        )
+    return convention, CONVENTIONS[convention]
+
+
+def _check_sides(reference: Any, prediction: Any, ignore: Any, mode: str | None) -> Sides:
+    """Return both volumes and the mask of what is ignored as canonical arrays."""
+    for array, name in ((reference, "reference"), (prediction, "prediction")):
+        if mode == "ids":
+            check_array(array, name)
+        else:
+            class_map(array, name)
+    same_shape(prediction, "prediction", reference, "reference")
+    mask = None
+    if isinstance(ignore, np.ndarray) and ignore.ndim:
+        if ignore.dtype.kind not in "bui":
+            raise InputTypeError(
+                f"ignore has dtype {ignore.dtype}; an array of bool or integers is needed, or one value"
+            )
+        same_shape(ignore, "ignore", reference, "reference")
+        mask = np.ascontiguousarray(ignore != 0)
+    elif ignore is not None:
+        try:
+            value = operator.index(ignore)
+        except TypeError:
+            raise InputTypeError(
+                f"ignore is {ignore!r}; an array of bool of the shape {reference.shape} is needed, or one value of "
+                f"reference, e.g. ignore=255"
+            ) from None
+        mask = np.ascontiguousarray(reference == value)
+        if value < 0:
+            reference = np.where(mask, reference.dtype.type(0), reference)
+    ids = [instance_ids(reference, "reference"), instance_ids(prediction, "prediction")]
+    return Sides(ids[0], ids[1], None if mask is None else mask.reshape(ids[0].shape))
+
+
+def _check_classes(classes: Any, reference: Any, prediction: Any, mode: str | None) -> tuple[Any, Any] | None:
+    """Return the classes of both sides as `_classes.check_classes` does."""
+    if classes is None:
+        return None
+    if mode != "ids":
+        raise InputError(
+            f'classes are those of instance ids, but instances={mode!r}; leave it out, or pass instances="ids"'
+        )
+    need = "a pair is needed: classes=(classes of reference, classes of prediction), each a class map or {id: class}"
+    if isinstance(classes, (np.ndarray, Mapping)):
+        raise InputTypeError(f"classes is a {type(classes).__qualname__}; {need}")
+    try:
+        first, second = classes
+    except (TypeError, ValueError):
+        raise InputTypeError(f"classes cannot be read as two; {need}") from None
+    if first is None or second is None:
+        raise InputTypeError(f"classes holds None; {need}")
+    return (
+        check_classes(first, "classes[0]", reference, "reference"),
+        check_classes(second, "classes[1]", prediction, "prediction"),
+    )
+
+
+def _check_names(names: Any, mode: str | None, classes: Any) -> Mapping[Any, Any] | None:
+    if names is None:
+        return None
+    if not isinstance(names, Mapping) or not names:
+        raise InputTypeError(f"class_names is {names!r}; a mapping is needed, e.g. class_names={{1: 'mitochondria'}}")
+    if mode == "ids" and classes is None:
+        raise InputError("class_names needs classes: pass classes=(classes of reference, classes of prediction)")
+    if len(set(names.values())) < len(names):
+        raise InputError(f"class_names gives one name to several classes: {list(names.values())}; names must differ")
+    return names
+
+
+def _check_unused(**arguments: Any) -> None:
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        raise InputError(f'{given[0]} is about instances, but instances=None; pass instances="components" (or "ids")')
+
+
+def _check_thresholds(thresholds: Any) -> tuple[float, ...]:
+    need = "numbers from 0 to 1 are needed, e.g. iou_thresholds=(0.5, 0.75)"
+    try:
+        values = tuple(float(value) for value in np.atleast_1d(thresholds).tolist())
+    except (TypeError, ValueError):
+        raise InputTypeError(f"iou_thresholds is {thresholds!r}; {need}") from None
+    if not values or not all(0 <= value <= 1 for value in values):
+        raise InputError(f"iou_thresholds is {thresholds!r}; {need}")
+    if len({f"{value:g}" for value in values}) < len(values):
+        raise InputError(f"iou_thresholds is {thresholds!r}; each may be given once")
+    return values
+
+
+def _check_scores(scores: Any) -> Scores | None:
+    """Return sorted ids and the score of each."""
+    if scores is None:
+        return None
+    need = "scores are {id of prediction: score}, or rows (id, score)"
+    try:
+        rows = [
+            (operator.index(i), float(value))
+            for i, value in (scores.items() if isinstance(scores, Mapping) else scores)
+        ]
+    except (TypeError, ValueError):
+        raise InputTypeError(f"scores cannot be read; {need}") from None
+    if not all(0 < i <= MAX_ID and math.isfinite(value) for i, value in rows):
+        i, value = next(row for row in rows if not (0 < row[0] <= MAX_ID and math.isfinite(row[1])))
+        raise InputError(f"scores has {value} for the id {i}; finite scores of ids from 1 to 2**63 - 1 are needed")
+    rows.sort()
+    ids = np.array([i for i, _ in rows], np.int64)
+    twice = ids[1:][ids[1:] == ids[:-1]]
+    if twice.size:
+        raise InputError(
+            f"scores has more than one score for {len(twice)} id(s): {list_some(twice)}; one each is needed"
+        )
+    return ids, np.array([value for _, value in rows], np.float64)
+
+
+def _check_scored(scores: Scores | None, overlaps: Overlaps) -> None:
+    """Refuse scores that lack one of a predicted id."""
+    if scores is None:
+        return
+    ids = np.unique(overlaps.pairs[:, 1])
+    missing = np.setdiff1d(ids[ids > 0], scores[0], assume_unique=True)
+    if missing.size:
+        raise InputError(f"scores has none for {len(missing)} id(s) of prediction: {list_some(missing)}; add them")
+
+
+def _check_strata(strata: Any) -> tuple[float, float] | None:
+    if strata is None:
+        return None
+    need = "two sizes in voxels are needed, the smaller one first, e.g. size_strata=(5000, 15000)"
+    try:
+        small, large = (float(value) for value in strata)
+    except (TypeError, ValueError):
+        raise InputTypeError(f"size_strata is {strata!r}; {need}") from None
+    if not 0 <= small <= large < math.inf:
+        raise InputError(f"size_strata is {strata!r}; {need}")
+    return small, large
