@@ -1,5 +1,6 @@
 """Plain restatements of every verb and stage, one function each: slow, obvious, with exact fractions."""
 
+import functools
 import heapq
 import itertools
 import math
@@ -533,3 +534,308 @@ def isbi(reference, prediction):
     mutual = h_reference + h_prediction - h_both
     split, merge = mutual / h_prediction, mutual / h_reference
     return v_rand, 2 * split * merge / (split + merge)
+
+
+# Warping.
+
+
+def topological_number(voxels, connectivity, steps):
+    """Count the components of the offsets in `voxels` that a path of at most `steps` from the centre reaches."""
+
+    def touch(a, b):
+        gaps = [abs(p - q) for p, q in zip(a, b, strict=True)]
+        return max(gaps) == 1 and sum(gaps) <= {6: 1, 18: 2, 26: 3}[connectivity]
+
+    reached = {a for a in voxels if touch(a, (0, 0, 0))}
+    for _ in range(steps - 1):
+        reached |= {a for a in voxels if any(touch(a, b) for b in reached)}
+    count = 0
+    while reached:
+        count += 1
+        front = [reached.pop()]
+        while front:
+            here = front.pop()
+            near = {a for a in reached if touch(a, here)}
+            reached -= near
+            front.extend(near)
+    return count
+
+
+def is_simple(around, connectivity):
+    """Return whether the centre of a (3, 3, 3) or, for the plane, a (1, 3, 3) mask may change (Bertrand 1994)."""
+    return is_simple_bytes(around.tobytes(), around.shape, connectivity)
+
+
+@functools.cache
+def is_simple_bytes(data, shape, connectivity):
+    """Do what `is_simple` does, once for each neighborhood."""
+    around = np.frombuffer(data, dtype=bool).reshape(shape)
+    planar = len(around) == 1
+    offsets = {at: tuple(np.subtract(at, [0 if planar else 1, 1, 1]).tolist()) for at in np.ndindex(around.shape)}
+    inside = {d for at, d in offsets.items() if around[at] and any(d)}
+    outside = {d for at, d in offsets.items() if not around[at] and any(d)}
+    if connectivity == 6:
+        return topological_number(inside, 6, 2) == 1 and topological_number(outside, 26, 1) == 1
+    if connectivity == 18 and not planar:
+        return topological_number(inside, 18, 2) == 1 and topological_number(outside, 6, 3) == 1
+    return topological_number(inside, 26, 1) == 1 and topological_number(outside, 6, 2) == 1
+
+
+def may_flip(mask, at, connectivity, planar):
+    """Return whether the voxel of a 3D mask is simple, with background around the volume, or around the slice."""
+    deep = (0, 0) if planar else (1, 1)
+    framed = np.pad(mask[at[0]][None] if planar else mask, (deep, (1, 1), (1, 1)))
+    corner = (0 if planar else at[0], at[1], at[2])
+    return is_simple(framed[tuple(slice(p, p + 3) for p in corner)], connectivity)
+
+
+def warp(reference, prediction, ignore, connectivity, per_slice):
+    """Flip in the order of a queue, to which a flip adds its neighbors; ignored voxels when it is empty."""
+    warped = reference.copy()
+    queues = [], []
+
+    def enqueue(at):
+        queue = queues[int(ignore is not None and bool(ignore[at]))]
+        if at not in queue and warped[at] != prediction[at]:
+            queue.append(at)
+
+    for at in np.ndindex(reference.shape):
+        if may_flip(reference, at, connectivity, per_slice):
+            enqueue(at)
+    while any(queues):
+        at = (queues[0] or queues[1]).pop(0)
+        if not may_flip(warped, at, connectivity, per_slice):
+            continue
+        warped[at] = prediction[at]
+        for there in neighbors(at, warped.shape, 26):
+            if there[0] == at[0] or not per_slice:
+                enqueue(there)
+    return warped
+
+
+def fewest_unwarped(reference, prediction, ignore, connectivity, per_slice):
+    """Try every deformation of a tiny mask; return the fewest voxels that disagree outside `ignore`."""
+    counts = np.ones(reference.shape, dtype=bool) if ignore is None else ~ignore
+    seen = {reference.tobytes()}
+    front = [reference]
+    fewest = reference.size
+    while front:
+        mask = front.pop()
+        fewest = min(fewest, int(((mask != prediction) & counts).sum()))
+        for at in np.ndindex(mask.shape):
+            if may_flip(mask, at, connectivity, per_slice):
+                other = mask.copy()
+                other[at] = not mask[at]
+                if other.tobytes() not in seen:
+                    seen.add(other.tobytes())
+                    front.append(other)
+    return fewest
+
+
+# Instance metrics
+
+
+def instances(reference, prediction, void=None):
+    """Return sizes of references, sizes of predictions outside void, their void voxels, and shared voxels of pairs."""
+    void = np.zeros(reference.shape, bool) if void is None else void
+    references, predictions, voids, shared = defaultdict(int), defaultdict(int), defaultdict(int), defaultdict(int)
+    for a, b, v in zip(reference.flat, prediction.flat, void.flat, strict=True):
+        a, b = int(a), int(b)
+        if b:
+            predictions[b] += not v
+            voids[b] += bool(v)
+        if a and not v:
+            references[a] += 1
+            if b:
+                shared[a, b] += 1
+    return dict(references), dict(predictions), dict(voids), dict(shared)
+
+
+def iou(references, predictions, shared):
+    """Return the exact IoU of each pair that shares voxels."""
+    return {(a, b): Fraction(n, references[a] + predictions[b] - n) for (a, b), n in shared.items()}
+
+
+def assignments(pairs, value):
+    """Return (best value, the one-to-one choices of pairs that have it); values are added as tuples."""
+    found = {}
+
+    def choose(left, taken):
+        if not left:
+            total = tuple(map(sum, zip((0, 0), *map(value, taken), strict=True)))
+            found.setdefault(total, []).append(frozenset(taken))
+            return
+        (a, b), *rest = left
+        choose(rest, taken)
+        if all(a != c and b != d for c, d in taken):
+            choose(rest, [*taken, (a, b)])
+
+    choose(sorted(pairs), [])
+    best = max(found)
+    return best, found[best]
+
+
+def matchings(reference, prediction, void, threshold, strict):
+    """Return (largest number of matches, their largest sum of IoU), and the matchings that have both."""
+    references, predictions, _, shared = instances(reference, prediction, void)
+    pairs = iou(references, predictions, shared)
+    # The threshold's decimal is meant; the library compares correctly rounded quotients.
+    limit = Fraction(str(threshold))
+    passing = {pair: x for pair, x in pairs.items() if x > limit or (x == limit and not strict)}
+    return assignments(passing, lambda pair: (1, passing[pair]))
+
+
+def panoptic(reference, prediction, void):
+    """Return (sum of IoU, tp, fp, fn) as panopticapi counts them for one class."""
+    references, predictions, voids, shared = instances(reference, prediction, void)
+    matches = {pair: x for pair, x in iou(references, predictions, shared).items() if x > Fraction(1, 2)}
+    free = [b for b in predictions if all(b != d for _, d in matches)]
+    fp = sum(Fraction(voids[b], voids[b] + predictions[b]) <= Fraction(1, 2) for b in free)
+    return sum(matches.values()), len(matches), fp, len(references) - len(matches)
+
+
+def curve_area(flags, references):
+    """Return COCO's 101-point AP of a ranking of hits (True) and misses (False)."""
+    hits, points = 0, []
+    for rank, hit in enumerate(flags, 1):
+        hits += hit
+        points.append((hits / references, hits / rank))
+    return sum(max((p for r, p in points if r >= x), default=0) for x in np.linspace(0, 1, 101)) / 101
+
+
+def rank_coco(reference, prediction, void, scores, low, high):
+    """Return the AP at each of COCO's thresholds, by its loops; -1 without references. Sizes from `low` to `high`."""
+    references, predictions, voids, shared = instances(reference, prediction, void)
+    pairs = iou(references, predictions, shared)
+    out = {a: not low <= n <= high for a, n in references.items()}
+    order = sorted(predictions, key=lambda b: (-scores[b], b))
+    if all(out.values()):
+        return [-1.0] * 10
+    result = []
+    for k in range(10, 20):
+        taken, flags = set(), []
+        for b in order:
+            best, choice = Fraction(k, 20), None
+            for a in sorted(references, key=lambda a: (out[a], a)):
+                if a in taken:
+                    continue
+                if choice is not None and not out[choice] and out[a]:
+                    break
+                if pairs.get((a, b), 0) >= best:
+                    best, choice = pairs[a, b], a
+            if choice is not None:
+                taken.add(choice)
+                if not out[choice]:
+                    flags.append(True)
+            elif low <= predictions[b] <= high and voids[b] <= predictions[b]:
+                flags.append(False)
+        result.append(curve_area(flags, len(references) - sum(out.values())))
+    return result
+
+
+def rank_mitoem(reference, prediction, scores, low, high):
+    """Return the AP at each of MitoEM's thresholds; -1 without references. Sizes above `low`, up to `high`."""
+    references, predictions, _, shared = instances(reference, prediction)
+    inside = {a: low < n <= high for a, n in references.items()}
+    if not any(inside.values()):
+        return [-1.0] * 10
+    result = []
+    for threshold in 0.5 + 0.05 * np.arange(10):
+        flags = []
+        for b in sorted(predictions, key=lambda b: (-scores[b], b)):
+            best = {a: n / (predictions[b] + references[a] - n) for (a, c), n in sorted(shared.items()) if c == b}
+            best = {a: x for a, x in best.items() if inside[a]} or best
+            # The first of equal ones, in the order of ids.
+            choice = max(best, key=best.get, default=None)
+            if choice is not None and best[choice] >= threshold:
+                if inside[choice]:
+                    flags.append(True)
+            elif low < predictions[b] <= high:
+                flags.append(False)
+        result.append(curve_area(flags, sum(inside.values())))
+    return result
+
+
+def aggregated(references, predictions, voids, shared, taken):
+    """Return the aggregated Jaccard index of the pairs `taken`; nothing against nothing is 1."""
+    union = sum(references[a] + predictions[b] - shared[a, b] for a, b in taken)
+    union += sum(n for a, n in references.items() if all(a != c for c, _ in taken))
+    union += sum(n for b, n in predictions.items() if voids[b] <= n and all(b != d for _, d in taken))
+    return Fraction(sum(shared[pair] for pair in taken), union) if union else Fraction(1)
+
+
+def aji(reference, prediction, void):
+    """Return AJI, and AJI+ of each one-to-one choice of the largest sum of IoU."""
+    references, predictions, voids, shared = instances(reference, prediction, void)
+    pairs = iou(references, predictions, shared)
+    best = []
+    for a in references:
+        options = [(-x, -shared[pair], pair) for pair, x in pairs.items() if pair[0] == a]
+        best += [min(options)[2]] if options else []
+    _, choices = assignments(pairs, lambda pair: (0, pairs[pair]))
+    table = references, predictions, voids, shared
+    return aggregated(*table, best), {aggregated(*table, choice) for choice in choices}
+
+
+# Which errors, and surfaces
+
+
+def differences(reference, prediction, ignore=None, share=Fraction(1, 4)):
+    """Return {kind: [(id, size, cost, box, parts, overlaps)]}, ranked."""
+    if ignore is None:
+        ignore = np.zeros(reference.shape, dtype=bool)
+    where = [defaultdict(list), defaultdict(list)]
+    void = defaultdict(int)
+    for at in np.ndindex(reference.shape):
+        if ignore[at]:
+            void[int(prediction[at])] += 1
+            continue
+        for side, volume in zip(where, (reference, prediction), strict=True):
+            side[int(volume[at])].append(at)
+    found = {}
+    for kind in ("splits", "merges", "missed", "spurious"):
+        own, other = where if kind in ("splits", "missed") else where[::-1]
+        entries = []
+        for i in set(own) - {0}:
+            shared = {j: len(set(own[i]) & set(other[j])) for j in set(other) - {0}}
+            parts = {j: n for j, n in shared.items() if n and n >= share * min(len(own[i]), len(other[j]))}
+            order = sorted(parts, key=lambda j: (-parts[j], j))
+            size = len(own[i])
+            if kind in ("splits", "merges"):
+                wrong = len(parts) >= 2
+                cost = sum(parts.values()) - max(parts.values(), default=0)
+            else:
+                wrong = sum(parts.values()) < share * size
+                cost = size
+            if kind == "spurious" and 2 * void[i] > void[i] + size:
+                wrong = False
+            if wrong:
+                axes = list(zip(*own[i], strict=True))
+                box = tuple(slice(min(axis), max(axis) + 1) for axis in axes)
+                entries.append((i, size, cost, box, tuple(order), tuple(parts[j] for j in order)))
+        found[kind] = sorted(entries, key=lambda entry: (-entry[2], entry[0]))
+    return found
+
+
+def surface(mask):
+    """Return the voxels of `mask` with a face neighbour outside it; a single slice has no neighbours along z."""
+    voxels = set(map(tuple, np.argwhere(mask).tolist()))
+    steps = [step for step in itertools.product((-1, 0, 1), repeat=3) if sum(map(abs, step)) == 1]
+    if mask.shape[0] == 1:
+        steps = [step for step in steps if step[0] == 0]
+    return sorted(at for at in voxels if any(tuple(np.add(at, step).tolist()) not in voxels for step in steps))
+
+
+def surface_distances(first, second, spacing):
+    """Return Hausdorff distance, HD95 and ASSD of two masks, from all pairs of their surface voxels."""
+    surfaces = surface(first), surface(second)
+    distances = []
+    for own, other in (surfaces, surfaces[::-1]):
+        for a in own:
+            squares = [sum(((p - q) * s) ** 2 for p, q, s in zip(a, b, spacing, strict=True)) for b in other]
+            distances.append(math.sqrt(min(squares)))
+    distances.sort()
+    below, rest = divmod(Fraction(95, 100) * (len(distances) - 1), 1)
+    above = distances[min(below + 1, len(distances) - 1)]
+    hd95 = distances[below] + float(rest) * (above - distances[below])
+    return distances[-1], hd95, sum(distances) / len(distances)
