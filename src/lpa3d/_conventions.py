@@ -27,6 +27,18 @@ class Convention:
         its share of all voxels, which is next to nothing.
     strict : bool
         Whether a match needs an IoU above the threshold, rather than at it or above.
+    empty : float
+        The ratios of matching, and AJI, where neither side has an instance.
+    ap_matching : {"greedy", "best"}
+        Whether predictions take, in the order of their ranking, the best reference that is free, or each its best one.
+    ap_thresholds : ten floats
+        IoU thresholds of the average precision: the first is that of `ap50`, the sixth that of `ap75`.
+    ap_strata : {"closed", "left-open"}
+        Whether an instance as large as the limit between two strata is in both, or in the smaller one.
+    ap_absent : float or None
+        Average precision without references; None: 1 without false positives, else 0.
+    size_strata : (float, float) or None
+        Limits of small, medium and large instances, in voxels, where none are given.
     """
 
     rand_zeros: Zeros = "reference"
@@ -36,6 +48,12 @@ class Convention:
     predicted_background: Literal["segment", "singletons"] = "segment"
     arand_pairs: Literal["distinct", "all", "snemi3d"] = "distinct"
     strict: bool = True
+    empty: float = 1.0
+    ap_matching: Literal["greedy", "best"] = "greedy"
+    ap_thresholds: tuple[float, ...] = tuple(k / 20 for k in range(10, 20))
+    ap_strata: Literal["closed", "left-open"] = "closed"
+    ap_absent: float | None = None
+    size_strata: tuple[float, float] | None = None
 
 
 CONVENTIONS = {
@@ -47,4 +65,18 @@ CONVENTIONS = {
     "gala": Convention(arand_pairs="snemi3d", rand_zeros="none", voi_zeros="both"),
     "funlib": Convention(arand_pairs="all"),
     "isbi": Convention(arand_pairs="all", predicted_background="singletons"),
+    "panopticapi": Convention(empty=0.0),
+    "torchmetrics": Convention(empty=0.0),
+    "stardist": Convention(strict=False, empty=0.0),
+    "panoptica": Convention(strict=False),
+    "hovernet": Convention(),
+    "coco": Convention(ap_absent=-1.0),
+    "mitoem": Convention(
+        ap_matching="best",
+        # The eighth lies one rounding above 0.85, and an IoU of exactly 17 / 20 does not reach it.
+        ap_thresholds=tuple(0.5 + 0.05 * k for k in range(10)),
+        ap_strata="left-open",
+        ap_absent=-1.0,
+        size_strata=(5e3, 1.5e4),
+    ),
 }
