@@ -229,7 +229,8 @@ def test_identity_is_perfect(convention):
     scores = score(labels, labels, 0.5, decisions)
     assert [scores[name] for name in RATIOS] == [1.0] * len(RATIOS)
     assert (scores["tp"], scores["fp"], scores["fn"]) == (4, 0, 0)
-    assert set(rank(labels, labels, None, decisions).values()) == {1.0}
+    ranking = rank(labels, labels, None, decisions)
+    assert [ranking[name] for name in ("ap50", "ap75", "map")] == [1.0] * 3
     assert score_aggregated(tabulate(labels, labels), decisions) == {"aji": 1.0, "aji_plus": 1.0}
 
 
@@ -396,7 +397,11 @@ def test_mitoem_strata():
     keys = ("ap75_small", "ap75_medium", "ap75_large")
     mitoem = rank(reference, prediction, None, CONVENTIONS["mitoem"], (2, 6))
     assert [mitoem[key] for key in keys] == [1, 0.504950495049505, -1]
-    assert CONVENTIONS["mitoem"].size_strata == (5000, 15000)
+    # Its own limits are 5,000 and 15,000 voxels.
+    reference = row((1, 5000), (2, 15000), (3, 15001))
+    mitoem = rank(reference, np.where(reference == 2, 0, reference), None, CONVENTIONS["mitoem"])
+    assert [mitoem[key] for key in keys] == [1, 0, 1]
+    reference = row((1, 2), (2, 3), (3, 6))
     default = rank(reference, prediction, None, DEFAULT, (2, 6))
     assert [default[key] for key in keys] == [1, close((34 * 1 + 33) / 101), 1]
 

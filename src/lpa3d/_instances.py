@@ -98,7 +98,8 @@ def tabulate_instances(overlaps: Overlaps) -> Instances:
 
 def _sort_ids(ids: Ints) -> Ints:
     """Return the distinct ids above 0, ascending."""
-    return np.unique(ids[ids > 0])
+    ids = np.sort(ids[ids > 0])
+    return ids[_flag_first(ids)]
 
 
 def _add(places: Ints, voxels: Ints, take: Flags, size: int) -> Ints:
@@ -227,15 +228,16 @@ def score_ranking(
     scores : (m,) float64 or None
         Confidence of each of ``instances.predicted``, higher is surer. None ranks by size outside void, as MitoEM does.
     convention : Convention
-        Uses the fields that begin with ``ap_``.
+        Uses `size_strata` and the fields that begin with ``ap_``.
     strata : (float, float) or None
-        Sizes in voxels that part small from medium and medium from large instances, the smaller one first.
+        Sizes in voxels that part small from medium and medium from large instances, the smaller one first. None means
+        ``convention.size_strata``.
 
     Returns
     -------
     dict
-        ``ap50``, ``ap75`` and ``map``, the mean over the thresholds 0.50, 0.55, ..., 0.95; with `strata` also each of
-        them with ``_small``, ``_medium`` and ``_large`` appended.
+        ``ap50``, ``ap75`` and ``map``, the mean over the thresholds 0.50, 0.55, ..., 0.95; where there are strata, also
+        each of them with ``_small``, ``_medium`` and ``_large`` appended.
 
     Notes
     -----
@@ -256,10 +258,11 @@ def score_ranking(
     """
     keys = -(instances.predicted_sizes if scores is None else scores)
     order = np.argsort(keys, kind="stable")
-    candidates = _sort_candidates(instances, order, convention)
+    candidates = _list_candidates(instances, order, convention)
     ranges = {"": (-math.inf, math.inf)}
-    if strata is not None:
-        small, large = strata
+    limits = convention.size_strata if strata is None else strata
+    if limits is not None:
+        small, large = limits
         ranges |= {"_small": (-math.inf, small), "_medium": (small, large), "_large": (large, math.inf)}
     result: dict[str, float] = {}
     for suffix, (low, high) in ranges.items():
@@ -287,31 +290,37 @@ def _is_within(sizes: Ints, low: float, high: float, convention: Convention) -> 
     return above & (sizes <= high)
 
 
-def _sort_candidates(instances: Instances, order: Ints, convention: Convention) -> Ints:
-    """Return rows of pairs that a prediction may take, those of one prediction together, its first choice first."""
-    rows, columns = instances.pairs.T
+def _list_candidates(instances: Instances, order: Ints, convention: Convention) -> Ints:
+    """Return rows of the pairs that a prediction may take; of equal IoU it takes the one listed first."""
     if convention.ap_matching == "best":
-        # Rows are sorted by reference already.
-        return np.lexsort((-instances.iou, columns))
-    rows_left = np.flatnonzero(instances.iou >= 0.5)
+        return np.arange(len(instances.pairs))
+    candidates = np.flatnonzero(instances.iou >= 0.5)
+    rows, columns = instances.pairs[candidates].T
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     # Two predictions reach 0.5 with one reference only if they are its halves and overlap nothing else, so the first of
     # them in the ranking has it whatever else is matched.
-    rows_left = rows_left[np.lexsort((rank[columns[rows_left]], rows[rows_left]))]
-    halves = np.flatnonzero(~_flag_first(rows[rows_left]))
-    rows_left = np.delete(rows_left, halves)
-    return rows_left[np.lexsort((-rows[rows_left], -instances.iou[rows_left], columns[rows_left]))]
+    by_rank = np.lexsort((rank[columns], rows))
+    return candidates[by_rank[_flag_first(rows[by_rank])]][::-1]
 
 
 def _take_references(instances: Instances, candidates: Ints, wanted: Flags) -> Ints:
-    """Return the first of each prediction's sorted candidates whose reference is wanted, else the first of all."""
-    inside = candidates[wanted[instances.pairs[candidates, 0]]]
-    inside = inside[_flag_first(instances.pairs[inside, 1])]
-    others = candidates[_flag_first(instances.pairs[candidates, 1])]
+    """Return for each prediction the best of its candidates whose reference is wanted, else the best of all."""
+    rows, columns = instances.pairs[candidates].T
     served = np.zeros(len(instances.predicted), np.bool_)
-    served[instances.pairs[inside, 1]] = True
-    return np.concatenate([inside, others[~served[instances.pairs[others, 1]]]])
+    served[columns[wanted[rows]]] = True
+    candidates = candidates[wanted[rows] | ~served[columns]]
+    columns = instances.pairs[candidates, 1]
+    best = _flag_largest(columns, instances.iou[candidates], len(instances.predicted))
+    return candidates[best][np.unique(columns[best], return_index=True)[1]]
+
+
+def _flag_largest(groups: Ints, values: npt.NDArray[Any], size: int) -> Flags:
+    """Return whether each of `values` is the largest of its group, one of `size`."""
+    largest = np.zeros(size, values.dtype)
+    np.maximum.at(largest, groups, values)
+    flags: Flags = values == largest[groups]
+    return flags
 
 
 def _flag_first(values: Ints) -> Flags:
@@ -365,9 +374,10 @@ def score_aggregated(instances: Instances, convention: Convention) -> dict[str, 
     pathology. IEEE Transactions on Medical Imaging 36. https://doi.org/10.1109/TMI.2017.2677499
     Graham, S., et al. (2019). HoVer-Net. Medical Image Analysis 58. https://doi.org/10.1016/j.media.2019.101563
     """
-    rows = instances.pairs[:, 0]
-    order = np.lexsort((-instances.voxels, -instances.iou, rows))
-    best = order[_flag_first(rows[order])]
+    rows, count = instances.pairs[:, 0], len(instances.reference)
+    best = np.flatnonzero(_flag_largest(rows, instances.iou, count))
+    best = best[_flag_largest(rows[best], instances.voxels[best], count)]
+    best = best[_flag_first(rows[best])]
     disjoint = _assign(instances, np.arange(len(rows)), 0)
     return {
         "aji": _aggregate(instances, best, convention),
