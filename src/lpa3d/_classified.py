@@ -85,7 +85,7 @@ class Classified:
 
 def _classify(overlaps: Overlaps, sides: list[tuple[Ints, list[Any]]]) -> Classified:
     """Return the table with its classes, given for both sides those of its sorted ids above 0."""
-    classes = list(dict.fromkeys(name for _, names in sides for name in names))
+    classes = list(dict.fromkeys(names[number] for of, names in sides for number in np.unique(of).tolist()))
     if all(isinstance(name, int) for name in classes):
         classes.sort()
     numbers = {name: number for number, name in enumerate(classes)}
@@ -94,7 +94,7 @@ def _classify(overlaps: Overlaps, sides: list[tuple[Ints, list[Any]]]) -> Classi
         column = np.full(len(ids), -1)
         inside = ids > 0
         places = np.unique(ids[inside], return_inverse=True)[1]
-        column[inside] = np.array([numbers[name] for name in names], np.int64)[of][places]
+        column[inside] = np.array([numbers.get(name, -1) for name in names], np.int64)[of][places]
         columns.append(column)
     return Classified(overlaps, classes, *columns)
 

@@ -191,7 +191,9 @@ def evaluate(
         "connectivity": steps,
         "iou_thresholds": list(settings.thresholds),
         "convention": style,
-        "decisions": asdict(decisions),
+        "decisions": {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(decisions).items()
+        },
         "spacing": list(sizes),
         "size_strata": None if settings.strata is None else list(settings.strata),
         "warping": topology,
@@ -204,7 +206,7 @@ def evaluate(
         return Evaluation(
             values[name],
             parameters=parameters,
-            pairs=Matches(**columns[name]),
+            pairs=_seal_columns(columns[name]),
             overlaps=tables[name] if settings.instances else add_overlaps([]),
             ndim=reference.ndim,
             present=bool((counted & present).any()),
@@ -213,7 +215,7 @@ def evaluate(
 
     counted = table.overlaps.pairs[:, 0] != VOID
     if not numbers:
-        return report(ALL, (table.overlaps.pairs > 0).any(axis=1))
+        return report(ALL, np.any(table.overlaps.pairs > 0, axis=1))
     per_class = {
         name: report(name, (table.reference == number) | (table.prediction == number))
         for name, number in numbers.items()
@@ -222,7 +224,7 @@ def evaluate(
     return Evaluation(
         _average([values[name] for name in present or numbers], decisions),
         parameters=parameters,
-        pairs=Matches(**_join_columns(list(columns.values()))),
+        pairs=_seal_columns(_join_columns(list(columns.values()))),
         overlaps=table.separate(numbers.values()) if settings.instances else add_overlaps([]),
         ndim=reference.ndim,
         present=bool(present),
@@ -324,6 +326,10 @@ def _join_columns(parts: list[dict[str, Array]]) -> dict[str, Array]:
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     order = np.argsort(joined["reference"], kind="stable")
     return {key: column[order] for key, column in joined.items()}
+
+
+def _seal_columns(columns: dict[str, Array]) -> Matches:
+    return Matches(**{key: seal(column) for key, column in columns.items()})
 
 
 def _choose_classes(table: Classified, names: Mapping[Any, Any] | None) -> dict[Any, int]:
@@ -442,10 +448,9 @@ def _check_scores(scores: Any) -> Scores | None:
         return None
     need = "scores are {id of prediction: score}, or rows (id, score)"
     try:
-        rows = [
-            (operator.index(i), float(value))
-            for i, value in (scores.items() if isinstance(scores, Mapping) else scores)
-        ]
+        pairs = scores.items() if isinstance(scores, Mapping) else scores
+        # Ids may come as the whole numbers of a float array.
+        rows = [(int(i) if float(i).is_integer() else operator.index(i), float(value)) for i, value in pairs]
     except (TypeError, ValueError):
         raise InputTypeError(f"scores cannot be read; {need}") from None
     if not all(0 < i <= MAX_ID and math.isfinite(value) for i, value in rows):

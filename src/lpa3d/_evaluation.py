@@ -97,9 +97,9 @@ class Evaluation(Mapping[str, float]):
     >>> import lpa3d
     >>> e = lpa3d.evaluate(np.array([[1, 1, 2, 2, 0]]), np.array([[7, 7, 8, 9, 0]]))
     >>> e["pq"], e["tp"], e["fp"], e["fn"]
-    (0.5714285714285714, 2, 1, 0)
-    >>> [(split.id, split.ids.tolist()) for split in e.splits]
-    [(2, [8, 9])]
+    (0.4, 1, 2, 1)
+    >>> [(split.id, split.parts) for split in e.splits]
+    [(2, (8, 9))]
     """
 
     def __init__(
@@ -180,9 +180,9 @@ class Evaluation(Mapping[str, float]):
         columns = {key: [row.get(key, math.nan) for row in rows.values()] for key in self}
         return to_frame(columns, index=[str(name) for name in rows])
 
-    def _cells(self) -> tuple[list[str], list[list[str] | str]]:
+    def _cells(self, classes: Mapping[Any, Evaluation]) -> tuple[list[str], list[list[str] | str]]:
         """Return a header, and rows of cells, or of one heading, for the two reprs."""
-        header = ["", "mean" if self.per_class else "", *map(str, self.per_class)]
+        header = ["", "mean" if self.per_class else "", *map(str, classes)]
         names = {key: group for group, keys in GROUPS.items() for key in keys}
         rows: list[list[str] | str] = []
         heading = ""
@@ -192,7 +192,7 @@ class Evaluation(Mapping[str, float]):
                 heading = group
                 rows.append(heading)
             cells = [_number(self[key])]
-            cells += [_number(one[key]) if one.present else "-" for one in self.per_class.values()]
+            cells += [_number(one[key]) if one.present else "-" for one in classes.values()]
             rows.append([key, *cells])
         return header, rows
 
@@ -208,7 +208,11 @@ class Evaluation(Mapping[str, float]):
         return f"Evaluation{classes}{matched}, convention {known['convention']}"
 
     def __repr__(self) -> str:
-        header, rows = self._cells()
+        return self.to_text()
+
+    def to_text(self, per_class: bool = True) -> str:
+        """Return the table that `repr` shows, or of it the mean only, without a column for each class."""
+        header, rows = self._cells(self.per_class if per_class else {})
         table = [header, *(row for row in rows if not isinstance(row, str))]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
 
@@ -223,7 +227,7 @@ class Evaluation(Mapping[str, float]):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        header, rows = self._cells()
+        header, rows = self._cells(self.per_class)
         parts = [f"<p>{html.escape(self._title())}</p><table>"]
         if any(header):
             parts.append(f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in header)}</tr>")
