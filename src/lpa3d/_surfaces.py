@@ -80,8 +80,8 @@ def surface_distances(
     either side, some 35 s of one core.
 
     Sums are exactly rounded, and each distance is computed from whole voxel offsets. Neither the number of threads nor
-    an exchange of reference and prediction changes a bit. Memory is some 120 bytes per surface voxel of the largest pair,
-    or of one pair below `LARGE_BOX` per thread.
+    an exchange of reference and prediction changes a bit. Memory is some 120 bytes per surface voxel of the
+    largest pair, or of one pair below `LARGE_BOX` per thread.
 
     References
     ----------
