@@ -1,7 +1,7 @@
 """The asv suite: time and peak memory of each verb at three sizes, and what the import and the first call cost.
 
 Volumes are copies of one phantom cell of 128 cubed, side by side, so they differ in size alone; seeds are the instances
-of every 16th slice. Neither data nor a peer is needed.
+of every 16th slice, predictions are the instances with errors. Neither data nor a peer is needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import lpa3d
 from lpa3d import phantom
 
-from .compare import EVERY, keep_slices, tile, tile_instances
+from .compare import EVERY, THRESHOLDS, corrupt, keep_slices, renumber, tile, tile_instances
 
 SIDES = [128, 256, 512]
 TILE = 128
@@ -45,6 +45,9 @@ class Verb:
             np.save(f"classes{side}.npy", tile(cell.classes, side))
             np.save(f"instances{side}.npy", instances)
             np.save(f"seeds{side}.npy", keep_slices(instances, EVERY))
+            predictions = corrupt(renumber(instances))
+            np.save(f"predictions{side}.npy", predictions)
+            np.save(f"found{side}.npy", tile(cell.classes, side) * (predictions > 0))
 
     def setup(self, side: int) -> None:
         self.arrays = [np.load(f"{name}{side}.npy") for name in self.needs]
@@ -102,6 +105,29 @@ class Contacts(Verb):
         lpa3d.contacts(*self.arrays)
 
 
+class Evaluate(Verb):
+    needs = ("instances", "predictions")
+
+    def time_evaluate(self, side: int) -> None:
+        lpa3d.evaluate(*self.arrays)
+
+    def time_evaluate_thresholds(self, side: int) -> None:
+        lpa3d.evaluate(*self.arrays, iou_thresholds=THRESHOLDS)
+
+    def peakmem_evaluate(self, side: int) -> None:
+        lpa3d.evaluate(*self.arrays)
+
+
+class EvaluateComponents(Verb):
+    needs = ("classes", "found")
+
+    def time_evaluate_components(self, side: int) -> None:
+        lpa3d.evaluate(*self.arrays, instances="components")
+
+    def peakmem_evaluate_components(self, side: int) -> None:
+        lpa3d.evaluate(*self.arrays, instances="components")
+
+
 class Import:
     number = 1
     repeat = 5
@@ -110,7 +136,7 @@ class Import:
         return "import lpa3d"
 
     def timeraw_import_verbs(self) -> str:
-        return "from lpa3d import contacts, label, merge, propagate"
+        return "from lpa3d import contacts, evaluate, label, merge, propagate"
 
 
 VOLUMES = f"""
@@ -133,6 +159,7 @@ CALLS = {
     "propagate": "lpa3d.propagate(classes, seeds)",
     "merge": "lpa3d.merge(instances)",
     "contacts": "lpa3d.contacts(instances)",
+    "evaluate": "lpa3d.evaluate(instances, seeds)",
 }
 
 

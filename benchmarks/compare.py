@@ -1,6 +1,6 @@
 """Run every peer beside lpa3d on the same arrays and print the ratios as Markdown tables.
 
-    python benchmarks/compare.py                              everything, some 20 minutes on 2 cores
+    python benchmarks/compare.py                              everything, some 25 minutes on 2 cores
     python benchmarks/compare.py --size 256 --only '^label'   a part of it, on smaller volumes
 
 1. *Arrays* are made once, as .npy files in a temporary folder (`ARRAYS`).
@@ -22,6 +22,7 @@ import gc
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import re
@@ -63,6 +64,15 @@ BUDGET = 5.0
 LEAST, MOST_CALLS = 0.5, 20
 """Seconds of timed calls that a process makes at least, as short calls vary more, but not more than so many calls."""
 
+CUT_EVERY = 8
+"""Where a corrupted segmentation cuts instances: slices from one cut to the next."""
+
+BLOCKS = 100
+"""Blocks along each side of a volume of 512 cubed, a million in all; fewer in proportion along shorter ones."""
+
+THRESHOLDS = (0.5, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)
+"""IoU thresholds; the first is the main one."""
+
 CROP = 64
 """Side of the crop on which a tool first runs: modules and kernels are loaded before memory is watched."""
 
@@ -77,6 +87,8 @@ MODULES = {
     "dijkstra3d": "dijkstra3d",
     "higra": "higra",
     "mahotas": "mahotas",
+    "sklearn": "scikit-learn",
+    "stardist": "stardist",
 }
 """Modules of the tools, and what the package indexes call them."""
 
@@ -175,6 +187,66 @@ def make_noise(data: Path | None, size: int) -> Array:
     return (np.random.default_rng(0).random((size,) * 3, np.float32) < 0.3).astype(np.uint8)
 
 
+def renumber(labels: Array) -> Array:
+    """Return the labels as 0, 1, ... in the same order: some peers' memory grows with the largest id."""
+    known = np.zeros(int(labels.max()) + 1, np.bool_)
+    known[0] = True
+    known[labels] = True
+    return (np.cumsum(known, dtype=labels.dtype) - labels.dtype.type(1))[labels]
+
+
+def corrupt(labels: Array) -> Array:
+    """Return labels 0, 1, ... with errors, renumbered.
+
+    Of the ids, drawn at random, a fifth each is joined to the neighbour that it touches most, cut by planes across z,
+    and eroded by a voxel; a tenth is removed.
+    """
+    import lpa3d
+
+    count = int(labels.max())
+    lot = np.random.default_rng(0).permutation(count) % 10
+    joined, cut, eroded, removed = (
+        np.concatenate(([False], (first <= lot) & (lot < first + many)))
+        for first, many in ((0, 2), (2, 2), (4, 2), (6, 1))
+    )
+    touching = lpa3d.contacts(labels)
+    # Of several values for one index the last one stays: that of the largest contact.
+    order = np.argsort(np.tile(touching.area, 2), kind="stable")
+    ids = np.concatenate([touching.id_a, touching.id_b])[order]
+    neighbors = np.concatenate([touching.id_b, touching.id_a])[order]
+    taken = joined[ids] & ~joined[neighbors]
+    table = np.arange(count + 1, dtype=labels.dtype)
+    table[ids[taken]] = neighbors[taken]
+    result = table[labels]
+
+    border = np.zeros(labels.shape, np.bool_)
+    for axis in range(labels.ndim):
+        moved, changed = np.moveaxis(result, axis, 0), np.moveaxis(border, axis, 0)
+        differs = moved[1:] != moved[:-1]
+        changed[1:] |= differs
+        changed[:-1] |= differs
+    border &= eroded[result]
+    result[border | removed[result]] = 0
+    for z, plane in enumerate(result):
+        plane[cut[plane]] += labels.dtype.type(z // CUT_EVERY * count)
+    return renumber(result)
+
+
+def make_instances(data: Path | None, size: int) -> Array:
+    return renumber(read_connectomics(data, size))
+
+
+def make_corrupted(data: Path | None, size: int) -> Array:
+    return corrupt(make_instances(data, size))
+
+
+def make_blocks(shift: int, data: Path | None, size: int) -> Array:
+    """Return a volume full of blocks, each with an id of its own, moved by some voxels along all axes."""
+    many = max(1, round(BLOCKS * size / 512))
+    along = np.minimum((np.arange(size, dtype=np.int32) + shift) * many // size, many - 1)
+    return (along[:, None, None] * many + along[:, None]) * many + along + 1
+
+
 PAIRS = [(kind, volume) for kind in ("fv", "mito") for volume in VOLUMES]
 
 ARRAYS: dict[str, Callable[[Path | None, int], Array]] = {
@@ -182,6 +254,10 @@ ARRAYS: dict[str, Callable[[Path | None, int], Array]] = {
     **{f"{kind} {volume} seeds": functools.partial(make_seeds, kind, volume) for kind, volume in PAIRS},
     "connectomics": read_connectomics,
     "connectomics points": make_points,
+    "connectomics renumbered": make_instances,
+    "connectomics corrupted": make_corrupted,
+    "blocks": functools.partial(make_blocks, 0),
+    "blocks shifted": functools.partial(make_blocks, 1),
     "noise": make_noise,
     "cost": make_cost,
 }
@@ -319,6 +395,50 @@ def contacts_cc3d(labels: Array, connectivity: int) -> Call:
     return lambda: cc3d.contacts(labels, connectivity=connectivity, surface_area=True)
 
 
+def evaluate_lpa3d(reference: Array, prediction: Array, errors: bool = False, **options: Any) -> Call:
+    import lpa3d
+
+    def call() -> Any:
+        result = lpa3d.evaluate(reference, prediction, **options)
+        if errors:
+            # They are listed when they are first asked for.
+            for name in ("splits", "merges", "missed", "spurious"):
+                getattr(result, name)
+        return result
+
+    return call
+
+
+def evaluate_skimage(reference: Array, prediction: Array) -> Call:
+    from skimage.metrics import adapted_rand_error, variation_of_information
+
+    def call() -> dict[str, float]:
+        error = adapted_rand_error(reference, prediction)[0]
+        split, merge = variation_of_information(reference, prediction)
+        return {"arand": float(error), "voi_split": float(split), "voi_merge": float(merge)}
+
+    return call
+
+
+def evaluate_stardist(reference: Array, prediction: Array, thresholds: Sequence[float]) -> Call:
+    from stardist.matching import matching
+
+    def call() -> dict[str, float]:
+        answer = {}
+        for number, at in enumerate(matching(reference, prediction, thresh=tuple(thresholds))):
+            suffix = f"@{at.thresh:g}" if number else ""
+            answer |= {f"{key}{suffix}": int(getattr(at, key)) for key in ("tp", "fp", "fn")}
+        return answer
+
+    return call
+
+
+def evaluate_sklearn(reference: Array, prediction: Array) -> Call:
+    from sklearn.metrics import rand_score
+
+    return lambda: {"rand_index": float(rand_score(reference.ravel(), prediction.ravel()))}
+
+
 CALLS: dict[str, dict[str, tuple[str, Callable[..., Call]]]] = {
     "label": {
         "lpa3d": ("lpa3d", label_lpa3d),
@@ -339,6 +459,12 @@ CALLS: dict[str, dict[str, tuple[str, Callable[..., Call]]]] = {
     "contacts": {
         "lpa3d": ("lpa3d", contacts_lpa3d),
         "cc3d": ("cc3d", contacts_cc3d),
+    },
+    "evaluate": {
+        "lpa3d": ("lpa3d", evaluate_lpa3d),
+        "scikit-image ARE and VOI": ("skimage", evaluate_skimage),
+        "stardist matching": ("stardist", evaluate_stardist),
+        "scikit-learn rand_score": ("sklearn", evaluate_sklearn),
     },
 }
 """For each verb, the tools that do it: their module, and what makes them ready."""
@@ -379,7 +505,13 @@ class Contest:
 
 def list_contests(size: int) -> list[Contest]:
     """Return all contests for volumes of `size` cubed."""
-    return [*label_contests(size), *propagate_contests(size), *seeded_contests(), *contact_contests(size)]
+    return [
+        *label_contests(size),
+        *propagate_contests(size),
+        *seeded_contests(),
+        *contact_contests(size),
+        *evaluate_contests(size),
+    ]
 
 
 def label_contests(size: int) -> Iterable[Contest]:
@@ -447,6 +579,34 @@ def contact_contests(size: int) -> Iterable[Contest]:
         )  # fmt: skip
 
 
+def evaluate_contests(size: int) -> Iterable[Contest]:
+    arrays = {"reference": "connectomics renumbered", "prediction": "connectomics corrupted"}
+    many = {"iou_thresholds": THRESHOLDS}
+    memory = 2.2  # 300 MB at 512 cubed
+
+    def list_ours(floor: float | None, convention: str) -> tuple[Ours, ...]:
+        style = {"convention": convention}
+        return (
+            Ours("all metrics", style, floor=floor, bytes_per_voxel=memory),
+            Ours("all metrics, 9 thresholds", style | many, floor=floor, bytes_per_voxel=memory),
+            Ours("all metrics and errors", style | {"errors": True}, floor=floor, bytes_per_voxel=memory),
+        )
+
+    what = "connectomics corrupted"
+    yield Contest(
+        "evaluate", what, "evaluate", size, arrays, list_ours(0.05, "skimage"), ("scikit-image ARE and VOI",)
+    )  # fmt: skip
+    one, nine, _ = list_ours(0.1, "stardist")
+    like_stardist, peers = f"{what}, convention stardist", ("stardist matching",)
+    for ours, thresholds in ((one, THRESHOLDS[:1]), (nine, THRESHOLDS)):
+        options = {"thresholds": thresholds}
+        yield Contest("evaluate", like_stardist, "evaluate", size, arrays, (ours,), peers, options)
+    ours = list_ours(None, "sklearn")[0]
+    yield Contest(
+        "evaluate, 256 cubed", what, "evaluate", TILE, arrays, (ours,), ("scikit-learn rand_score",)
+    )  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------- inside a process
 
 
@@ -478,15 +638,17 @@ def crop(array: Array) -> Array:
     return np.ascontiguousarray(array[(slice(start, start + CROP),) * 3])
 
 
-def summarise(verb: str, result: Any) -> int:
-    """Return one number of the answer: components, labelled voxels or touching pairs."""
+def summarise(verb: str, result: Any) -> dict[str, float]:
+    """Return numbers of the answer by name: components, labelled voxels, touching pairs, or metrics."""
+    if verb == "evaluate":
+        return dict(result)
     if verb == "contacts":
-        return len(result)
+        return {"touching pairs": len(result)}
     if hasattr(result, "GetPixelID"):
         import SimpleITK
 
         result = SimpleITK.GetArrayFromImage(result)
-    return int(result.max()) if verb == "label" else int(np.count_nonzero(result))
+    return {"components": int(result.max())} if verb == "label" else {"labelled voxels": int(np.count_nonzero(result))}
 
 
 def measure(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -534,26 +696,10 @@ def call_first(task: Mapping[str, Any]) -> dict[str, Any]:
 
     verb = getattr(lpa3d, task["verb"])
     imported = time.perf_counter()
-    verb(volume) if task["verb"] == "label" else verb(volume, seeds)
+    inputs = {"label": (volume,), "propagate": (volume, seeds), "evaluate": (instances, np.roll(instances, 1, axis=2))}
+    verb(*inputs[task["verb"]])
     ended = time.perf_counter()
     return {"import": imported - started, "call": ended - imported, "both": ended - started}
-
-
-def score(truth: Array, labels: Array) -> tuple[float, float]:
-    """Return panoptic quality (IoU above one half) and adapted Rand error (the truth's background ignored)."""
-    from skimage.metrics import adapted_rand_error
-
-    either = (truth > 0) | (labels > 0)
-    a, b = truth[either].astype(np.int64), labels[either].astype(np.int64)
-    width = int(b.max(initial=0)) + 1
-    keys, shared = np.unique(a * width + b, return_counts=True)
-    ids, found = keys // width, keys % width
-    pairs = (ids > 0) & (found > 0)
-    iou = shared[pairs] / (np.bincount(a)[ids[pairs]] + np.bincount(b)[found[pairs]] - shared[pairs])
-    hits = iou[iou > 0.5]
-    instances = np.unique(ids[ids > 0]).size + np.unique(found[found > 0]).size
-    inside = a > 0
-    return 2 * hits.sum() / instances, float(adapted_rand_error(a[inside], b[inside])[0])
 
 
 STEPS = ((0, 8), (0, 16), (0, 32), (1, 16), (2, 16))
@@ -571,12 +717,15 @@ def compare_quality(task: Mapping[str, Any]) -> dict[str, Any]:
         return {"missing": str(error)}
     volume = (volume[:size, :size, :size] > 0).astype(np.uint8)
     truth = truth[:size, :size, :size].astype(np.int32) * volume
+    import lpa3d
+
     rows = []
     for axis, every in STEPS:
         seeds = keep_slices(truth, every, axis)
-        scores = {
-            method: score(truth, CALLS["propagate"][method][1](volume=volume, seeds=seeds)()) for method in METHODS
-        }
+        scores = {}
+        for method in METHODS:
+            metrics = lpa3d.evaluate(truth, CALLS["propagate"][method][1](volume=volume, seeds=seeds)())
+            scores[method] = metrics["pq"], metrics["arand"]
         rows.append({"kind": kind, "volume": name, "axis": axis, "every": every, "scores": scores})
     return {"rows": rows}
 
@@ -656,7 +805,7 @@ class Samples:
 
     seconds: list[float] = field(default_factory=list)
     bytes_per_voxel: float | None = None
-    answer: int | None = None
+    answer: dict[str, float] = field(default_factory=dict)
 
     def add(self, measured: Mapping[str, Any]) -> None:
         self.seconds += measured["seconds"]
@@ -734,9 +883,19 @@ def run_contest(contest: Contest, chosen: Sequence[Ours], session: Session) -> l
                     ours.bytes_per_voxel if first else None)
             )  # fmt: skip
             # All tools of one verb but the seeded ones must give the same answer.
-            if contest.verb != "propagate" and mine.answer != theirs.answer:
-                session.note(f"{title}: lpa3d finds {mine.answer}, {tool} {theirs.answer}.")
+            if contest.verb != "propagate":
+                for difference in list_differences(mine.answer, theirs.answer, tool):
+                    session.note(f"{title}: {difference}.")
     return rows
+
+
+def list_differences(ours: Mapping[str, float], theirs: Mapping[str, float], tool: str) -> list[str]:
+    """Return in words which numbers of the answers differ."""
+    return [
+        f"{key}: lpa3d finds {ours[key]}, {tool} {value}"
+        for key, value in theirs.items()
+        if not math.isclose(ours[key], value, rel_tol=1e-9, abs_tol=1e-9)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------- the tables
@@ -758,6 +917,10 @@ def format_seconds(value: float) -> str:
     return f"{value:.3f}" if value < 1 else f"{value:.2f}"
 
 
+def format_ratio(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+
+
 def judge(value: float | None, floor: float | None, aim: float | None = None, *, more: bool = False) -> tuple[str, str]:
     """Return the columns "floor" and "met?"; `more` is better, or less."""
     if floor is None:
@@ -777,7 +940,7 @@ def speed_table(rows: Sequence[Row]) -> str:
     for row in rows:
         seconds = format_seconds(row.ours.median), format_seconds(row.theirs.median)
         verdict = judge(row.ratio, row.floor, row.aim)
-        lines.append((row.what, seconds[0], row.peer, seconds[1], f"{row.ratio:.2f}", *verdict))
+        lines.append((row.what, seconds[0], row.peer, seconds[1], format_ratio(row.ratio), *verdict))
     return format_table(columns, lines)
 
 
@@ -831,6 +994,7 @@ print(*sorted(name for name in names if name[0] != '_'))
 IMPORTS = (
     "import lpa3d",
     "from lpa3d import propagate",
+    "from lpa3d import evaluate",
     "import cc3d",
     "from scipy.ndimage import label",
     "from skimage.segmentation import watershed",
@@ -872,7 +1036,7 @@ def run_startup(session: Session) -> dict[str, Any]:
                 f"`{statement}` loads {', '.join(loads) or 'nothing else'}; of {', '.join(HEAVY)}: {', '.join(heavy)}."
             )
     first: dict[str, Any] = {}
-    for verb in ("label", "propagate"):
+    for verb in ("label", "propagate", "evaluate"):
         with tempfile.TemporaryDirectory(dir=session.folder) as cache:
             for state, floor in (("cold", 15.0), ("warm kernel cache", 1.0)):
                 say(f"startup: first {verb}, {state}")
@@ -889,6 +1053,32 @@ def run_startup(session: Session) -> dict[str, Any]:
     print("\n## startup\n", format_table(("what", "s", "floor", "met?"), lines), sep="\n")
     print_notes(session.notes)
     return {"imports": imports, "first": first}
+
+
+def run_scaling(session: Session, size: int) -> list[dict[str, Any]]:
+    """Evaluate blocks against shifted blocks at several sizes, instances in proportion, and print the table."""
+    session.notes.clear()
+    rows: list[dict[str, Any]] = []
+    lines = []
+    for side in sorted({min(size, one) for one in (128, 256, 512)}):
+        say(f"scaling: {side} cubed")
+        try:
+            files = {"reference": session.array("blocks", side), "prediction": session.array("blocks shifted", side)}
+            task = {"verb": "evaluate", "tool": "lpa3d", "arrays": files, "options": {}, "repeat": session.repeat}
+            measured = session.do("measure", task)
+        except FailedError as error:
+            session.failures.append(f"scaling: {side} cubed: {error}")
+            continue
+        instances = int(measured["answer"]["tp"] + measured["answer"]["fn"])
+        rows.append({"side": side, "instances": instances, **measured})
+        seconds = statistics.median(measured["seconds"])
+        growth = measured["bytes_per_voxel"]
+        memory = "" if growth is None else f"{growth * side**3 / 1e6:,.0f}"
+        lines.append(
+            (f"{side} cubed", f"{instances:,}", format_seconds(seconds), f"{1e9 * seconds / side**3:.1f}", memory)
+        )
+    print("\n## scaling\n", format_table(("what", "instances a side", "s", "ns/voxel", "MB"), lines), sep="\n")
+    return rows
 
 
 def run_quality(session: Session, size: int, wanted: Callable[[str], object]) -> list[dict[str, Any]]:
@@ -1038,7 +1228,7 @@ def main(words: Sequence[str] | None = None, work: Callable[..., dict[str, Any]]
     wanted = re.compile(args.only).search
     if args.list:
         titles = [f"{c.section}: {c.title(ours)}" for c in list_contests(args.size) for ours in c.ours]
-        titles += ["startup", *(f"quality: {kind} {name}" for kind, name in PAIRS)]
+        titles += ["scaling", "startup", *(f"quality: {kind} {name}" for kind, name in PAIRS)]
         print(*filter(wanted, titles), sep="\n")
         return 0
     started = time.perf_counter()
@@ -1059,6 +1249,8 @@ def main(words: Sequence[str] | None = None, work: Callable[..., dict[str, Any]]
         session = Session(args.data or find_data(), Path(folder), environment, args.repeat, work)
         rows = run_contests(session, args.size, wanted)
         report["rows"] = [asdict(row) | {"ratio": row.ratio} for row in rows]
+        if wanted("scaling"):
+            report["scaling"] = run_scaling(session, args.size)
         if wanted("startup"):
             report["startup"] = run_startup(session)
         report["quality"] = run_quality(session, args.size, wanted)

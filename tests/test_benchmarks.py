@@ -67,7 +67,7 @@ def test_asv_statements(cls, name, monkeypatch, tmp_path):
 
 def test_every_verb_is_in_the_suite():
     assert len(METHODS) >= 12
-    assert set(suite.CALLS) == {"label", "propagate", "merge", "contacts"}
+    assert set(suite.CALLS) == {"label", "propagate", "merge", "contacts", "evaluate"}
 
 
 def test_asv_finds_no_benchmarks_in_the_script():
@@ -82,7 +82,10 @@ def arrays(tmp_path_factory):
     mask = (rng.random((20, 24, 28)) < 0.6).astype(np.uint8)
     seeds = compare.keep_slices((mask * rng.integers(1, 5, mask.shape)).astype(np.int32), 16)
     classes = rng.integers(0, 4, mask.shape, np.uint32)
-    made = {"mask": mask, "seeds": seeds, "classes": classes}
+    instances = compare.make_blocks(0, None, 32)[: mask.shape[0], : mask.shape[1], : mask.shape[2]].astype(np.uint32)
+    instances = compare.renumber(np.where(instances % 7 == 0, np.uint32(0), instances))
+    made = {"mask": mask, "seeds": seeds, "classes": classes, "instances": instances}
+    made["corrupted"] = compare.corrupt(instances)
     for name, array in made.items():
         np.save(folder / f"{name}.npy", array)
     return {name: str(folder / f"{name}.npy") for name in made}
@@ -94,7 +97,8 @@ def test_all_tools_agree(arrays):
         "propagate": {"volume": arrays["mask"], "seeds": arrays["seeds"]},
         "contacts": {"labels": arrays["classes"]},
     }
-    for verb, tools in compare.CALLS.items():
+    for verb in inputs:
+        tools = compare.CALLS[verb]
         for connectivity in (6, 26) if verb != "propagate" else (6,):
             answers = {}
             for tool, (module, _) in tools.items():
@@ -110,7 +114,21 @@ def test_all_tools_agree(arrays):
                 answers.pop(tool, None)
             if verb == "propagate":
                 answers.pop("scipy nearest seed")
-            assert len(set(answers.values())) == 1, (verb, connectivity, answers)
+            for tool, answer in answers.items():
+                assert compare.list_differences(answers["lpa3d"], answer, tool) == [], (verb, connectivity)
+
+
+@pytest.mark.parametrize("contest", list(compare.evaluate_contests(32)), ids=lambda contest: contest.peers[0])
+def test_metrics_agree(contest, arrays):
+    (tool,) = contest.peers
+    pytest.importorskip(compare.CALLS["evaluate"][tool][0], exc_type=ImportError)
+    task = {"verb": "evaluate", "arrays": {"reference": arrays["instances"], "prediction": arrays["corrupted"]}}
+    theirs = compare.measure(task | {"tool": tool, "options": contest.peer_options, "repeat": 1})["answer"]
+    assert theirs
+    for ours in contest.ours:
+        mine = compare.measure(task | {"tool": "lpa3d", "options": ours.options, "repeat": 1})["answer"]
+        assert compare.list_differences(mine, theirs, tool) == []
+        assert compare.list_differences(mine, {key: value + 1 for key, value in theirs.items()}, tool)
 
 
 @pytest.mark.parametrize("tool", [tool for tool in compare.CALLS["propagate"] if tool != "lpa3d"])
@@ -154,11 +172,28 @@ def test_the_script_without_data(tmp_path, capsys):
     assert read["failures"] == []
 
 
+def test_the_script_measures_scaling(tmp_path, capsys):
+    words = ["--size", "32", "--repeat", "1", "--data", str(tmp_path), "--only", "^scaling"]
+    assert compare.main(words, work_here) == 0
+    assert re.search(r"\| 32 cubed \| +216 \| +[\d.]+ \| +[\d.]+ \|", capsys.readouterr().out)
+
+
 def test_the_script_on_data(data_dir, tmp_path, capsys):
     pytest.importorskip("nibabel")
-    words = ["--size", "32", "--repeat", "1", "--data", str(data_dir), "--only", "propagate: fv 0|quality: fv 0"]
+    words = [
+        "--size",
+        "32",
+        "--repeat",
+        "1",
+        "--data",
+        str(data_dir),
+        "--only",
+        "propagate: fv 0|quality: fv 0|^evaluate: ",
+    ]
     assert compare.main(words, work_here) == 0
     printed = capsys.readouterr().out
+    assert "| connectomics corrupted, all metrics " in printed
+    assert "lpa3d finds" not in printed
     assert "| fv 0-0-0, geodesic only, 6, cost " in printed
     assert "| fv, 1 slice in 16 along z, 0-0-0 " in printed
 
@@ -185,14 +220,29 @@ def test_tiles_have_their_own_ids():
     np.testing.assert_array_equal(compare.tile_instances(labels, 2), labels[:2, :2, :2])
 
 
-def test_score():
-    truth = np.array([1, 1, 1, 1, 2, 2, 2, 2, 0, 0])
-    assert compare.score(truth, truth) == (1.0, 0.0)
-    quality, error = compare.score(truth, np.array([5, 5, 5, 7, 8, 8, 8, 8, 9, 0]))
-    # Two of two instances are found, with IoU 3/4 and 1; two predictions, 7 and 9, are too many.
-    assert quality == pytest.approx(2 * 1.75 / (2 + 4))
-    # Pairs of voxels inside the truth: 12 and 12 in it, 6 and 12 in the prediction, 6 and 12 in both.
-    assert error == pytest.approx(1 - 2 * 18 / (24 + 18), abs=0.05)
+def test_corrupt_makes_every_kind_of_error(arrays):
+    reference, prediction = np.load(arrays["instances"]), np.load(arrays["corrupted"])
+    np.testing.assert_array_equal(np.unique(reference), np.arange(reference.max() + 1))
+    np.testing.assert_array_equal(np.unique(prediction), np.arange(prediction.max() + 1))
+    np.testing.assert_array_equal(compare.corrupt(reference), prediction)
+    assert not prediction[reference == 0].any()
+    shared = np.zeros((reference.max() + 1, prediction.max() + 1), np.int64)
+    np.add.at(shared, (reference, prediction), 1)
+    shared = shared[1:]
+    parts = np.count_nonzero(shared[:, 1:], axis=1)
+    assert (parts == 0).any(), "removed"
+    assert (parts > 1).any(), "cut"
+    assert (np.count_nonzero(shared[:, 1:], axis=0) > 1).any(), "joined"
+    assert ((parts == 1) & (shared[:, 0] > 0)).any(), "eroded"
+    assert ((parts == 1) & (shared[:, 0] == 0)).any(), "kept"
+
+
+def test_blocks():
+    blocks = compare.make_blocks(0, None, 32)
+    np.testing.assert_array_equal(np.unique(blocks), np.arange(1, 6**3 + 1))
+    shifted = compare.make_blocks(1, None, 32)
+    np.testing.assert_array_equal(np.unique(shifted), np.unique(blocks))
+    np.testing.assert_array_equal(shifted[:31, :31, :31], blocks[1:, 1:, 1:])
 
 
 @pytest.mark.parametrize(
