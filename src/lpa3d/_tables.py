@@ -16,16 +16,16 @@ SHOWN = 10
 """Rows that a repr shows."""
 
 
-def format_columns(columns: Mapping[str, npt.NDArray[Any]], length: int) -> list[str]:
+def format_columns(columns: Mapping[str, npt.NDArray[Any]], length: int, shown: int = SHOWN) -> list[str]:
     """Return the lines of an aligned table: the names, the first rows, and how many more there are."""
     cells = []
     for name, column in columns.items():
-        texts = [name, *(f"{value:.6g}" if isinstance(value, float) else str(value) for value in column[:SHOWN])]
+        texts = [name, *(f"{value:.6g}" if isinstance(value, float) else str(value) for value in column[:shown])]
         width = max(map(len, texts))
         cells.append([text.rjust(width) for text in texts])
-    lines = ["  ".join(row) for row in zip(*cells, strict=True)] if length else []
-    if length > SHOWN:
-        lines.append(f"... {length - SHOWN} more")
+    lines = ["  ".join(row).rstrip() for row in zip(*cells, strict=True)] if length and shown else []
+    if length > shown:
+        lines.append(f"... {length - shown} more")
     return lines
 
 

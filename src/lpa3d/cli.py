@@ -1,214 +1,45 @@
 """The command ``lpa3d``: files in, files out.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 the work failed, 2 the command
-line or an input cannot be used (nothing was written), 130 Ctrl-C, 143 terminated.
-
-The work runs in a thread of its own, so that the main thread can draw the progress line and answer Ctrl-C at once, even
-while compiled code runs.
+line or an input cannot be used (nothing was written), 3 a result misses a limit that was asked for, 130 Ctrl-C, 143
+terminated.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import os
 import re
-import signal
 import sys
-import threading
-import traceback
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from . import __version__
-from ._checks import canonical_spacing
-from ._outputs import Outputs
+from ._evaluate_command import add_evaluate_arguments, run_evaluate
+from ._inputs import (
+    add_connectivity,
+    add_spacing,
+    check_same_place,
+    check_same_shape,
+    find_spacing,
+    format_count,
+    format_sizes,
+    read_table,
+)
+from ._job import BROKEN_PIPE, FAILED, INTERRUPTED, UNUSABLE, Job, attend, report
 from ._terminal import Terminal
-from .errors import InputError, Lpa3dError, Lpa3dWarning
-from .io import FileError, Geometry, Target, Volume, open_volume, plan
+from .io import Volume, plan
 
 __all__ = ["main"]
 
-OK, FAILED, UNUSABLE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 2, 130, 141, 143
-
 Array = npt.NDArray[Any]
-
-
-# ------------------------------------------------------------------------------------------------- running a command
-
-
-@dataclass
-class Job:
-    """One run: what was asked, where messages go, the outputs in the making, and what standard output will get."""
-
-    args: argparse.Namespace
-    terminal: Terminal
-    outputs: Outputs
-    files: ExitStack
-    results: list[str]
-
-    def open(self, name: str) -> Volume:
-        """Open an input; it is closed at the end."""
-        return self.files.enter_context(open_volume(name))
-
-    def read(self, volume: Volume, role: str, *, floats: bool = False) -> Array:
-        """Read a whole input as one step: labels, or with `floats` an image of any kind."""
-        self.terminal.step(f"reading {volume.name}", "read")
-        if floats:
-            return volume.read(self.progress)
-        array = volume.read_integers(role, self.progress)
-        if array.dtype != volume.dtype:
-            self.terminal.say(f"{volume.name} stores whole numbers as {volume.dtype}; they are read as {array.dtype}")
-        return array
-
-    def write(self, target: Target, array: Array, geometry: Geometry) -> None:
-        """Write a result as one step."""
-        self.terminal.step(f"writing {target.location.name}", "wrote")
-        target.write(array, geometry, self.progress)
-        if target.location.format == "nifti" and array.dtype.itemsize == 8:
-            self.terminal.say(f"{target.location.name} holds {array.dtype}, which some NIfTI viewers cannot open")
-
-    def progress(self, fraction: float) -> None:
-        """Show how far a step is; the place where an interrupted run stops."""
-        self.outputs.check()
-        self.terminal.progress(fraction)
-
-    def stage(self, name: str, fraction: float) -> None:
-        """Show which stage of a verb runs."""
-        self.outputs.check()
-        self.terminal.progress(fraction, name)
-
-    def finish(self, text: str) -> None:
-        """Put the outputs into place and say what was done."""
-        self.outputs.commit()
-        self.terminal.finish()
-        times: dict[str, float] = {}
-        for verb, seconds in self.terminal.times:
-            times[verb] = times.get(verb, 0.0) + seconds
-        self.terminal.say(f"{text}; {', '.join(f'{verb} in {seconds:.1f} s' for verb, seconds in times.items())}")
-
-
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that it cleans up as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _warnings_to(terminal: Terminal) -> Iterator[None]:
-    """Print the library's own warnings as messages; other libraries' remarks are for developers."""
-
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if issubclass(category, Lpa3dWarning) or _debugging():
-            terminal.message(f"warning: {_as_options(str(message))}")
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = show
-        yield
-
-
-def _as_options(text: str) -> str:
-    """Turn the keywords that the library's messages advise into the options of the same name."""
-    return re.sub(
-        r"\b(unseeded|seed_conflicts|slice_axis|sweeps|max_distance|connectivity|min_contact)='?([\w.]+)'?",
-        lambda match: f"--{match[1].replace('_', '-')} {match[2]}",
-        text,
-    )
-
-
-def _debugging() -> bool:
-    return os.environ.get("LPA3D_DEBUG", "") not in ("", "0")
-
-
-def _attend(run: Callable[[Job], None], args: argparse.Namespace) -> int:
-    """Run a command in a thread, draw its progress, and clean up whatever ends it."""
-    terminal = Terminal(quiet=args.quiet)
-    outputs = Outputs(overwrite=getattr(args, "overwrite", False))
-    results: list[str] = []
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            with _warnings_to(terminal), outputs, ExitStack() as files:
-                run(Job(args, terminal, outputs, files, results))
-        except BaseException as error:
-            failures.append(error)
-        finally:
-            done.set()
-
-    # Not Thread.join: interrupted by a signal, it takes the thread for finished (Python 3.11 and 3.12).
-    done = threading.Event()
-    try:
-        with _signals():
-            threading.Thread(target=work, daemon=True).start()
-            while not done.wait(0.1):
-                terminal.tick()
-    except (KeyboardInterrupt, _Terminated) as interruption:
-        # Once is enough: the cleaning up is not to be interrupted.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # A writer stops by itself at the next slab; one that does not is cut off.
-        outputs.cancel()
-        done.wait(2.0 if outputs.writing else 0.0)
-        outputs.discard()
-        terminal.finish()
-        stopped = isinstance(interruption, _Terminated)
-        terminal.message("terminated" if stopped else "interrupted")
-        code = TERMINATED if stopped else INTERRUPTED
-        if not done.is_set():
-            # Compiled code cannot be stopped, and leaving in the usual way would wait for it.
-            os._exit(code)
-        signal.signal(signal.SIGINT, before)
-        return code
-    terminal.finish()
-    if failures:
-        return _report(failures[0], terminal)
-    for text in results:
-        sys.stdout.write(text)
-    return OK
-
-
-def _report(error: BaseException, terminal: Terminal) -> int:
-    """Print what went wrong and return the exit code."""
-    if _debugging():
-        traceback.print_exception(error)
-    if isinstance(error, Lpa3dError):
-        terminal.message(f"error: {_as_options(str(error))}")
-        return UNUSABLE if isinstance(error, (ValueError, TypeError)) else FAILED
-    if isinstance(error, MemoryError):
-        terminal.message(f"error: not enough memory{f' ({error})' if str(error) else ''}")
-    elif isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        terminal.message(f"error: {place}{error.strerror}")
-    else:
-        text = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        terminal.message(f"error: unexpected {text} (LPA3D_DEBUG=1 shows where; please report it)")
-    return FAILED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -250,8 +81,8 @@ def _main(argv: list[str]) -> int:
         except BrokenPipeError:
             raise
         except Exception as error:
-            return _report(error, Terminal())
-    return _attend(args.run, args)
+            return report(error, Terminal())
+    return attend(args.run, args)
 
 
 # --------------------------------------------------------------------------------------------------------- arguments
@@ -340,68 +171,7 @@ class Command:
     writes: bool = True
 
 
-def _add_connectivity(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--connectivity",
-        type=int,
-        default=6,
-        choices=(6, 18, 26, 1, 2, 3),
-        metavar="{6,18,26}",
-        help="voxels that are neighbours: by faces, edges too, corners too (default 6)",
-    )
-
-
-def _add_spacing(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--spacing",
-        type=float,
-        nargs=3,
-        metavar=("Z", "Y", "X"),
-        help="voxel size in any unit (default: what the file says, else 1 1 1)",
-    )
-
-
 # ------------------------------------------------------------------------------------------------- shared by commands
-
-
-def _check_same_shape(volume: Volume, other: Volume) -> None:
-    if volume.shape != other.shape:
-        raise InputError(
-            f"{volume.name} has shape {volume.shape} but {other.name} has shape {other.shape}; they must be the same"
-        )
-
-
-def _check_same_place(job: Job, volume: Volume, other: Volume) -> None:
-    """Warn where two files say that their voxels are not of the same size or place; voxels are matched by index."""
-    a, b = volume.geometry, other.geometry
-    if a.nifti is not None and b.nifti is not None:
-        if not np.allclose(a.nifti.get_best_affine(), b.nifti.get_best_affine(), rtol=1e-4, atol=1e-4):
-            job.terminal.message(
-                f"warning: {volume.name} and {other.name} have different affines; voxels are matched by index"
-            )
-    elif a.spacing and b.spacing and a.unit == b.unit and not np.allclose(a.spacing, b.spacing, rtol=1e-4):
-        job.terminal.message(
-            f"warning: {volume.name} has spacing {_sizes(a.spacing)} but {other.name} {_sizes(b.spacing)}; "
-            f"voxels are matched by index"
-        )
-
-
-def _sizes(spacing: Iterable[float]) -> str:
-    return " ".join(f"{size:g}" for size in spacing)
-
-
-def _spacing(job: Job, volume: Volume) -> tuple[tuple[float, float, float], Geometry]:
-    """Return the voxel size to work with and the geometry to write: the user's, else the file's, else 1."""
-    given = job.args.spacing
-    if given is not None:
-        spacing = canonical_spacing(given, 3)
-        return spacing, Geometry(spacing, "", volume.geometry.nifti)
-    if volume.geometry.spacing is None:
-        return (1.0, 1.0, 1.0), volume.geometry
-    if volume.geometry.spacing != (1.0, 1.0, 1.0):
-        unit = f" {volume.geometry.unit}" if volume.geometry.unit else ""
-        job.terminal.say(f"spacing {_sizes(volume.geometry.spacing)}{unit} (z y x), from {volume.name}")
-    return volume.geometry.spacing, volume.geometry
 
 
 def _runs(slabs: Iterable[tuple[int, int, Array]]) -> tuple[Array, Array]:
@@ -445,11 +215,7 @@ def _summary(labels: Array) -> str:
     """Return how many instances and labelled voxels there are."""
     values, counts = _runs([(0, len(labels), labels)])
     voxels = int(counts[values != 0].sum())
-    return f"{_count(int(np.count_nonzero(values)), 'instance')}, {_share(voxels, labels.size)} labelled"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{format_count(int(np.count_nonzero(values)), 'instance')}, {_share(voxels, labels.size)} labelled"
 
 
 def _share(voxels: int, total: int) -> str:
@@ -462,7 +228,7 @@ def _share(voxels: int, total: int) -> str:
 def _label_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="IN", help="class map: bool or integers, 0 is background")
     parser.add_argument("output", metavar="OUT", help="labels: uint32, or uint64 from 2**32 voxels on")
-    _add_connectivity(parser)
+    add_connectivity(parser)
 
 
 def _label(job: Job) -> None:
@@ -477,7 +243,7 @@ def _label(job: Job) -> None:
     job.write(target, labels, source.geometry)
     count = int(labels.max()) if labels.size else 0
     voxels = int(np.count_nonzero(labels))
-    job.finish(f"{_count(count, 'component')}, {_share(voxels, labels.size)} labelled")
+    job.finish(f"{format_count(count, 'component')}, {_share(voxels, labels.size)} labelled")
 
 
 # ---------------------------------------------------------------------------------------------------------- propagate
@@ -487,8 +253,8 @@ def _propagate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("volume", metavar="VOLUME", help="class map: bool or integers, 0 is background")
     parser.add_argument("seeds", metavar="SEEDS", help="instance ids of the same shape, 0 is unlabelled")
     parser.add_argument("output", metavar="OUT", help="labels, of the seeds' dtype")
-    _add_connectivity(parser)
-    _add_spacing(parser)
+    add_connectivity(parser)
+    add_spacing(parser)
     parser.add_argument(
         "--cost", metavar="FILE", help="image >= 0 that makes distances longer, e.g. membrane probability"
     )
@@ -531,9 +297,9 @@ def _propagate(job: Job) -> None:
     seeds.check_integers("seeds")
     inputs = [file for file in (volume, seeds, cost) if file is not None]
     for file in inputs[1:]:
-        _check_same_shape(volume, file)
-        _check_same_place(job, volume, file)
-    spacing, geometry = _spacing(job, volume)
+        check_same_shape(volume, file)
+        check_same_place(job, volume, file)
+    spacing, geometry = find_spacing(job, volume)
     paths = [file.path for file in inputs]
     target = plan(job.outputs, args.output, volume.shape, paths)
     sureness = plan(job.outputs, args.confidence, volume.shape, paths) if args.confidence else None
@@ -572,8 +338,8 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="IN", help="instance ids, 0 is background")
     parser.add_argument("output", metavar="OUT", help="labels with fragments united, of the same dtype")
     parser.add_argument("--classes", metavar="FILE", help="class map of the same shape; different classes never join")
-    _add_connectivity(parser)
-    _add_spacing(parser)
+    add_connectivity(parser)
+    add_spacing(parser)
     parser.add_argument(
         "--scores", metavar="CSV", help="evidence for pairs, columns id_a,id_b,score; else the contact's"
     )
@@ -600,16 +366,20 @@ def _merge(job: Job) -> None:
     classes = job.open(args.classes) if args.classes else None
     if classes is not None:
         classes.check_integers("a class map")
-        _check_same_shape(source, classes)
-        _check_same_place(job, source, classes)
+        check_same_shape(source, classes)
+        check_same_place(job, source, classes)
     links = {name: getattr(args, f"{name}_link") for name in ("must", "cannot")}
     tables = [text for texts in links.values() for text in texts if not _PAIR.fullmatch(text)]
     tables += [args.scores] if args.scores else []
     inputs = [file.path for file in (source, classes) if file is not None] + [Path(name) for name in tables]
-    spacing, geometry = _spacing(job, source)
+    spacing, geometry = find_spacing(job, source)
     target = plan(job.outputs, args.output, source.shape, inputs)
     must, cannot = (_read_links(texts) for texts in links.values())
-    scores = _read_table(args.scores, score=True) if args.scores else None
+    scores = (
+        read_table(args.scores, _LINK | {"score": float}, "two ids and a score are needed, such as 3,7,0.9")
+        if args.scores
+        else None
+    )
     labels = job.read(source, "labels")
     class_map = None if classes is None else job.read(classes, "a class map")
     before = _summary(labels)
@@ -631,6 +401,7 @@ def _merge(job: Job) -> None:
 
 
 _PAIR = re.compile(r"(\d+):(\d+)")
+_LINK = {"id_a": int, "id_b": int}
 
 
 def _read_links(texts: Iterable[str]) -> list[tuple[int, int]]:
@@ -641,43 +412,7 @@ def _read_links(texts: Iterable[str]) -> list[tuple[int, int]]:
         if match:
             pairs.append((int(match[1]), int(match[2])))
         else:
-            pairs += [(a, b) for a, b, _ in _read_table(text, score=False)]
-    return pairs
-
-
-def _read_table(name: str, *, score: bool) -> list[tuple[int, int, float]]:
-    """Read pairs of ids, and a score for each, from a CSV file.
-
-    With a header the columns are found by name, so that a table of ``contacts`` with one more column will do; without
-    one they are the only columns.
-    """
-    wanted = ["id_a", "id_b", "score"] if score else ["id_a", "id_b"]
-    pairs: list[tuple[int, int, float]] = []
-    columns = list(range(len(wanted)))
-    number = 1
-    try:
-        with open(name, newline="", encoding="utf-8-sig") as file:
-            for number, row in enumerate(csv.reader(file), 1):
-                cells = [cell.strip() for cell in row]
-                if not any(cells):
-                    continue
-                if number == 1 and not cells[0].isdecimal():
-                    if not set(wanted) <= set(cells):
-                        raise InputError(f"{name} has columns {', '.join(cells)}; needed are {', '.join(wanted)}")
-                    columns = [cells.index(column) for column in wanted]
-                    continue
-                pairs.append(
-                    (int(cells[columns[0]]), int(cells[columns[1]]), float(cells[columns[2]]) if score else 0.0)
-                )
-    except OSError as error:
-        raise InputError(f"cannot read {name}: {error.strerror}") from error
-    except (ValueError, IndexError, csv.Error) as error:
-        if isinstance(error, InputError):
-            raise
-        needed = "two ids and a score" if score else "two ids"
-        raise InputError(
-            f"{name}, line {number}: {needed} are needed, such as {'3,7,0.9' if score else '3,7'}"
-        ) from error
+            pairs += [(a, b) for a, b in read_table(text, _LINK, "two ids are needed, such as 3,7")]
     return pairs
 
 
@@ -685,8 +420,8 @@ def _contacts_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="IN", help="instance ids, 0 is background")
     parser.add_argument("-o", "--output", metavar="CSV", help="file for the table (default standard output)")
     parser.add_argument("--image", metavar="FILE", help="image of the same shape, whose mean on each boundary is added")
-    _add_connectivity(parser)
-    _add_spacing(parser)
+    add_connectivity(parser)
+    add_spacing(parser)
 
 
 def _contacts(job: Job) -> None:
@@ -696,11 +431,11 @@ def _contacts(job: Job) -> None:
     image = job.open(args.image) if args.image else None
     inputs = [source.path]
     if image is not None:
-        _check_same_shape(source, image)
-        _check_same_place(job, source, image)
+        check_same_shape(source, image)
+        check_same_place(job, source, image)
         inputs.append(image.path)
-    spacing, _ = _spacing(job, source)
-    output = job.outputs.add(args.output, Path(args.output), ".csv", inputs) if args.output else None
+    spacing, _ = find_spacing(job, source)
+    output = job.add_text(args.output, inputs) if args.output else None
     labels = job.read(source, "labels")
     values = None if image is None else job.read(image, "an image", floats=True)
     from lpa3d import contacts
@@ -713,11 +448,8 @@ def _contacts(job: Job) -> None:
     if output is None:
         job.results.append(text)
     else:
-        try:
-            output.temp.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise FileError(f"cannot write {output.name}: {error.strerror}") from error
-    job.finish(f"{_count(len(table), 'touching pair')}")
+        job.write_text(output, text)
+    job.finish(f"{format_count(len(table), 'touching pair')}")
 
 
 # -------------------------------------------------------------------------------------------------------------- info
@@ -790,14 +522,16 @@ def _info_text(facts: dict[str, Any]) -> str:
         "format": ", ".join(text for text in (facts["format"], facts["compression"]) if text),
         "shape": f"{' '.join(map(str, facts['shape']))} ({'z y x'[-2 * len(facts['shape']) + 1 :]}), {size}",
         "dtype": facts["dtype"] + (", whole numbers only" if facts.get("whole_numbers") else ""),
-        "spacing": " ".join([_sizes(facts["spacing"]), facts["unit"] or ""]) if facts["spacing"] else "not in the file",
+        "spacing": " ".join([format_sizes(facts["spacing"]), facts["unit"] or ""])
+        if facts["spacing"]
+        else "not in the file",
         "chunks": " ".join(map(str, facts["chunks"])) if facts["chunks"] else "none",
     }
     if "smallest" in facts:
         lines["values"] = f"{facts['smallest']:,} to {facts['largest']:,}"
         lines["not 0"] = _share(facts["foreground_voxels"], total)
     if "labels" in facts:
-        lines["labels"] = f"{_count(facts['labels'], 'different id')} besides 0"
+        lines["labels"] = f"{format_count(facts['labels'], 'different id')} besides 0"
     for value, count in facts.get("voxels", {}).items():
         lines[f"  {value}"] = _share(count, total)
     return "\n".join(f"{key + ':':<12} {text}".rstrip() for key, text in lines.items())
@@ -853,6 +587,21 @@ COMMANDS = (
         ),
         _contacts_arguments,
         _contacts,
+    ),
+    Command(
+        "evaluate",
+        "measure a segmentation against a reference",
+        "Measure a segmentation against a reference: semantic, partition and instance metrics from one pass, the worst "
+        "errors, and limits for pipelines.",
+        (
+            "lpa3d evaluate truth.zarr instances.zarr",
+            "lpa3d evaluate truth.nii.gz predicted.nii.gz --instances components --class-names 1=mitochondria 2=ER "
+            "--per-class",
+            "lpa3d evaluate truth.zarr instances.zarr --json -q | jq .metrics.pq",
+            "lpa3d evaluate truth.zarr instances.zarr --errors errors.csv --fail-under pq=0.8 --fail-over voi=1.5",
+        ),
+        add_evaluate_arguments,
+        run_evaluate,
     ),
     Command(
         "info",
