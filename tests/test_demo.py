@@ -1,22 +1,16 @@
-"""The demo: its measures against other libraries, and the whole of it on tiny volumes."""
+"""The demo: its table, and the whole of it on tiny volumes."""
 
 import re
 import subprocess
 import sys
-import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from PIL import Image
-from skimage.metrics import adapted_rand_error
 from skimage.segmentation import watershed
 
 from lpa3d import cli, demo, io, phantom, plot
-
-LABELS = hnp.arrays(np.uint16, (3, 4, 5), elements=st.integers(0, 4))
 
 
 @pytest.fixture
@@ -38,52 +32,46 @@ def small() -> phantom.Cell:
 # ---------------------------------------------------------------------------------------------------------- measures
 
 
-def naive_score(reference, prediction):
-    """Recovered instances and panoptic quality, pair by pair."""
-    ids = [i for i in np.unique(reference) if i], [i for i in np.unique(prediction) if i]
-    shared = []
-    for r in ids[0]:
-        for p in ids[1]:
-            a, b = reference == r, prediction == p
-            iou = (a & b).sum() / (a | b).sum()
-            if iou > 0.5:
-                shared.append(iou)
-    total = len(ids[0]) + len(ids[1])
-    return len(shared), 2 * sum(shared) / total if total else 1.0
+def case_of(classes, truth, names):
+    file = Path("nowhere")
+    return demo._Case("case", file, file, classes, truth, truth, classes, "", (1.0, 1.0, 1.0), "", names)
 
 
-@given(LABELS, LABELS)
-def test_score_is_what_the_definitions_say(reference, prediction):
-    score = demo._score(reference, prediction)
-    recovered, quality = naive_score(reference, prediction)
-    assert score.instances == len(np.unique(reference[reference > 0]))
-    assert score.recovered == recovered
-    assert score.quality == pytest.approx(quality)
-
-
-@given(LABELS, LABELS)
-def test_adapted_rand_error_is_scikit_images(reference, prediction):
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        theirs = adapted_rand_error(reference.astype(int), prediction.astype(int), ignore_labels=(0,))[0]
-    if np.isfinite(theirs):
-        assert demo._score(reference, prediction).rand_error == pytest.approx(theirs)
-
-
-def test_perfect_and_empty():
-    labels = np.repeat(np.arange(4, dtype=np.uint16), 10).reshape(4, 2, 5)
-    assert demo._score(labels, labels) == (3, 3, 1.0, 0.0, 0.0)
-    assert demo._score(labels, labels * 0)[1:3] == (0, 0.0)
-    assert demo._score(labels, labels * 0).wrong == 1.0
-    assert demo._score(labels * 0, labels * 0) == (0, 0, 1.0, 0.0, 0.0)
-    assert not demo._wrong(labels, labels + 7).any()
-
-
-def test_wrong_voxels_of_a_merger_are_those_of_the_smaller():
+def test_wrong_voxels_are_those_outside_the_match():
     truth = np.array([[[1, 1, 1, 2, 2, 0]]], np.uint16)
-    merged = np.array([[[9, 9, 9, 9, 9, 9]]], np.uint16)
-    assert demo._score(truth, merged).wrong == pytest.approx(2 / 5)
-    np.testing.assert_array_equal(demo._wrong(truth, merged), [[[0, 0, 0, 1, 1, 0]]])
+    merged = np.array([[[9, 9, 9, 9, 9, 0]]], np.uint16)
+    [e] = demo._evaluate(truth, [demo._Result("merged", merged, 0.0)])
+    np.testing.assert_array_equal(demo._wrong(truth, merged, e.pairs), [[[0, 0, 0, 1, 1, 0]]])
+    for labels in (truth, (truth + 7) * (truth > 0), (truth + np.uint64(2**40)) * (truth > 0)):
+        [e] = demo._evaluate(truth, [demo._Result("same", labels, 0.0)])
+        assert not demo._wrong(truth, labels, e.pairs).any()
+    [e] = demo._evaluate(truth, [demo._Result("none", truth * 0, 0.0)])
+    np.testing.assert_array_equal(demo._wrong(truth, truth * 0, e.pairs), truth > 0)
+
+
+def test_an_instance_has_the_class_of_most_of_its_voxels():
+    classes = np.array([[[-1, -1, 3, 0, 0, 3]]], np.int8)
+    truth = np.array([[[5, 5, 5, 5, 6, 7]]])
+    case = case_of(classes, truth, {-1: "one", 3: "three"})
+    assert demo._class_of(truth, case) == {5: 1, 6: -1, 7: 2}
+    [per_class] = demo._evaluate_classes(case, [demo._Result("same", truth, 0.0)])
+    assert {name: (e["tp"], e["fp"], e["fn"]) for name, e in per_class.items()} == {
+        "one": (1, 0, 0),
+        "three": (1, 0, 0),
+    }
+
+
+def test_the_table_names_the_costliest_errors():
+    truth = np.array([[[1, 1, 1, 2, 2, 2, 0, 3, 3, 3, 3, 3]]], np.uint16)
+    labels = np.array([[[4, 4, 4, 4, 4, 4, 0, 5, 5, 5, 6, 6]]], np.uint16)
+    results = [demo._Result("ours", labels, 1.0), demo._Result("theirs", truth, 2.0)]
+    scores = demo._evaluate(truth, results)
+    said = demo._table(case_of(truth, truth, {1: "mask"}), results, scores)
+    assert "instance 4 of the result joins 1 + 2, at z 0:1, y 0:1, x 0:6" in said
+    assert "instance 3 is cut into 5 + 6, at z 0:1, y 0:1, x 7:12" in said
+    assert re.search(r"ours +1 +33 % +0\.200 .* 1 +1 +0 +1\.00 s", said)
+    assert re.search(r"theirs +3 +100 % +1\.000 +0\.000 +0 +0 +0 +2\.00 s", said)
+    assert "look first" not in demo._table(case_of(truth, truth, {1: "mask"}), results[1:], scores[1:])
 
 
 # -------------------------------------------------------------------------------------------------------------- peers

@@ -15,16 +15,19 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from . import io, phantom, plot
 from .errors import InputError, Lpa3dWarning
+
+if TYPE_CHECKING:
+    from ._evaluation import Evaluation, Matches
 
 __all__ = ["add_arguments", "run"]
 
@@ -82,12 +85,14 @@ def run(args: argparse.Namespace) -> int:
     case = _phantom_case(args, output) if args.data is None else _folder_case(args.data, output, args.every)
     _describe(case)
     results = _recover(case, output)
+    scores: list[Evaluation] = []
     if case.truth is not None:
-        print(_table(case, results))
-    _picture(case, results, output / "demo.png")
+        scores = _evaluate(case.truth, results)
+        print(_table(case, results, scores))
+    _picture(case, results, scores, output / "demo.png")
     print(f"\nPicture: {output / 'demo.png'}")
     if args.thumbnail is not None:
-        _picture(case, results, args.thumbnail, small=True)
+        _picture(case, results, scores, args.thumbnail, small=True)
         print(f"Smaller picture: {args.thumbnail}")
     return 0
 
@@ -124,6 +129,12 @@ class _Case:
     def annotated(self) -> list[int]:
         """Return the slices that hold seeds."""
         return np.flatnonzero(self.seeds.any(axis=(1, 2))).tolist()
+
+    def class_ranks(self) -> npt.NDArray[np.int64]:
+        """Return 1, 2, ... for the classes in rising order, 0 for background."""
+        ranks: npt.NDArray[np.int64] = np.searchsorted(sorted(self.class_names), self.classes) + 1
+        ranks[self.classes == 0] = 0
+        return ranks
 
 
 def _phantom_case(args: argparse.Namespace, output: Path) -> _Case:
@@ -341,133 +352,83 @@ def _classes_touch(classes: Array) -> bool:
 # -------------------------------------------------------------------------------------------------------- the measures
 
 
-class _Overlaps(NamedTuple):
-    """Voxels that a pair (reference, prediction) shares; one row for each pair that occurs, 0 included."""
+def _evaluate(truth: Array, results: Sequence[_Result]) -> list[Evaluation]:
+    """Return the measures of each result over all instances."""
+    import lpa3d
 
-    reference: npt.NDArray[np.int64]
-    prediction: npt.NDArray[np.int64]
-    voxels: npt.NDArray[np.int64]
-
-
-class _Score(NamedTuple):
-    """How much of the reference was recovered."""
-
-    instances: int
-    recovered: int
-    quality: float
-    rand_error: float
-    wrong: float
+    return [lpa3d.evaluate(truth, result.labels) for result in results]
 
 
-def _overlaps(reference: Array, prediction: Array) -> _Overlaps:
-    """Count the voxels of each pair of labels."""
-    a, b = reference.ravel(), prediction.ravel()
-    if not a.size:
-        none = np.zeros(0, np.int64)
-        return _Overlaps(none, none, none)
-    # Labels come in runs; only the first voxel of each is sorted.
-    starts = np.concatenate(([0], np.flatnonzero((a[1:] != a[:-1]) | (b[1:] != b[:-1])) + 1))
-    lengths = np.diff(starts, append=a.size)
-    ids_a, rank_a = np.unique(a[starts], return_inverse=True)
-    ids_b, rank_b = np.unique(b[starts], return_inverse=True)
-    keys, place = np.unique(rank_a * len(ids_b) + rank_b, return_inverse=True)
-    counts = np.zeros(len(keys), np.int64)
-    np.add.at(counts, place, lengths)
-    return _Overlaps(ids_a[keys // len(ids_b)].astype(np.int64), ids_b[keys % len(ids_b)].astype(np.int64), counts)
+def _evaluate_classes(case: _Case, results: Sequence[_Result]) -> list[Mapping[Any, Evaluation]]:
+    """Return the measures of each result by the name of the class."""
+    import lpa3d
 
-
-def _sizes(ids: Array, counts: Array) -> dict[int, int]:
-    """Return the voxels of each id."""
-    found, place = np.unique(ids, return_inverse=True)
-    totals = np.zeros(len(found), np.int64)
-    np.add.at(totals, place, counts)
-    return dict(zip(found.tolist(), totals.tolist(), strict=True))
-
-
-def _matching(overlaps: _Overlaps) -> dict[int, int]:
-    """Return a reference for each prediction, one to one, the largest overlaps first."""
-    order = np.lexsort((overlaps.prediction, overlaps.reference, -overlaps.voxels))
-    matched: dict[int, int] = {}
-    taken: set[int] = set()
-    for i in order.tolist():
-        reference, prediction = int(overlaps.reference[i]), int(overlaps.prediction[i])
-        if reference and prediction and reference not in taken and prediction not in matched:
-            matched[prediction] = reference
-            taken.add(reference)
-    return matched
-
-
-def _score(reference: Array, prediction: Array) -> _Score:
-    """Measure a prediction where the reference is not 0.
-
-    Panoptic quality counts pairs of more than half overlap; the adapted Rand error ignores the reference's background;
-    a voxel is wrong unless it lies in the instance that is matched with its own.
-    """
-    overlaps = _overlaps(reference, prediction)
-    references = _sizes(overlaps.reference, overlaps.voxels)
-    predictions = _sizes(overlaps.prediction, overlaps.voxels)
-    references.pop(0, None)
-    predictions.pop(0, None)
-    matched = _matching(overlaps)
-    hits, shared, right = 0, 0.0, 0
-    pairs = 0.0
-    inside: dict[int, int] = {}
-    for r, p, n in zip(*(column.tolist() for column in overlaps), strict=True):
-        if not r:
-            continue
-        pairs += n * (n - 1)
-        inside[p] = inside.get(p, 0) + n
-        if not p:
-            continue
-        union = references[r] + predictions[p] - n
-        if 2 * n > union:
-            hits += 1
-            shared += n / union
-        if matched.get(p) == r:
-            right += n
-    total = sum(references.values())
-    found, true = (sum(float(n) * (n - 1) for n in sizes.values()) for sizes in (inside, references))
-    return _Score(
-        instances=len(references),
-        recovered=hits,
-        quality=2 * shared / (len(references) + len(predictions)) if references or predictions else 1.0,
-        rand_error=1 - 2 * pairs / (found + true) if found + true else 0.0,
-        wrong=1 - right / total if total else 0.0,
-    )
-
-
-def _table(case: _Case, results: Sequence[_Result]) -> str:
-    """Return the table: each method over all instances and over those of each class."""
     assert case.truth is not None
-    lines = ["", f"{'':<28}{'recovered':>13}{'PQ':>9}{'ARE':>9}{'wrong':>10}{'time':>9}"]
+    names = {rank: name for rank, (_, name) in enumerate(sorted(case.class_names.items()), start=1)}
+    known = _class_of(case.truth, case)
+    return [
+        lpa3d.evaluate(
+            case.truth, result.labels, classes=(known, _class_of(result.labels, case)), class_names=names
+        ).per_class
+        for result in results
+    ]
 
-    def block(title: str, truth: Array, labels: Sequence[Array], timed: bool) -> None:
-        scores = [_score(truth, each) for each in labels]
-        lines.append(f"{title} ({scores[0].instances})")
-        for result, score in zip(results, scores, strict=True):
-            share = 100 * score.recovered / max(score.instances, 1)
-            line = f"  {result.name:<26}{score.recovered:>6} {share:>4.0f} %{score.quality:>9.3f}"
-            line += f"{score.rand_error:>9.3f}{100 * score.wrong:>8.1f} %"
+
+def _class_of(labels: Array, case: _Case) -> dict[int, int]:
+    """Return the rank of each instance's class, the one of most of its voxels, as a user's truth may cross classes."""
+    from ._checks import instance_ids
+    from ._overlap import count_overlaps
+
+    overlaps = count_overlaps(instance_ids(labels, "labels"), case.class_ranks())
+    rows = overlaps.pairs[np.argsort(overlaps.voxels, kind="stable")].tolist()
+    # The largest overlap is the last and stays; -1 is no class of any name.
+    return {number: rank or -1 for number, rank in rows if number}
+
+
+def _table(case: _Case, results: Sequence[_Result], scores: Sequence[Evaluation]) -> str:
+    """Return the table: each method over all instances and over those of each class."""
+    lines = ["", f"{'':<28}{'recovered':>13}{'PQ':>9}{'ARE':>9}{'cut':>7}{'joined':>8}{'missed':>8}{'time':>9}"]
+
+    def block(title: str, scores: Sequence[Evaluation], timed: bool = False) -> None:
+        instances = scores[0]["tp"] + scores[0]["fn"]
+        lines.append(f"{title} ({instances})")
+        for result, e in zip(results, scores, strict=True):
+            line = f"  {result.name:<26}{e['tp']:>6} {100 * e['recall_instance']:>4.0f} %"
+            line += f"{e['pq']:>9.3f}{e['arand']:>9.3f}{len(e.splits):>7}{len(e.merges):>8}{len(e.missed):>8}"
             lines.append(line + (f"{result.seconds:>7.2f} s" if timed else ""))
 
-    block("all instances", case.truth, [result.labels for result in results], timed=True)
+    block("all instances", scores, timed=True)
     if len(case.class_names) > 1:
-        for kind, name in case.class_names.items():
-            mine = case.classes == kind
-            block(name, case.truth[mine], [result.labels[mine] for result in results], timed=False)
+        per_class = _evaluate_classes(case, results)
+        for name in case.class_names.values():
+            block(name, [one[name] for one in per_class])
     lines += [
         "",
         "recovered: instances whose overlap with the truth (IoU) is above one half",
         "PQ: panoptic quality, 1 is best; ARE: adapted Rand error, 0 is best, background ignored",
-        "wrong: voxels of the truth outside the instance that matches their own",
+        "cut: instances in several parts; joined: results over several instances; missed: hardly covered by any",
+        *_costliest(results[0].name, scores[0]),
     ]
     return "\n".join(lines)
+
+
+def _costliest(name: str, e: Evaluation) -> list[str]:
+    """Return lines that say where to look first."""
+    lines = []
+    for errors, text in ((e.merges, "instance {} of the result joins {}"), (e.splits, "instance {} is cut into {}")):
+        for error in errors[:1]:
+            parts = " + ".join([*map(str, error.parts[:4]), *(["..."] if len(error.parts) > 4 else [])])
+            box = ", ".join(f"{axis} {side.start}:{side.stop}" for axis, side in zip("zyx", error.box, strict=True))
+            lines.append(f"  {text.format(error.id, parts)}, at {box}")
+    return ["", f"Where to look first in what {name} made:", *lines] if lines else []
 
 
 # -------------------------------------------------------------------------------------------------------- the picture
 
 
-def _picture(case: _Case, results: Sequence[_Result], path: Path, small: bool = False) -> None:
+def _picture(
+    case: _Case, results: Sequence[_Result], scores: Sequence[Evaluation], path: Path, small: bool = False
+) -> None:
     """Draw planes between the annotated slices, and a cut across them."""
     ours, flooded = results[0], results[1]
     reference = case.seeds if case.truth is None else case.truth
@@ -479,22 +440,19 @@ def _picture(case: _Case, results: Sequence[_Result], path: Path, small: bool = 
     gaps = np.abs(np.arange(len(case.classes))[:, None] - np.array(annotated or [0])[None, :])
     nearest = np.array(annotated or [0])[gaps.argmin(axis=1)]
     kinds = sorted(case.class_names)
-    class_rank = np.searchsorted(kinds, case.classes) + 1
-    class_rank[case.classes == 0] = 0
     class_colors = plot.class_colors(len(kinds) + 1)
 
     columns = [
         plot.Column("Image", case.raw_title),
-        plot.Column("Classes", "given everywhere", class_rank, class_colors),
+        plot.Column("Classes", "given everywhere", case.class_ranks(), class_colors),
         plot.Column("Seeds", "the nearest annotated slice", _painted(case.seeds, rank), colors, nearest),
         plot.Column("lpa3d", "recovered instances", _painted(ours.labels, rank), colors),
     ]
     if case.truth is not None:
         columns.append(plot.Column("Truth", "never shown to lpa3d", _painted(case.truth, rank), colors))
-        for result, name in ((ours, "lpa3d"), (flooded, "Watershed")):
-            score = _score(case.truth, result.labels)
-            missed = f"{score.instances - score.recovered} of {score.instances} instances missed"
-            columns.append(plot.Column(f"{name}: errors", missed, _wrong(case.truth, result.labels)))
+        for result, e, name in zip((ours, flooded), scores, ("lpa3d", "Watershed"), strict=False):
+            count = f"{e['fn']} of {e['tp'] + e['fn']} not recovered"
+            columns.append(plot.Column(f"{name}: errors", count, _wrong(case.truth, result.labels, e.pairs)))
     else:
         columns.append(plot.Column("Watershed", "scikit-image", _painted(flooded.labels, rank), colors))
 
@@ -511,7 +469,7 @@ def _picture(case: _Case, results: Sequence[_Result], path: Path, small: bool = 
         unit=case.unit,
         annotated=annotated,
         legend=[(case.class_names[kind], class_colors[i].tolist()) for i, kind in enumerate(kinds, start=1)],
-        caption=_caption(case, results),
+        caption=_caption(case, results, scores),
         width=1500 if small else 2700,
         palette=256 if small else None,
     )
@@ -524,12 +482,12 @@ def _painted(labels: Array, rank: dict[int, int]) -> npt.NDArray[np.int32]:
     return np.array(rows, np.int32)[place.reshape(labels.shape)]
 
 
-def _wrong(truth: Array, labels: Array) -> npt.NDArray[np.bool_]:
-    """Return where the label is not the one that matches the truth."""
-    matched = _matching(_overlaps(truth, labels))
+def _wrong(truth: Array, labels: Array, pairs: Matches) -> npt.NDArray[np.bool_]:
+    """Return where the truth is not covered by the instance that matches it."""
     ids, place = np.unique(labels, return_inverse=True)
-    expected = np.array([matched.get(int(number), -1) for number in ids], np.int64)[place.reshape(labels.shape)]
-    wrong: npt.NDArray[np.bool_] = (truth > 0) & (expected != truth)
+    expected = np.full(len(ids), -1)
+    expected[np.searchsorted(ids, pairs.prediction.astype(ids.dtype))] = pairs.reference
+    wrong: npt.NDArray[np.bool_] = (truth > 0) & (expected[place.reshape(labels.shape)] != truth)
     return wrong
 
 
@@ -572,18 +530,17 @@ def _crowded(labels: Array, side: int) -> tuple[slice, slice]:
     return slice(int(y), int(y) + side), slice(int(x), int(x) + side)
 
 
-def _caption(case: _Case, results: Sequence[_Result]) -> str:
+def _caption(case: _Case, results: Sequence[_Result], scores: Sequence[Evaluation]) -> str:
     """Return what was given and what came out, in two or three lines."""
     annotated = case.annotated()
     lines = [
         f"Given: the classes everywhere, and the instances on {len(annotated)} of {len(case.classes)} slices. The same "
         f"colour is the same instance in seeds, result and truth."
     ]
-    if case.truth is not None:
-        for result in results:
-            score = _score(case.truth, result.labels)
+    if scores:
+        for result, e in zip(results, scores, strict=True):
             lines.append(
-                f"{result.name}: {score.recovered} of {score.instances} instances recovered, panoptic quality "
-                f"{score.quality:.2f}, {result.seconds:.2f} s"
+                f"{result.name}: {e['tp']} of {e['tp'] + e['fn']} instances recovered, panoptic quality "
+                f"{e['pq']:.2f}, {result.seconds:.2f} s"
             )
     return "\n".join(lines)

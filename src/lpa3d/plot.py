@@ -1,4 +1,4 @@
-"""Pictures of labelled volumes: distinct colours, overlays on the micrograph, and the overview of the demo.
+"""Pictures: the table of an evaluation as a heatmap, distinct colours, labels over the micrograph.
 
 Needs Matplotlib (``pip install 'lpa3d[plot]'``), which is imported when a picture is drawn.
 """
@@ -6,15 +6,21 @@ Needs Matplotlib (``pip install 'lpa3d[plot]'``), which is imported when a pictu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Column", "Row", "class_colors", "distinct_colors", "overview"]
+from .errors import InputError, InputTypeError, LibraryError
+
+if TYPE_CHECKING:
+    from ._evaluation import Evaluation
+
+__all__ = ["Column", "Row", "class_colors", "distinct_colors", "heatmap", "overview"]
 
 Array = npt.NDArray[Any]
 Colors = npt.NDArray[np.float32]
@@ -24,6 +30,30 @@ ERROR_COLOR = (0.93, 0.05, 0.09)
 INK, FAINT = "#1a1a1a", "#6b6b6b"
 PANEL = 2.55
 """Width of a panel in inches."""
+
+MORE_IS_BETTER = frozenset(
+    (
+        *("accuracy", "precision", "recall", "specificity", "dice", "iou"),
+        *("rand_index", "rand_split", "rand_merge", "v_rand", "v_info"),
+        *("pq", "sq", "rq", "f1", "precision_instance", "recall_instance", "aji", "aji_plus"),
+        *(f"{key}{stratum}" for key in ("ap50", "ap75", "map") for stratum in ("", "_small", "_medium", "_large")),
+    )
+)
+"""Metrics from 0 to 1, 1 is best."""
+
+LESS_IS_BETTER = frozenset(("pixel_error", "rand_error", "arand", "nvi", "warping_error"))
+"""Metrics from 0 to 1, 0 is best. What is in neither set has no bound."""
+
+SPELLED = {
+    **{key: key.upper() for key in ("pq", "sq", "rq", "f1", "ap50", "ap75", "aji", "nvi", "voi", "cremi", "assd")},
+    **{"dice": "Dice", "iou": "IoU", "map": "mAP", "aji_plus": "AJI+", "arand": "ARE", "hd95": "HD95", "tp": "TP"},
+    **{"voi_split": "VOI\nsplit", "voi_merge": "VOI\nmerge", "hausdorff": "Hausdorff"},
+    **{"fp": "FP", "fn": "FN", "precision_instance": "instance\nprecision", "recall_instance": "instance\nrecall"},
+}
+"""Names of metrics in print, where they are not the key with spaces."""
+
+CELL = 0.78, 0.4
+"""Width and height of a cell of the heatmap in inches."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +140,218 @@ def class_colors(count: int) -> Colors:
         text = CLASS_COLORS[k % len(CLASS_COLORS)]
         colors.append((int(text[1:3], 16) / 255, int(text[3:5], 16) / 255, int(text[5:7], 16) / 255))
     return np.array(colors, np.float32)
+
+
+def heatmap(
+    evaluation: Evaluation | Mapping[str, Evaluation],
+    metrics: str | Sequence[str] = ("dice", "iou", "f1"),
+    *,
+    path: str | Path | None = None,
+    ax: Any = None,
+    title: str | None = None,
+) -> Any:
+    """Draw metrics as a table of coloured cells: a row for each class, the mean below, a column for each metric.
+
+    Parameters
+    ----------
+    evaluation : Evaluation, or mapping of str to Evaluation
+        What `lpa3d.evaluate` returned. Several, by the name of their method, stand side by side; they show every class
+        that one of them has. Without classes there is one row.
+    metrics : str or sequence of str, optional
+        Keys of the evaluation.
+    path : str or Path, optional
+        Where to save the picture; the suffix says as what (.png, .pdf, .svg).
+    ax : matplotlib.axes.Axes, optional
+        Where to draw. By default a figure of the right size is made: one of pyplot, which notebooks show, or with
+        `path` one that is only saved.
+    title : str, optional
+        What stands above.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        Where it was drawn.
+
+    Raises
+    ------
+    InputError
+        If there is no evaluation or no metric, an evaluation lacks one of the metrics, or only some have classes.
+    InputTypeError
+        If an argument is of another type.
+    LibraryError
+        If Matplotlib is not installed (``pip install 'lpa3d[plot]'``).
+
+    See Also
+    --------
+    lpa3d.evaluate : measures, and says what every metric means.
+
+    Notes
+    -----
+    Colours run from 0 to 1, the same in every picture, evenly for the eye, and from dark to light, also in grey. Light
+    is good: metrics from 0 to 1 of which less is better, such as ``"arand"``, are coloured by what they lack to 1 and
+    marked with an arrow down. Metrics without bounds (counts, distances, ``"voi"``) are numbers on white. A cell is
+    blank where the class is not present, or the metric is not defined.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lpa3d.plot
+    >>> reference = np.array([[1, 1, 1, 0, 2, 2]])
+    >>> prediction = np.array([[1, 1, 0, 0, 2, 2]])
+    >>> e = lpa3d.evaluate(reference, prediction, instances="components", class_names={1: "nucleus", 2: "droplet"})
+    >>> axes = lpa3d.plot.heatmap(e)
+    >>> [text.get_text() for text in axes.texts[:3]]
+    ['0.80', '0.67', '1.00']
+    """
+    methods = _check_methods(evaluation)
+    keys = _check_metrics(metrics, methods)
+    try:
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise LibraryError("heatmap() needs Matplotlib; install it: pip install 'lpa3d[plot]'") from None
+
+    classes = list(dict.fromkeys(name for one in methods.values() for name in one.per_class))
+    names = [*map(str, classes), "mean" if classes else "all"]
+    # The mean is set apart, and so is each method.
+    down = [float(row) for row in range(len(classes))] + [len(classes) + (0.25 if classes else 0.0)]
+    across = [m * (len(keys) + 0.3) + k for m in range(len(methods)) for k in range(len(keys))]
+    lines = max(_spelled(key).count("\n") for key in keys) + 1
+    # What stands above the cells: text, its height above them in points, its middle, its size.
+    above = 11.0 + 15 * lines
+    heads = []
+    if len(methods) > 1:
+        wrapped = [fill(name, 9 * len(keys), break_long_words=False, break_on_hyphens=False) for name in methods]
+        heads = [(name, above, across[m * len(keys)] + len(keys) / 2, 11.5) for m, name in enumerate(wrapped)]
+        above += 8 + 15 * (max(name.count("\n") for name in wrapped) + 1)
+    if title:
+        heads.append((title, above + 4, (across[-1] + 1) / 2, 13.0))
+        above += 12 + 17 * (title.count("\n") + 1)
+    if ax is None:
+        wide, high = CELL[0] * (across[-1] + 1), CELL[1] * (down[-1] + 1)
+        size = wide + 0.085 * max(map(len, names)) + 1.0, high + above / 72 + 0.1
+        if path is None:
+            from matplotlib import pyplot
+
+            figure = pyplot.figure(figsize=size, layout="constrained")
+        else:
+            figure = Figure(figsize=size, layout="constrained")
+        ax = figure.add_subplot()
+
+    colors = colormaps["viridis"]
+    columns = [(one, key) for one in methods.values() for key in keys]
+    for name, y in zip([*classes, None], down, strict=True):
+        for (one, key), x in zip(columns, across, strict=True):
+            source = one if name is None else one.per_class.get(name)
+            value = source[key] if source is not None and source.present else math.nan
+            _draw_cell(ax, x, y, value, _goodness(key, value), colors, bold=name is None and bool(classes))
+    ax.set(xlim=(-0.02, across[-1] + 1.02), ylim=(down[-1] + 1.02, -0.02))
+    ax.set_yticks([y + 0.5 for y in down], names, fontsize=10.5, color=INK)
+    ax.set_xticks([x + 0.5 for x in across], [_spelled(key) for _, key in columns], fontsize=10.5, color=INK)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False, top=False, bottom=False)
+    ax.spines[:].set_visible(False)
+    if classes:
+        ax.get_yticklabels()[-1].set_weight("bold")
+    for text, height, middle, points in heads:
+        ax.annotate(
+            text,
+            (middle, 0),
+            (0, height),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=points,
+            weight="bold",
+            color=INK,
+        )
+    _draw_bar(ax, colors, across[-1] + 1, arrows=any(_base(key) in LESS_IS_BETTER for key in keys))
+    if path is not None:
+        ax.figure.savefig(path, dpi=200, facecolor="white")
+    return ax
+
+
+def _check_methods(evaluation: Any) -> dict[str, Evaluation]:
+    """Return evaluations by method; a single one is of a method without a name."""
+    from ._evaluation import Evaluation
+
+    methods = {"": evaluation} if isinstance(evaluation, Evaluation) else evaluation
+    if not isinstance(methods, Mapping) or not all(isinstance(one, Evaluation) for one in methods.values()):
+        raise InputTypeError(
+            f"evaluation is a {type(evaluation).__qualname__}; what lpa3d.evaluate returns is needed, or a mapping of "
+            f"names to several: {{'ours': e1, 'theirs': e2}}"
+        )
+    if not methods:
+        raise InputError("evaluation is empty; one or more are needed: {'ours': e1, 'theirs': e2}")
+    without = [name for name, one in methods.items() if not one.per_class]
+    if without and len(without) < len(methods):
+        raise InputError(
+            f"the evaluation {without[0]!r} has no classes but others have, so that their rows are not the same; pass "
+            f"classes= (or instances='components') to evaluate for all, or for none"
+        )
+    return {str(name): one for name, one in methods.items()}
+
+
+def _check_metrics(metrics: Any, methods: Mapping[str, Evaluation]) -> list[str]:
+    """Return keys that every evaluation has."""
+    keys = [metrics] if isinstance(metrics, str) else list(metrics)
+    if not keys:
+        raise InputError("metrics is empty; one or more are needed, e.g. metrics=('dice', 'iou', 'f1')")
+    for name, one in methods.items():
+        for key in keys:
+            if key not in one:
+                which = f"the evaluation {name!r}" if name else "the evaluation"
+                raise InputError(f"{which} has no metric {key!r}; it has {', '.join(one)}")
+    return keys
+
+
+def _base(key: str) -> str:
+    """Return a metric's key without the threshold."""
+    return key.partition("@")[0]
+
+
+def _spelled(key: str) -> str:
+    """Return how a metric is written above its column."""
+    base, at, threshold = key.partition("@")
+    name = SPELLED.get(base, base.replace("_", " ").replace(" ", "\n", 1))
+    return name + (f"\n@ {threshold}" if at else "") + (" ↓" if base in LESS_IS_BETTER else "")
+
+
+def _goodness(key: str, value: float) -> float | None:
+    """Return the place of a value on the scale of colours, where 1 is best; None for metrics without bounds."""
+    base = _base(key)
+    if base in MORE_IS_BETTER:
+        return value
+    return 1 - value if base in LESS_IS_BETTER else None
+
+
+def _draw_cell(ax: Any, x: float, y: float, value: float, goodness: float | None, colors: Any, bold: bool) -> None:
+    """Draw one cell with its corner at (x, y), blank if the value is not defined."""
+    from matplotlib.patches import Rectangle
+
+    # COCO's -1 is no precision.
+    known = not math.isnan(value) and (goodness is None or goodness >= 0)
+    color = colors(goodness) if known and goodness is not None else (1.0, 1.0, 1.0, 1.0)
+    edge = "white" if known and goodness is not None else "#d4d4d4"
+    ax.add_patch(Rectangle((x + 0.02, y + 0.02), 0.96, 0.96, facecolor=color, edgecolor=edge, linewidth=0.6))
+    if known:
+        text = f"{value:,}" if isinstance(value, int) else f"{value:.2f}".replace("inf", "∞")
+        light = 0.2126 * color[0] ** 2.2 + 0.7152 * color[1] ** 2.2 + 0.0722 * color[2] ** 2.2 > 0.18
+        style = {"fontsize": 10.5, "weight": "bold" if bold else "normal", "color": INK if light else "white"}
+        ax.text(x + 0.5, y + 0.5, text, ha="center", va="center_baseline", **style)
+
+
+def _draw_bar(ax: Any, colors: Any, columns: float, arrows: bool) -> None:
+    """Draw the scale of colours right of so many columns."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    place = ax.inset_axes((1 + 0.2 / columns, 0, 0.16 / columns, 1))
+    bar = ax.figure.colorbar(ScalarMappable(Normalize(0, 1), colors), cax=place)
+    bar.outline.set_visible(False)
+    bar.set_ticks([0, 0.5, 1], labels=["0", "0.5", "1"])
+    place.tick_params(length=0, labelsize=9, labelcolor=FAINT)
+    if arrows:
+        bar.set_label("1 - value for ↓", fontsize=9, color=FAINT)
 
 
 def _borders(labels: Array) -> npt.NDArray[np.bool_]:
