@@ -119,7 +119,9 @@ def evaluate(
     connectivity : {6, 18, 26}, default 6
         What joins the voxels of a component and, for `warping`, of the foreground. 1, 2 and 3 name the same.
     convention : str or Convention, default "lpa3d"
-        How to decide where implementations disagree: "lpa3d", or CONVENTION_LIST for their numbers. See Notes.
+        How to decide where implementations disagree: "skimage", "sklearn", "snemi3d", "cremi", "gala", "funlib",
+        "isbi", "panopticapi", "torchmetrics", "stardist", "panoptica", "hovernet", "coco" or "mitoem" for the numbers
+        of those, or decisions of your own, e.g. ``Convention(strict=False)``.
     scores : mapping of predicted id to float, or rows (id, score), optional
         Confidence of each predicted instance, for `ap50`, `ap75` and `map`. By default the number of its voxels.
     size_strata : pair of float, optional
@@ -142,6 +144,74 @@ def evaluate(
         argument has an unusable value.
     InputTypeError
         If an argument has an unusable type or dtype.
+
+    See Also
+    --------
+    label : numbers the components that ``instances="components"`` compares.
+    lpa3d.plot.heatmap : draws metrics by class.
+    skimage.metrics.adapted_rand_error, skimage.metrics.variation_of_information : two of the metrics.
+
+    Notes
+    -----
+    ``docs/metrics.md`` defines every metric, says what 0/0 gives, and shows by example where conventions differ. Keys:
+
+    - of foreground against background: accuracy, precision, recall, specificity, dice, iou, conformity, pixel_error;
+    - of the partition, ids aside: rand_index, rand_error, arand (adapted Rand error), rand_split, rand_merge,
+      voi_split, voi_merge and voi (variation of information, bits), nvi, v_rand, v_info, cremi. By default voxels that
+      are background in the reference do not count in these, and predicted background is one segment more;
+    - of instances: pq, sq, rq (panoptic quality), f1, precision_instance, recall_instance, tp, fp, fn, ap50, ap75, map
+      (average precision as in COCO), aji, aji_plus (aggregated Jaccard index);
+    - on request: hausdorff, hd95, assd (means over matched pairs; NaN without one), warping_error (an upper bound,
+      since the deformation is found greedily; touching ids are parted by a line one voxel wide first).
+
+    Instances match if their IoU is above the threshold (``>``; at least it under some conventions), one to one:
+    uniquely above 0.5, by the optimal assignment elsewhere. With classes, a metric is the mean over the classes that are
+    present in either volume; tp, fp and fn are sums.
+
+    The voxels are read once, by all cores (``LPA3D_NUM_THREADS``), into a table with one row for each pair of ids that
+    overlap. The tables of two parts of a volume add up to that of the whole, sums are exact or rounded once, and ties
+    are settled by id, so the result depends on neither threads nor order.
+
+    Memory above the input: some 250 bytes per row of the table, whatever the number of voxels; ``"components"`` adds
+    half a byte per voxel and the labels of two slabs per thread (about 2 bytes per voxel on 2 cores), a value for
+    `ignore` 1 byte per voxel, `surfaces` some 120 bytes per surface voxel of the largest object and for components 8
+    bytes per voxel, `warping` 6 to 8 bytes per voxel. Input that is not C-ordered or not in native byte order is
+    copied.
+
+    References
+    ----------
+    .. [1] A. Kirillov et al., "Panoptic Segmentation", CVPR 2019. doi:10.1109/CVPR.2019.00963
+    .. [2] I. Arganda-Carreras et al., "Crowdsourcing the creation of image segmentation algorithms for connectomics",
+       Frontiers in Neuroanatomy 9, 2015. doi:10.3389/fnana.2015.00142
+    .. [3] M. Meila, "Comparing clusterings - an information based distance", Journal of Multivariate Analysis 98(5),
+       2007. doi:10.1016/j.jmva.2006.11.013
+    .. [4] D. Wei et al., "MitoEM Dataset: Large-Scale 3D Mitochondria Instance Segmentation from EM Images", MICCAI
+       2020. doi:10.1007/978-3-030-59722-1_7
+
+    Examples
+    --------
+    One object is right, one was cut in two:
+
+    >>> import numpy as np
+    >>> import lpa3d
+    >>> reference = np.array([[1, 1, 1, 0, 2, 2, 2, 2]])
+    >>> prediction = np.array([[5, 5, 5, 0, 6, 6, 7, 7]])
+    >>> e = lpa3d.evaluate(reference, prediction)
+    >>> e["f1"], e["tp"], e["fp"], e["fn"]
+    (0.4, 1, 2, 1)
+    >>> e.splits
+    Splits: 1 reference object cut into several predictions
+    id  size  cost       box  parts (overlap)
+     2     4     2  0:1, 4:8     6 (2), 7 (2)
+    >>> reference[e.splits[0].box]
+    array([[2, 2, 2, 2]])
+
+    Class maps of several organelles, whose components are the instances:
+
+    >>> names = {1: "mitochondria", 2: "ER"}
+    >>> e = lpa3d.evaluate(reference, reference, instances="components", class_names=names)
+    >>> e.per_class["ER"]["dice"]
+    1.0
     """
     mode = _check_choice(instances, "instances", ("ids", "components", None))
     topology = _check_choice(warping, "warping", ("2d", "3d", None))
