@@ -43,7 +43,7 @@ MATCHING = ("pq", "sq", "rq", "f1", "precision_instance", "recall_instance", "tp
 RANKING = ("ap50", "ap75", "map")
 AGGREGATED = ("aji", "aji_plus")
 DISTANCES = ("hausdorff", "hd95", "assd")
-STRATA = ("_small", "_medium", "_large")
+STRATIFIED = tuple(f"{name}_{stratum}" for stratum in ("small", "medium", "large") for name in RANKING)
 
 LESS_IS_BETTER = {
     *("pixel_error", "rand_error", "arand", "voi_split", "voi_merge", "voi", "nvi", "cremi", "fp", "fn"),
@@ -179,10 +179,10 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         type=_count,
         default=5,
         metavar="N",
-        help="list the N worst splits, merges, missed and spurious objects below the table (default 5)",
+        help="below the table, list the N worst of the splits, merges, missed and spurious objects (default 5)",
     )
     parser.add_argument("--errors", metavar="CSV", help="file for the list of all of them, the worst first")
-    for option, reach in (("--fail-under", "does not reach its limit"), ("--fail-over", "is over its limit")):
+    for option, reach in (("--fail-under", "is below this"), ("--fail-over", "is above this")):
         parser.add_argument(
             option,
             type=_limit,
@@ -231,43 +231,50 @@ def _check_options(args: argparse.Namespace) -> None:
 def _check_limit(limit: Limit, option: str, args: argparse.Namespace) -> None:
     """Refuse a limit on what is not measured, and one on the wrong side."""
     metric = limit.metric.removesuffix(f"@{args.iou[0]:g}")
-    base, _, threshold = metric.partition("@")
     known = _list_metrics(args)
     if metric not in known:
-        advice = {
-            "warping_error": "pass --warping 2d or --warping 3d",
-            **dict.fromkeys(DISTANCES, "pass --surfaces"),
-            **{f"{name}{stratum}": "pass --size-strata SMALL LARGE" for name in RANKING for stratum in STRATA},
-        }
-        if threshold and base in MATCHING:
-            advice[metric] = f"pass --iou {' '.join(f'{value:g}' for value in args.iou)} {threshold}"
-        if args.instances == "none" and base not in known and base != "warping_error":
-            advice = dict.fromkeys([*_list_metrics(None), *advice], "pass --instances components (or ids)")
-        if metric in advice:
-            raise InputError(f"{option} {limit.text}: {metric} is not measured; {advice[metric]}")
-        close = difflib.get_close_matches(metric, known, 1, 0.5)
+        advice = _advise(metric, args)
+        if advice:
+            raise InputError(f"{option} {limit.text}: {metric} is not measured; pass {advice}")
+        close = difflib.get_close_matches(metric, known, 1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
         raise InputError(f"{option} {limit.text}: {metric} is no metric; {hint}")
+    base = metric.partition("@")[0]
     if (base in LESS_IS_BETTER) == (option == "--fail-under"):
         less, other = ("less", "--fail-over") if option == "--fail-under" else ("more", "--fail-under")
         raise InputError(f"{option} {limit.text}: of {base}, {less} is better; pass {other} {limit.text}")
 
 
-def _list_metrics(args: argparse.Namespace | None) -> list[str]:
-    """Return the metrics that a run with these options has; None: with the default ones."""
+def _list_metrics(args: argparse.Namespace) -> list[str]:
+    """Return the metrics that a run with these options has."""
     from ._evaluation import GROUPS
 
     names = list(GROUPS["semantic"])
-    if args is None or args.instances != "none":
-        names += [*GROUPS["partition"], *MATCHING]
-        names += [f"{name}@{threshold:g}" for threshold in (args.iou[1:] if args else ()) for name in MATCHING]
-        strata = args is not None and (args.size_strata or CONVENTIONS[args.convention].size_strata)
-        names += [f"{name}{stratum}" for stratum in ("", *(STRATA if strata else ())) for name in RANKING]
-        names += AGGREGATED
-    if args is not None:
+    if args.instances != "none":
+        names += [*GROUPS["partition"], *MATCHING, *RANKING, *AGGREGATED]
+        names += [f"{name}@{threshold:g}" for threshold in args.iou[1:] for name in MATCHING]
+        names += STRATIFIED if args.size_strata or CONVENTIONS[args.convention].size_strata else ()
         names += DISTANCES if args.surfaces else ()
-        names += ["warping_error"] if args.warping else []
-    return names
+    return names + (["warping_error"] if args.warping else [])
+
+
+def _advise(metric: str, args: argparse.Namespace) -> str | None:
+    """Return the option that adds a metric which a run with these lacks; None if there is none."""
+    from ._evaluation import GROUPS
+
+    base, _, threshold = metric.partition("@")
+    if metric == "warping_error":
+        return "--warping 2d or --warping 3d"
+    if args.instances == "none":
+        about_instances = {*GROUPS["partition"], *MATCHING, *RANKING, *STRATIFIED, *AGGREGATED, *DISTANCES}
+        return "--instances components (or ids)" if base in about_instances else None
+    if metric in DISTANCES:
+        return "--surfaces"
+    if metric in STRATIFIED:
+        return "--size-strata SMALL LARGE"
+    if threshold and base in MATCHING:
+        return f"--iou {' '.join(f'{value:g}' for value in args.iou)} {threshold}"
+    return None
 
 
 def _read_class_names(given: Sequence[tuple[int, str] | str]) -> dict[int, str]:
