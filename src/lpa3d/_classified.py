@@ -67,7 +67,7 @@ class Classified:
         pairs[self.prediction[rows] != number, 1] = 0
         parts = [Overlaps(pairs, voxels, table.boxes[rows])]
         if elsewhere:
-            parts.append(Overlaps(np.zeros((1, 2), np.int64), np.array([elsewhere]), np.zeros((1, 2, 3), np.int64)))
+            parts.append(Overlaps(np.zeros((1, 2), np.int64), np.array([elsewhere]), np.zeros((1, 2, 3), np.int32)))
         return add_overlaps(parts)
 
     def separate(self, numbers: Iterable[int]) -> Overlaps:

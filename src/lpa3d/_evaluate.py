@@ -165,8 +165,8 @@ def evaluate(
       since the deformation is found greedily; touching ids are parted by a line one voxel wide first).
 
     Instances match if their IoU is above the threshold (``>``; at least it under some conventions), one to one:
-    uniquely above 0.5, by the optimal assignment elsewhere. With classes, a metric is the mean over the classes that are
-    present in either volume; tp, fp and fn are sums.
+    uniquely above 0.5, by the optimal assignment elsewhere. With classes, a metric is the mean over the classes that
+    are present in either volume; tp, fp and fn are sums.
 
     The voxels are read once, by all cores (``LPA3D_NUM_THREADS``), into a table with one row for each pair of ids that
     overlap. The tables of two parts of a volume add up to that of the whole, sums are exact or rounded once, and ties

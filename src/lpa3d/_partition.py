@@ -187,7 +187,7 @@ def _sum_rows(overlaps: Overlaps, zeros: str, predicted_background: str) -> Sums
     return Sums(
         total,
         *(_sum_products(voxels, sizes) for sizes in (shared, reference, predicted)),
-        *(math.fsum((voxels * bits).tolist()) / (total or 1) for bits in (split, merge, joint, apart)),
+        *(math.fsum(voxels * bits) / (total or 1) for bits in (split, merge, joint, apart)),
     )
 
 

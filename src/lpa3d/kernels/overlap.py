@@ -89,3 +89,27 @@ def count_overlaps(reference, prediction, ignore, height, width, first):
             rows[k, 8] = max(rows[k, 8], x_hi)
             begin = ends[i]
     return rows[:used]
+
+
+@jit
+def add_rows(order, pairs, voxels, boxes, out_pairs, out_voxels, out_boxes):
+    """Write the rows of a table in an `order` that sorts their pairs, with those of one pair made one; return how many.
+
+    Voxels are summed; boxes ``(n, 2, 3)`` grow to hold all.
+    """
+    used = 0
+    for k in order:
+        last = used - 1
+        if used and pairs[k, 0] == out_pairs[last, 0] and pairs[k, 1] == out_pairs[last, 1]:
+            out_voxels[last] += voxels[k]
+            for axis in range(3):
+                out_boxes[last, 0, axis] = min(out_boxes[last, 0, axis], boxes[k, 0, axis])
+                out_boxes[last, 1, axis] = max(out_boxes[last, 1, axis], boxes[k, 1, axis])
+            continue
+        out_pairs[used, 0], out_pairs[used, 1] = pairs[k, 0], pairs[k, 1]
+        out_voxels[used] = voxels[k]
+        for axis in range(3):
+            out_boxes[used, 0, axis] = boxes[k, 0, axis]
+            out_boxes[used, 1, axis] = boxes[k, 1, axis]
+        used += 1
+    return used
