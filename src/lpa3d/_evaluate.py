@@ -173,9 +173,9 @@ def evaluate(
     are settled by id, so the result depends on neither threads nor order.
 
     Memory above the input: some 250 bytes per row of the table, whatever the number of voxels; ``"components"`` adds
-    half a byte per voxel and the labels of two slabs per thread (about 2 bytes per voxel on 2 cores), a value for
-    `ignore` 1 byte per voxel, `surfaces` some 120 bytes per surface voxel of the largest object and for components 8
-    bytes per voxel, `warping` 6 to 8 bytes per voxel. Input that is not C-ordered or not in native byte order is
+    half a byte per voxel and the labels of both sides of one slab per thread (3 bytes per voxel on 2 cores), a value
+    for `ignore` 1 byte per voxel, `surfaces` some 120 bytes per surface voxel of the largest object and for components
+    8 bytes per voxel, `warping` 6 to 8 bytes per voxel. Input that is not C-ordered or not in native byte order is
     copied.
 
     References
