@@ -226,6 +226,26 @@ def test_classes_from_maps_and_mappings():
     assert [d.id for d in e.missed] == [5, 9]
 
 
+def test_class_map_under_ignored_objects():
+    """A reference object that is all ignored is in no table, but on the class map."""
+    reference, prediction = np.array([[1, 1, 0, 5, 5, 9]]), np.array([[1, 1, 0, 3, 3, 9]])
+    maps = np.array([[1, 1, 0, 2, 2, 1]]), np.array([[1, 1, 0, 2, 2, 1]])
+    for ignored, names in ((5, [1, 2]), (9, [1, 2])):
+        e = lpa3d.evaluate(reference, prediction, ignore=ignored, classes=maps)
+        assert list(e.per_class) == names
+        assert e.per_class[2].present == (ignored != 5)
+        assert (e["fp"], e["fn"]) == (0, 0)
+    # The class of an id that is left out is not handed to another one.
+    with pytest.raises(lpa3d.errors.InputError, match=r"1 id\(s\) of reference have class 0"):
+        lpa3d.evaluate(reference, prediction, ignore=5, classes=(np.array([[1, 1, 0, 2, 2, 0]]), maps[1]))
+
+
+def test_a_class_may_be_called_mean():
+    reference, prediction = np.array([[1, 1, 2]]), np.array([[1, 1, 0]])
+    e = lpa3d.evaluate(reference, prediction, instances=None, class_names={1: "mean", 2: "b"})
+    assert e.to_pandas()["iou"].tolist() == [1, 0, 0.5]
+
+
 def test_empty_classes_have_no_mark_in_the_mean():
     """COCO's -1 of a class without references is no precision to average."""
     reference, prediction = np.array([[1, 1, 0, 0]]), np.array([[1, 1, 0, 2]])
@@ -321,6 +341,13 @@ def test_mostly_ignored_predictions_are_no_errors():
     ignore = np.array([[0, 0, 0, 0, 0, 1]])
     e = lpa3d.evaluate(reference, prediction, ignore=ignore)
     assert (e["fp"], len(e.spurious)) == (1, 1)
+
+
+def test_ignored_value_need_not_be_an_id():
+    """CREMI marks ignored voxels 2**64 - 1."""
+    reference = np.array([[1, 1, 2**64 - 1, 2]], "uint64")
+    e = lpa3d.evaluate(reference, np.array([[1, 1, 3, 2]]), ignore=2**64 - 1)
+    assert (e["tp"], e["fp"], e["fn"], e.parameters["ignored"]) == (2, 0, 0, 1)
 
 
 @given(laid_out(class_volumes(wide=True)), laid_out(class_volumes(wide=True)), st.sampled_from(INTEGER_DTYPES))
@@ -468,6 +495,21 @@ def test_warping_error_sees_touching_instances():
         lpa3d.evaluate(reference, moved)["warping_error"]
 
 
+@given(pairs_of_ids(), st.sampled_from(["2d", "3d"]), connectivities)
+def test_warping_error_is_nothing_where_only_ignored_voxels_differ(case, warping, connectivity):
+    """The line between two objects is drawn in ignored voxels where they meet there."""
+    volume, other, ignore = case
+    ignore = np.zeros(volume.shape, bool) if ignore is None else ignore
+    reference, prediction = volume, np.where(ignore, other, volume)
+    for sides in ((reference, prediction), (prediction, reference)):
+        e = lpa3d.evaluate(*sides, ignore=ignore, warping=warping, connectivity=connectivity)
+        assert e["warping_error"] == 0
+    if ignore.any():
+        marked = np.where(ignore, 99, volume)
+        e = lpa3d.evaluate(marked, volume, ignore=99, warping=warping, connectivity=connectivity)
+        assert e["warping_error"] == 0
+
+
 def test_result_is_a_read_only_mapping():
     reference = np.array([[1, 1, 2, 2, 0, 3]])
     prediction = np.array([[1, 1, 1, 1, 0, 0]])
@@ -523,6 +565,7 @@ def test_dict_is_json():
         ((), {"ignore": np.ones((1, 2))}, TypeError, "ignore has dtype float64"),
         ((), {"ignore": np.ones((1, 2), bool)}, ValueError, r"ignore has shape \(1, 2\) but reference"),
         ((), {"ignore": 0.5}, TypeError, "ignore is 0.5; an array of bool"),
+        ((), {"ignore": False}, TypeError, "ignore is False; an array of bool"),
         ((), {"iou_thresholds": 1.5}, ValueError, "iou_thresholds is 1.5; numbers from 0 to 1"),
         ((), {"iou_thresholds": ()}, ValueError, r"iou_thresholds is \(\)"),
         ((), {"iou_thresholds": "a"}, TypeError, "iou_thresholds is 'a'"),

@@ -37,7 +37,7 @@ def group_ids(
     classes
         As `check_classes` returns it; with None all ids are of one nameless class.
     ids : (n,) int64
-        The sorted ids of `labels`, without 0.
+        Sorted ids of `labels`, without 0; not necessarily all.
     labels
         Canonical.
 
@@ -66,7 +66,8 @@ def _find_classes(
 ) -> tuple[npt.NDArray[np.int64], list[Any]]:
     """Return what `group_ids` does, for a class map: an id has the one class of its voxels, 0 where they have none."""
     pairs = count_overlaps(labels, classes).pairs
-    found = pairs[(pairs[:, 0] > 0) & (pairs[:, 1] != 0)]
+    # `ids` may be some of those of `labels`.
+    found = pairs[np.isin(pairs[:, 0], ids) & (pairs[:, 1] != 0)]
     values, positions = np.unique(found[:, 1], return_inverse=True)
     # Messages say what the caller wrote; the kernel saw the bits as numbers of another sign.
     bits = np.dtype(f"u{classes.dtype.itemsize}")

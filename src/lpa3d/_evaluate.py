@@ -354,19 +354,20 @@ def _separate_class(
             numbers = (table.reference, table.prediction)[side]
             others = np.unique(table.overlaps.pairs[(numbers != number) & (numbers >= 0), side])
             labels = relabel(volume, others, np.zeros_like(others), volume.dtype, None)
-        masks.append(_separate_touching(labels, connectivity, per_slice))
+        masks.append(_separate_touching(labels, sides.ignore, connectivity, per_slice))
     return masks
 
 
-def _separate_touching(labels: Array, connectivity: int, per_slice: bool) -> npt.NDArray[np.bool_]:
-    """Return where labels are, but for a line one voxel wide between those that touch."""
+def _separate_touching(
+    labels: Array, ignore: npt.NDArray[np.bool_] | None, connectivity: int, per_slice: bool
+) -> npt.NDArray[np.bool_]:
+    """Return where labels are, but for a line one voxel wide between those that touch, of ignored voxels if it can."""
     offsets = neighbor_offsets(connectivity)
-    forward = offsets[len(offsets) // 2 :]
     if per_slice:
-        forward = forward[forward[:, 0] == 0]
+        offsets = offsets[offsets[:, 0] == 0]
     out = np.empty(labels.shape, np.bool_)
-    source = seal(as_bits(labels))
-    run_all(lambda bounds: separate_slab(source, forward, *bounds, out), split(len(labels), 2 * num_threads()))
+    source, ignored = seal(as_bits(labels)), seal(np.empty((0, 0, 0), np.bool_) if ignore is None else ignore)
+    run_all(lambda bounds: separate_slab(source, ignored, offsets, *bounds, out), split(len(labels), 2 * num_threads()))
     return out
 
 
@@ -445,6 +446,8 @@ def _check_sides(reference: Any, prediction: Any, ignore: Any, mode: str | None)
         mask = np.ascontiguousarray(ignore != 0)
     elif ignore is not None:
         try:
+            if isinstance(ignore, bool):
+                raise TypeError
             value = operator.index(ignore)
         except TypeError:
             raise InputTypeError(
@@ -452,7 +455,8 @@ def _check_sides(reference: Any, prediction: Any, ignore: Any, mode: str | None)
                 f"reference, e.g. ignore=255"
             ) from None
         mask = np.ascontiguousarray(reference == value)
-        if value < 0:
+        if not 0 <= value <= MAX_ID:
+            # Such as -1, or the 2**64 - 1 of CREMI, which are no ids.
             reference = np.where(mask, reference.dtype.type(0), reference)
     ids = [instance_ids(reference, "reference"), instance_ids(prediction, "prediction")]
     return Sides(ids[0], ids[1], None if mask is None else mask.reshape(ids[0].shape))

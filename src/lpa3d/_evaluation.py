@@ -175,10 +175,9 @@ class Evaluation(Mapping[str, float]):
 
         Classes that are not present have missing values (NaN).
         """
-        rows = {name: one if one.present else {} for name, one in self.per_class.items()}
-        rows["mean" if self.per_class else "all"] = self
-        columns = {key: [row.get(key, math.nan) for row in rows.values()] for key in self}
-        return to_frame(columns, index=[str(name) for name in rows])
+        rows: list[Mapping[str, float]] = [*(one if one.present else {} for one in self.per_class.values()), self]
+        names = [*map(str, self.per_class), "mean" if self.per_class else "all"]
+        return to_frame({key: [row.get(key, math.nan) for row in rows] for key in self}, index=names)
 
     def _cells(self, classes: Mapping[Any, Evaluation]) -> tuple[list[str], list[list[str] | str]]:
         """Return a header, and rows of cells, or of one heading, for the two reprs."""
