@@ -326,8 +326,10 @@ def test_ignored_voxels_count_nowhere(case):
     assert dict(lpa3d.evaluate(reference, prediction, ignore=ignore.astype("uint8") * 7)) == dict(e)
     half = len(ignore) // 2 + 1
     rest = lpa3d.evaluate(reference[half:], prediction[half:])
-    for key in (*GROUPS["semantic"], *GROUPS["partition"], "tp", "fn", "recall_instance"):
+    for key in (*GROUPS["semantic"], *GROUPS["partition"], "tp", "fn"):
         assert e[key] == rest[key]
+    if rest["tp"] + rest["fn"]:
+        assert e["recall_instance"] == rest["recall_instance"]
     assert e["fp"] <= rest["fp"]
 
 
@@ -608,6 +610,21 @@ def test_bad_input(arguments, options, error, message):
     with pytest.raises(error, match=message) as caught:
         lpa3d.evaluate(*sides, **options)
     assert isinstance(caught.value, lpa3d.errors.Lpa3dError)
+
+
+@pytest.mark.parametrize(
+    ("decisions", "message"),
+    [
+        ({"rand_zeros": "all"}, "rand_zeros is 'all'; 'none' or 'reference' or 'both' is needed"),
+        ({"ap_strata": None}, "ap_strata is None; 'closed' or"),
+        ({"ap_thresholds": (0.5,)}, r"ap_thresholds is \(0.5,\); ten numbers"),
+        ({"ap_thresholds": (0.1,) * 10}, "ten numbers from 0.5 to 1"),
+        ({"size_strata": (9, 1)}, r"size_strata is \(9, 1\)"),
+    ],
+)
+def test_bad_conventions(decisions, message):
+    with pytest.raises(lpa3d.errors.InputError, match=message):
+        lpa3d.evaluate(ONE, ONE, convention=lpa3d.Convention(**decisions))
 
 
 def test_pandas_is_named_where_it_is_missing(monkeypatch):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from .errors import InputError
 
 __all__ = ["CONVENTIONS", "Convention"]
 
@@ -54,6 +56,15 @@ class Convention:
     ap_strata: Literal["closed", "left-open"] = "closed"
     ap_absent: float | None = None
     size_strata: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                choices = " or ".join(map(repr, get_args(hint)))
+                raise InputError(f"{name} is {getattr(self, name)!r}; {choices} is needed")
+        # A prediction reaches 0.5 with one reference, or with two of equal IoU; the ranking builds on that.
+        if len(self.ap_thresholds) != 10 or not all(0.5 <= threshold <= 1 for threshold in self.ap_thresholds):
+            raise InputError(f"ap_thresholds is {self.ap_thresholds!r}; ten numbers from 0.5 to 1 are needed")
 
 
 CONVENTIONS = {

@@ -228,7 +228,7 @@ def evaluate(
         _check_thresholds(iou_thresholds),
         mode is not None,
         _check_scores(scores),
-        decisions.size_strata if size_strata is None else _check_strata(size_strata),
+        _check_strata(decisions.size_strata if size_strata is None else size_strata),
     )
 
     labels = [sides.reference, sides.prediction]
