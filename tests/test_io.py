@@ -2,8 +2,10 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import h5py
@@ -14,10 +16,11 @@ import tifffile
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from lpa3d import io
 from lpa3d._outputs import ASIDE, TEMPORARY, Cancelled, Outputs
-from lpa3d.errors import InputError, InputTypeError, Lpa3dError
+from lpa3d.errors import InputError, InputTypeError, Lpa3dError, Lpa3dWarning
 
 DTYPES = ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 SUFFIXES = ["zarr", "npy", "nii", "nii.gz", "tif", "tiff", "h5", "hdf5"]
@@ -427,6 +430,364 @@ def test_real_data(data_dir):
         assert volume.dtype == np.uint32
 
 
+# ---------------------------------------------------------------------------------------------------- image folders
+
+
+def save(path: Path, image: np.ndarray, **options: object) -> None:
+    """Write one image as other tools do, by its suffix."""
+    if path.suffix.lower() == ".png":
+        Image.fromarray(image).save(path, **options)
+    else:
+        tifffile.imwrite(path, image, **options)
+
+
+def folder_of(folder: Path, images: dict[str, np.ndarray]) -> str:
+    folder.mkdir(exist_ok=True)
+    for name, image in images.items():
+        save(folder / name, image)
+    return f"{folder}/"
+
+
+def note_of(name: str) -> str:
+    with io.open_volume(name) as volume:
+        return volume.note
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype"),
+    [("png", dtype) for dtype in ("bool", "uint8", "uint16")]
+    + [("tif", dtype) for dtype in (*DTYPES, "float32")]
+    + [("TIFF", "uint32"), ("PNG", "uint8")],
+)
+def test_folder_of_every_dtype(tmp_path, suffix, dtype):
+    array = ids((12, 5, 9), dtype if dtype != "float32" else "int16").astype(dtype)
+    name = folder_of(tmp_path / "s", {f"z{i}.{suffix}": image for i, image in enumerate(array)})
+    with io.open_volume(name) as volume:
+        assert (volume.format, volume.shape, volume.dtype) == ("images", array.shape, np.dtype(dtype))
+        assert volume.chunks == (1, 5, 9)
+        assert volume.geometry == io.Geometry()
+        back = volume.read()
+    assert back.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(back, array)
+
+
+def test_folder_is_in_the_order_of_its_numbers(tmp_path):
+    array = ids((12, 4, 5), "uint16")
+    name = folder_of(tmp_path / "s", {f"fib1_slice_{i + 1}.png": image for i, image in enumerate(array)})
+    for same in (
+        name,
+        name[:-1],
+        Path(name),
+        f"{name}*.png",
+        f"{name}fib1_slice_*",
+        f"{name}:1-12",
+        f"{name[:-1]}:1-12",
+    ):
+        np.testing.assert_array_equal(io.read(same), array)
+    assert note_of(name) == (
+        f"{name}: 12 PNG images as slices 1 to 12: fib1_slice_1.png to fib1_slice_12.png, by their numbers"
+    )
+
+
+@given(data=st.data())
+def test_folder_of_any_numbers(tmp_path_factory, data):
+    numbers = data.draw(st.lists(st.integers(0, 120), min_size=2, max_size=6, unique=True))
+    width = data.draw(st.integers(0, 4))
+    folder = tmp_path_factory.mktemp("s")
+    for number in numbers:
+        save(folder / f"s{number:0{width}d}.png", np.full((2, 3), number + 1, "uint8"))
+    expected = np.zeros((max(numbers) - min(numbers) + 1, 2, 3), "uint8")
+    for number in numbers:
+        expected[number - min(numbers)] = number + 1
+    if len(expected) == len(numbers):
+        np.testing.assert_array_equal(io.read(folder), expected)
+    else:
+        empty = len(expected) - len(numbers)
+        with pytest.warns(Lpa3dWarning, match=f"{empty} of {len(expected)} slices ha"):
+            np.testing.assert_array_equal(io.read(folder), expected)
+
+
+def test_folder_with_holes_says_which(tmp_path):
+    array = ids((12, 4, 5), "uint8")
+    name = folder_of(tmp_path / "s", {f"{i:03}.tif": array[i] for i in (2, 3, 4, 6, 7, 11)})
+    with pytest.warns(
+        Lpa3dWarning, match=r"s/: 4 of 10 slices have no image and are read as empty \(0\): 5, 8-10; if no"
+    ):
+        back = io.read(name)
+    expected = array.copy()
+    expected[[0, 1, 5, 8, 9, 10]] = 0
+    np.testing.assert_array_equal(back, expected[2:])
+    with pytest.warns(Lpa3dWarning, match=r"s/:0-12: 7 of 13 slices have no image .*: 0-1, 5, 8-10, 12; if no"):
+        back = io.read(f"{name}:0-12")
+    np.testing.assert_array_equal(back, np.concatenate([expected, np.zeros((1, 4, 5), "uint8")]))
+    with pytest.warns(Lpa3dWarning, match="1 of 3 slices has no image and is read as empty"):
+        np.testing.assert_array_equal(io.read(f"{name}:4-6"), expected[4:7])
+    np.testing.assert_array_equal(io.read(f"{name}:2-4"), array[2:5])
+    assert note_of(f"{name}:2-4").endswith("by their numbers; 3 images with other numbers are left out")
+    with pytest.raises(InputError, match="asks for slices 4 to 2; the first number must not be the larger"):
+        io.read(f"{name}:4-2")
+    with pytest.raises(InputError, match="no image has a number from 20 to 30; they have 2 to 11"):
+        io.read(f"{name}:20-30")
+
+
+def test_folder_of_times_instead_of_numbers(tmp_path):
+    image = ids((4, 5), "uint8")
+    name = folder_of(tmp_path / "s", {f"t{103305 + 500 * i}.png": image for i in range(3)})
+    with pytest.raises(
+        InputError, match=r"numbers from 103305 to 104305, of which hardly any has an image; .*:103305-104305'"
+    ):
+        io.read(name)
+    with pytest.warns(Lpa3dWarning, match="998 of 1001 slices"):
+        assert io.read(f"{name}:103305-104305").shape == (1001, 4, 5)
+
+
+def test_folder_with_several_numbers_in_its_names(tmp_path):
+    array = ids((12, 4, 5), "uint8")
+    names = [f"slice_{i:05}_z={i * 0.008:.4f}um.png" for i in range(12)]
+    np.testing.assert_array_equal(io.read(folder_of(tmp_path / "a", dict(zip(names, array, strict=True)))), array)
+    two = folder_of(tmp_path / "b", {f"z{z}_c{c}.png": array[z] for z in range(3) for c in range(2)})
+    with pytest.raises(InputError, match=r"holds 2 images for slice 0: z0_c0\.png, z0_c1\.png; choose one series"):
+        io.read(two)
+    np.testing.assert_array_equal(io.read(f"{two}*_c1.png"), array[:3])
+    with pytest.raises(InputError, match=r"which give different orders, such as s1_z2\.png, s2_z1\.png"):
+        io.read(folder_of(tmp_path / "c", {"s1_z2.png": array[0], "s2_z1.png": array[1]}))
+    with pytest.raises(InputError, match=r"holds 2 images for slice 1: 01\.png, 1\.png"):
+        io.read(folder_of(tmp_path / "d", {"1.png": array[0], "01.png": array[1]}))
+    with pytest.raises(InputError, match=r"images without a number, such as a\.png, b\.png; name them .* 0001\.png"):
+        io.read(folder_of(tmp_path / "e", {"a.png": array[0], "b.png": array[1]}))
+
+
+def test_folder_of_two_series(tmp_path):
+    array = ids((3, 4, 5), "uint8")
+    name = folder_of(tmp_path / "s", {f"z{i}.png": image for i, image in enumerate(array)})
+    folder_of(tmp_path / "s", {f"z{i}_mask.png": image for i, image in enumerate(array[:2])})
+    with pytest.raises(
+        InputError, match=r"differ in more than numbers: z0\.png \(3\), z0_mask\.png \(2\); .*"
+    ) as error:
+        io.read(name)
+    pattern = str(error.value).split("'")[1]
+    assert pattern.endswith("s/z*[0-9].png")
+    np.testing.assert_array_equal(io.read(pattern), array)
+    np.testing.assert_array_equal(io.read(f"{name}*_mask.png"), array[:2])
+    (tmp_path / "s/z0.tif").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"5 PNG images and 1 TIFF image; choose one kind .*s/\*\.png' or .*s/\*\.tif'"
+    ):
+        io.read(name)
+
+
+@pytest.mark.parametrize("name", ["slice.png", "slice_7.png", "fib1_007.tif"])
+def test_folder_of_one_image(tmp_path, name):
+    image = ids((4, 5), "uint8")
+    folder = folder_of(tmp_path / "s", {name: image})
+    np.testing.assert_array_equal(io.read(folder), image[np.newaxis])
+    if "7" in name:
+        with pytest.warns(Lpa3dWarning, match="2 of 3 slices have no image"):
+            np.testing.assert_array_equal(io.read(f"{folder}:6-8")[1], image)
+
+
+def test_folder_with_other_files(tmp_path):
+    array = ids((2, 4, 5), "uint8")
+    name = folder_of(tmp_path / "s", {f"z{i}.png": image for i, image in enumerate(array)})
+    (tmp_path / "s/z2.png").mkdir()
+    for other in ("Thumbs.db", "meta.json", ".DS_Store", "._z0.png", "z0.jpg", "zz.txt"):
+        (tmp_path / "s" / other).write_bytes(b"no image")
+    np.testing.assert_array_equal(io.read(name), array)
+    assert note_of(name).endswith("; other files are ignored: Thumbs.db, meta.json, z0.jpg, z2.png, ... (5)")
+    for image in ("z0.png", "z1.png"):
+        (tmp_path / "s" / image).unlink()
+    with pytest.raises(
+        InputError, match=r"holds no PNG or TIFF image, but Thumbs\.db, .* JPEG and WebP change the values"
+    ):
+        io.read(name)
+    (tmp_path / "outer").mkdir()
+    io.write(tmp_path / "outer/a.zarr", array)
+    with pytest.raises(InputError, match=r"but a\.zarr; if that is the volume, pass .*outer/a\.zarr"):
+        io.read(tmp_path / "outer")
+
+
+def test_folder_that_is_a_store_is_read_as_one(tmp_path):
+    array = ids((2, 4, 5), "uint8")
+    io.write(tmp_path / "a.zarr", array)
+    os.rename(tmp_path / "a.zarr", tmp_path / "store")
+    save(tmp_path / "store/z0.png", array[0])
+    with io.open_volume(tmp_path / "store") as volume:
+        assert volume.format == "zarr"
+
+
+def test_folder_of_different_sizes_or_kinds(tmp_path):
+    small, large = np.zeros((4, 5), "uint8"), np.zeros((4, 6), "uint8")
+    with pytest.raises(InputError, match=r"different sizes: 2 as z0\.png \(4 x 5\), but z1\.png \(4 x 6\); all slices"):
+        io.read(folder_of(tmp_path / "a", {"z0.png": small, "z1.png": large, "z2.png": small}))
+    for other in (small.astype(bool), small.astype("float32"), small.astype("int64")):
+        name = folder_of(tmp_path / "b", {"z0.tif": small.astype("uint64"), "z1.tif": other})
+        if other.dtype.kind == "b":
+            folder_of(tmp_path / "b", {"z0.tif": small})
+        with pytest.raises(InputError, match=rf"of different kinds: 1 as z0\.tif .* but z1\.tif .*{other.dtype}"):
+            io.read(name)
+    name = folder_of(tmp_path / "c", {"z0.png": small, "z1.png": small})
+    Image.fromarray(small).convert("P").save(tmp_path / "c/z1.png")
+    with pytest.raises(InputError, match=r"z0\.png \(integers\), but z1\.png \(palette\)"):
+        io.read(name)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtypes", "common"),
+    [
+        ("png", ("uint8", "uint16"), "uint16"),
+        ("tif", ("uint16", "uint32", "uint8"), "uint32"),
+        ("tif", ("uint32", "int32"), "int64"),
+    ],
+)
+def test_folder_of_integers_of_different_widths(tmp_path, suffix, dtypes, common):
+    images = {f"{i}.{suffix}": ids((4, 5), dtype) for i, dtype in enumerate(dtypes)}
+    name = folder_of(tmp_path / "s", images)
+    back = io.read(name)
+    assert back.dtype == common
+    for got, image in zip(back, images.values(), strict=True):
+        np.testing.assert_array_equal(got, image)
+    assert note_of(name).endswith(f"; {' and '.join(sorted(dtypes))} are read as {common}")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palette_images_hold_indices(tmp_path, bits):
+    index = (np.arange(15).reshape(3, 5) % 2**bits).astype("uint8")
+    image = Image.fromarray(index).convert("P")
+    image.putdata(index.ravel().tolist())
+    image.putpalette([(37 * i) % 256 for i in range(3 * min(2**bits, 256))])
+    image.save(tmp_path / "a1.png", bits=bits, transparency=0)
+    assert io._scan_png(tmp_path / "a1.png").palette
+    np.testing.assert_array_equal(io.read(tmp_path), index[np.newaxis])
+    assert "palette images: the index of a colour is the value" in note_of(str(tmp_path))
+
+
+def test_palette_tiff_holds_indices(tmp_path):
+    index = ids((4, 5), "uint8")
+    save(tmp_path / "a1.tif", index, photometric="palette", colormap=np.zeros((3, 256), "uint16"))
+    np.testing.assert_array_equal(io.read(tmp_path), index[np.newaxis])
+    assert "palette" in note_of(str(tmp_path))
+
+
+def test_gray_of_few_bits_is_refused(tmp_path):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 4, 0, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(bytes([0, 0x12])))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b""))
+    with pytest.raises(
+        InputError, match=r"a\.png has 4 bits a pixel, whose values are ambiguous; save it with 8 or 16"
+    ):
+        io.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "channels", "said"),
+    [
+        ("png", 2, "gray and transparency"),
+        ("png", 3, "RGB"),
+        ("png", 4, "RGBA"),
+        ("tif", 3, "3 channels"),
+        ("tif", 4, "4 channels"),
+    ],
+)
+def test_colour_images_are_refused(tmp_path, suffix, channels, said):
+    rgb = ids((4, 5, channels), "uint8")
+    options = {"photometric": "rgb"} if suffix == "tif" else {}
+    save(tmp_path / f"z0.{suffix}", np.zeros((4, 5), "uint8"))
+    save(tmp_path / f"z1.{suffix}", rgb, **options)
+    with pytest.raises(InputError, match=rf"z1\.{suffix} is a colour image \({said}\), but labels .*tifffile\.imwrite"):
+        io.read(tmp_path)
+
+
+def test_colours_become_ids_as_the_message_says(tmp_path):
+    rgb = np.zeros((2, 2, 3), "uint8")
+    rgb[0, 0], rgb[0, 1], rgb[1, 0] = (1, 2, 3), (255, 255, 255), (3, 2, 1)
+    save(tmp_path / "z0.png", rgb)
+    with pytest.raises(InputError) as error:
+        io.read(tmp_path)
+    code = str(error.value).partition("ids = ")[2].partition(";")[0]
+    found = eval(code, {"np": np, "rgb": rgb})
+    assert found.dtype == np.uint32
+    np.testing.assert_array_equal(found, [[0x010203, 0xFFFFFF], [0x030201, 0]])
+
+
+@pytest.mark.parametrize(
+    "options", [{"photometric": "minisblack"}, {"imagej": True}, {"photometric": "minisblack", "ome": True}]
+)
+def test_stack_in_a_folder_is_refused(tmp_path, options):
+    save(tmp_path / "a1.tif", ids((3, 4, 5), "uint8"), **options)
+    with pytest.raises(InputError, match=r"a1\.tif holds 3 images, but in a folder each file must be one slice"):
+        io.read(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_broken_image_is_named(tmp_path, suffix):
+    array = ids((3, 40, 50), "uint8")
+    name = folder_of(tmp_path / "s", {f"z{i}.{suffix}": image for i, image in enumerate(array)})
+    broken = tmp_path / f"s/z1.{suffix}"
+    whole = broken.read_bytes()
+    with io.open_volume(name) as volume:
+        save(broken, array[1, :1])
+        with pytest.raises(
+            InputError, match=rf"z1\.{suffix} has changed since it was opened: its shape is now \(1, 50\)"
+        ):
+            volume.read()
+    broken.write_bytes(whole[:1000])
+    with pytest.raises(InputError, match=rf"(cannot read .*)?z1\.{suffix}"):
+        io.read(name)
+    broken.write_bytes(b"GIF89a or whatever else it is")
+    with pytest.raises(InputError, match=rf"z1\.{suffix}"):
+        io.read(name)
+    broken.unlink()
+    broken.symlink_to("nowhere")
+    with pytest.raises(InputError, match=rf"cannot read .*z1\.{suffix}: No such file"):
+        io.read(name)
+
+
+def test_large_image_is_no_attack(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    image = ids((4, 5), "uint8")
+    save(tmp_path / "z0.png", image)
+    np.testing.assert_array_equal(io.read(tmp_path), image[np.newaxis])
+
+
+def test_folder_is_read_in_slabs(tmp_path, monkeypatch):
+    monkeypatch.setattr(io, "SLAB_BYTES", 1)
+    monkeypatch.setenv("LPA3D_NUM_THREADS", "2")
+    array = ids((7, 4, 5), "uint16")
+    name = folder_of(tmp_path / "s", {f"z{i}.png": image for i, image in enumerate(array) if i != 4})
+    array[4] = 0
+    with pytest.warns(Lpa3dWarning, match="1 of 7 slices"):
+        volume = io.open_volume(name)
+    with volume:
+        done: list[float] = []
+        np.testing.assert_array_equal(volume.read(done.append), array)
+        assert done == [2 / 7, 4 / 7, 6 / 7, 1.0]
+        assert [hi for _, hi, _ in volume.slabs()] == [2, 4, 6, 7]
+
+
+def test_images_are_not_written(tmp_path):
+    image = ids((4, 5), "uint8")
+    for name in (folder_of(tmp_path / "s", {"z0.png": image}), f"{tmp_path}/new/", f"{tmp_path}/out_*.tif"):
+        with pytest.raises(InputError, match=r"folders of images are only read; write a \.tif, .* or a \.zarr"):
+            io.write(name, image, overwrite=True)
+    io.write(tmp_path / "cell[1].tif", image)
+    np.testing.assert_array_equal(io.read(tmp_path / "cell[1].tif"), image)
+    (tmp_path / "t:0-1").mkdir()
+    save(tmp_path / "t:0-1/z0.png", image)
+    assert io.read(tmp_path / "t:0-1").shape == (1, 4, 5)
+
+
+def test_pillow_is_needed_for_png_only(tmp_path, monkeypatch):
+    image = ids((4, 5), "uint8")
+    png, tif = folder_of(tmp_path / "p", {"0.png": image}), folder_of(tmp_path / "t", {"0.tif": image})
+    monkeypatch.setitem(sys.modules, "PIL.PngImagePlugin", None)
+    with pytest.raises(io.LibraryError, match=r"pip install 'lpa3d\[png\]'"):
+        io.open_volume(png)
+    assert io.read(tif).shape == (1, 4, 5)
+
+
 # --------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -438,7 +799,12 @@ def test_real_data(data_dir):
         ("missing.h5:/a", r"missing\.h5 does not exist"),
         ("a.png", "has no suffix that is known; known are"),
         ("folder.tif", "is a folder"),
-        ("folder", "has no suffix"),
+        ("folder", "holds no PNG or TIFF image: it is empty"),
+        ("folder/*.png", r"holds no PNG or TIFF image named \*\.png$"),
+        ("nothing", "is no folder and has no suffix that is known"),
+        ("nothing/", "nothing does not exist"),
+        ("nothing/*.png", "nothing does not exist"),
+        ("line.npy/", r"line\.npy is no folder"),
         ("broken.npy", r"cannot read .*broken\.npy: "),
         ("broken.nii.gz", r"cannot read .*broken\.nii\.gz: "),
         ("broken.tif", r"cannot read .*broken\.tif: "),
@@ -493,7 +859,9 @@ def test_missing_library_says_what_to_install(tmp_path, monkeypatch, suffix, mod
 
 
 def test_import_loads_no_file_library():
-    code = "import sys, lpa3d.io; print([m for m in ('zarr', 'nibabel', 'tifffile', 'h5py') if m in sys.modules])"
+    code = (
+        "import sys, lpa3d.io; print([m for m in ('zarr', 'nibabel', 'tifffile', 'h5py', 'PIL') if m in sys.modules])"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
