@@ -246,6 +246,20 @@ def test_a_class_may_be_called_mean():
     assert e.to_pandas()["iou"].tolist() == [1, 0, 0.5]
 
 
+def test_slips_are_told():
+    """A class that nobody has, a value that is nowhere: the numbers would look right."""
+    reference = np.array([[1, 1, 2, 0]])
+    with pytest.warns(lpa3d.errors.Lpa3dWarning, match="none of the classes mito is in .*; they have 1, 2"):
+        e = lpa3d.evaluate(reference, reference, instances="components", class_names={"mito": 1})
+    assert math.isnan(e["pq"])
+    assert (e["tp"], e.present) == (0, False)
+    assert e.to_dict()["metrics"]["pq"] is None
+    e = lpa3d.evaluate(reference, reference, ignore=7)
+    assert "0 voxels ignored" in repr(e)
+    assert "1 voxel ignored" in repr(lpa3d.evaluate(reference, reference, ignore=2))
+    assert "ignored" not in repr(lpa3d.evaluate(reference, reference))
+
+
 def test_empty_classes_have_no_mark_in_the_mean():
     """COCO's -1 of a class without references is no precision to average."""
     reference, prediction = np.array([[1, 1, 0, 0]]), np.array([[1, 1, 0, 2]])
@@ -414,8 +428,7 @@ def test_edges(reference, prediction, ignore, expected, convention):
     json.loads(json.dumps(e.to_dict(), allow_nan=False))
 
 
-def test_corners_of_a_volume_that_ends_in_both_sides():
-    """Values: all Python numbers; nothing depends on the dtype of the input."""
+def test_values_are_built_in_numbers():
     e = lpa3d.evaluate(np.array([[True, False]]), np.array([[True, True]]))
     assert {type(value) for key, value in e.items() if key not in ("tp", "fp", "fn")} == {float}
     assert {type(e[key]) for key in ("tp", "fp", "fn")} == {int}
@@ -560,7 +573,9 @@ def test_dict_is_json():
     ("arguments", "options", "error", "message"),
     [
         ((np.ones((2, 2), int), np.ones((2, 3), int)), {}, ValueError, r"prediction has shape \(2, 3\) but reference"),
-        ((np.ones((2, 2)), np.ones((2, 2), int)), {}, TypeError, r"reference has dtype float64; instance ids are int"),
+        ((np.ones((2, 2)), np.ones((2, 2), int)), {}, TypeError, r"reference .* pass reference.astype\('int64'\)"),
+        ((np.ones((2, 2)) / 2, np.ones((2, 2), int)), {}, TypeError, r"no whole numbers.*lpa3d.label\(reference > 0.5"),
+        (("a.npy", np.ones((2, 2), int)), {}, TypeError, r"builtins.str; .* pass lpa3d.io.read\(reference\)"),
         ((np.ones((2, 2), int), np.ones((2, 2))), {"instances": None}, TypeError, r"prediction .* Threshold it"),
         ((np.ones((2, 2), int), [[1, 2]]), {}, TypeError, r"prediction is a builtins.list; a NumPy array is needed"),
         ((-np.ones((2, 2), int), np.ones((2, 2), int)), {}, ValueError, "reference holds negative ids"),

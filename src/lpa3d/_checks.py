@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,8 @@ def check_array(array: Any, name: str) -> npt.NDArray[Any]:
         raise InputTypeError(f"{name} is a masked array, whose mask would be lost; pass {name}.filled(0)")
     if not isinstance(array, np.ndarray):
         raise InputTypeError(
-            f"{name} is a {type(array).__module__}.{type(array).__qualname__}; a NumPy array is needed: "
-            f"pass numpy.asarray({name})"
+            f"{name} is a {type(array).__module__}.{type(array).__qualname__}; a NumPy array is needed: pass "
+            + (f"lpa3d.io.read({name})" if isinstance(array, (str, Path)) else f"numpy.asarray({name})")
         )
     if array.dtype.kind not in "buif":
         raise InputTypeError(f"{name} has dtype {array.dtype}; an array of bool or integers is needed")
@@ -85,12 +86,17 @@ def instance_ids(array: Any, name: str) -> npt.NDArray[Any]:
     """Return instance ids as canonical integers of their own dtype, none negative, none above 2**63 - 1."""
     ids = check_array(array, name)
     if ids.dtype.kind == "f":
-        raise InputTypeError(f"{name} has dtype {ids.dtype}; instance ids are integers: pass {name}.astype('int64')")
+        if (ids == np.rint(ids)).all():
+            raise InputTypeError(f"{name} has dtype {ids.dtype}; ids are integers: pass {name}.astype('int64')")
+        raise InputTypeError(
+            f"{name} has dtype {ids.dtype} and values that are no whole numbers; ids are integers: label what it "
+            f"shows, e.g. lpa3d.label({name} > 0.5)"
+        )
     ids = _canonical(ids)
     if ids.dtype.kind == "b":
         return ids.view(np.uint8)
     if ids.dtype.kind == "i" and ids.size and int(ids.min()) < 0:
-        raise InputError(f"{name} holds negative ids, the smallest is {int(ids.min())}; 0 is unlabelled, ids are > 0")
+        raise InputError(f"{name} holds negative ids, the smallest is {int(ids.min())}; 0 is none, ids are > 0")
     if ids.dtype == np.uint64 and max_id(ids) > MAX_ID:
         raise InputError(f"{name} holds ids up to {max_id(ids)}; at most 2**63 - 1 is possible")
     return ids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -57,12 +58,37 @@ class Classified:
     reference: Ints
     prediction: Ints
 
+    @cached_property
+    def _by_class(self) -> tuple[Ints, Ints]:
+        """The rows that have a class on either side, class by class, and where each class starts."""
+        differ = np.flatnonzero(self.prediction != self.reference)
+        numbers = np.concatenate([self.reference, self.prediction[differ]])
+        rows = np.concatenate([np.arange(len(self.reference)), differ])
+        order = np.lexsort((rows, numbers))
+        return rows[order], np.searchsorted(numbers[order], np.arange(len(self.classes) + 1))
+
+    @cached_property
+    def _counted(self) -> int:
+        """Voxels that are not void."""
+        return int(self.overlaps.voxels[self.overlaps.pairs[:, 0] != VOID].sum())
+
+    def find_rows(self, number: int) -> Ints:
+        """Return the rows that have a class on either side; none for a number that no class has."""
+        if not 0 <= number < len(self.classes):
+            return np.empty(0, np.int64)
+        rows, starts = self._by_class
+        return rows[starts[number] : starts[number + 1]]
+
+    def holds(self, number: int) -> bool:
+        """Return whether a class has a voxel on either side that is not void."""
+        return bool((self.overlaps.pairs[self.find_rows(number), 0] != VOID).any())
+
     def select(self, number: int) -> Overlaps:
         """Return the table of one class, in which all others are background (whose box is left empty)."""
         table = self.overlaps
-        rows = np.flatnonzero((self.reference == number) | (self.prediction == number))
+        rows = self.find_rows(number)
         pairs, voxels = table.pairs[rows], table.voxels[rows]
-        elsewhere = int(table.voxels[table.pairs[:, 0] != VOID].sum()) - int(voxels[pairs[:, 0] != VOID].sum())
+        elsewhere = self._counted - int(voxels[pairs[:, 0] != VOID].sum())
         pairs[(self.reference[rows] != number) & (pairs[:, 0] != VOID), 0] = 0
         pairs[self.prediction[rows] != number, 1] = 0
         parts = [Overlaps(pairs, voxels, table.boxes[rows])]

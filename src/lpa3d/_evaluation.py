@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,9 @@ GROUPS = {
     ),
 }
 """What `repr` puts under a heading of its own; all else is about instances."""
+
+SHOWN_CLASSES = 12
+"""Classes that `repr` shows."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -190,28 +194,44 @@ class Evaluation(Mapping[str, float]):
             if group != heading:
                 heading = group
                 rows.append(heading)
-            cells = [_number(self[key])]
+            # Counts are summed over classes.
+            cells = [f"{'sum ' if self.per_class and isinstance(self[key], int) else ''}{_number(self[key])}"]
             cells += [_number(one[key]) if one.present else "-" for one in classes.values()]
             rows.append([key, *cells])
         return header, rows
 
     def _title(self) -> str:
         """Return the line above the table."""
-        classes = f", {len(self.per_class)} class(es)" if self.per_class else ""
         known = self.parameters
-        matched = (
-            f", IoU {'>' if known['decisions']['strict'] else '>='} {known['iou_thresholds'][0]:g}"
-            if "pq" in self
-            else ""
-        )
-        return f"Evaluation{classes}{matched}, convention {known['convention']}"
+        parts = ["Evaluation"]
+        if self.per_class:
+            parts.append(f"{len(self.per_class)} class{'' if len(self.per_class) == 1 else 'es'}")
+        if "pq" in self:
+            parts.append(f"IoU {'>' if known['decisions']['strict'] else '>='} {known['iou_thresholds'][0]:g}")
+        parts.append(f"convention {known['convention']}")
+        if known["ignored"] is not None:
+            parts.append(f"{known['ignored']:,} voxel{'' if known['ignored'] == 1 else 's'} ignored")
+        return ", ".join(parts)
+
+    def _first_classes(self) -> Mapping[Any, Evaluation]:
+        """Return the classes that the two reprs have room for."""
+        return dict(islice(self.per_class.items(), SHOWN_CLASSES))
+
+    def _rest(self) -> str:
+        """Return the line below a table that does not show every class, or nothing."""
+        rest = len(self.per_class) - SHOWN_CLASSES
+        return f"... {rest} more class{'' if rest == 1 else 'es'}: to_pandas() has all" if rest > 0 else ""
 
     def __repr__(self) -> str:
-        return self.to_text()
+        return "\n".join(filter(None, [self._format(self._first_classes()), self._rest()]))
 
     def to_text(self, per_class: bool = True) -> str:
         """Return the table that `repr` shows, or of it the mean only, without a column for each class."""
-        header, rows = self._cells(self.per_class if per_class else {})
+        return self._format(self.per_class if per_class else {})
+
+    def _format(self, per_class: Mapping[Any, Evaluation]) -> str:
+        """Return the title and the table with a column for each of some classes."""
+        header, rows = self._cells(per_class)
         table = [header, *(row for row in rows if not isinstance(row, str))]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
 
@@ -226,7 +246,7 @@ class Evaluation(Mapping[str, float]):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        header, rows = self._cells(self.per_class)
+        header, rows = self._cells(self._first_classes())
         parts = [f"<p>{html.escape(self._title())}</p><table>"]
         if any(header):
             parts.append(f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in header)}</tr>")
@@ -235,7 +255,7 @@ class Evaluation(Mapping[str, float]):
                 parts.append(f'<tr><th colspan="{len(header)}" style="text-align:left">{row}</th></tr>')
             else:
                 parts.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>")
-        return "".join([*parts, "</table>"])
+        return "".join([*parts, "</table>", f"<p>{self._rest()}</p>" if self._rest() else ""])
 
 
 def _number(value: float) -> str:

@@ -17,21 +17,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import as_bits, canonical_connectivity, canonical_out, instance_ids, seal
+from ._checks import canonical_connectivity, canonical_out, instance_ids
 from ._classes import check_classes, group_ids
 from ._contacts import Contacts, check_spacing, count_pairs, list_ids, tabulate
-from ._threads import num_threads, run_all, split
+from ._relabel import relabel
 from ._unite import check_links, check_pairs, find_positions, flag_first, sort_pairs, unite_ids
 from .errors import InputError, InputTypeError
-from .kernels.relabel import index_ids, replace_ids
 
-__all__ = ["merge", "relabel"]
+__all__ = ["merge"]
 
 MIN_CONTACT = 0.5
 """Half the surface, above what real neighbours share (see the notes of `merge`); or a score of more likely than not."""
-
-SLAB_VOXELS = 2**18
-"""Smallest slab that is worth a thread of its own."""
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -171,34 +167,6 @@ def merge(
     changed = merged != ids
     result = relabel(volume, ids[changed], merged[changed], labels.dtype, target)
     return result.reshape(labels.shape) if out is None else out
-
-
-def relabel(
-    labels: npt.NDArray[Any], ids: Ids, new_ids: Ids, dtype: np.dtype[Any], out: npt.NDArray[Any] | None
-) -> npt.NDArray[Any]:
-    """Return canonical `labels` with ``ids[k]`` replaced by ``new_ids[k]``, as `dtype`, in `out` if given.
-
-    `ids` are distinct; other ids and 0 stay as they are. `dtype` is that of `labels`, but for byte order and bool.
-    """
-    target = np.empty(labels.shape, dtype) if out is None else out
-    # Kernels write native integers only; elsewhere the result is converted at the end.
-    native = target if dtype.isnative else np.empty(labels.shape, labels.dtype)
-    source, result = seal(as_bits(labels)).reshape(-1), as_bits(native).reshape(-1)
-    slots = index_ids(ids)
-
-    def replace(bounds: tuple[int, int]) -> None:
-        at = slice(*bounds)
-        replace_ids(source[at], slots, ids, new_ids, result[at])
-
-    run_all(replace, _slabs(source.size))
-    if native is not target:
-        target[...] = native
-    return target
-
-
-def _slabs(size: int) -> list[tuple[int, int]]:
-    """Cut a flat array for the threads."""
-    return split(size, min(2 * num_threads(), size // SLAB_VOXELS))
 
 
 def _check_threshold(min_contact: Any, scored: bool) -> float:

@@ -44,13 +44,13 @@ class Overlaps:
         first, then the second, each pair once.
     voxels : (n,) int64
         Number of voxels, at least 1.
-    boxes : (n, 2, 3) int32
+    boxes : (n, 2, 3) int32, or int64 where a side has 2**31 voxels
         First voxel ``(z, y, x)`` of the smallest box that holds them, and one after its last.
     """
 
     pairs: Ints
     voxels: Ints
-    boxes: npt.NDArray[np.int32]
+    boxes: npt.NDArray[Any]
 
 
 def add_overlaps(tables: Iterable[Overlaps]) -> Overlaps:
@@ -105,7 +105,8 @@ def count_rows(
     parts = [seal(as_bits(part)) for part in (reference, prediction, mask)]
     rows: Ints = kernels.count_overlaps(*parts, shape[1], shape[2], first)
     # Copies, so that the table that had room for more is freed.
-    return Overlaps(rows[:, :2].copy(), rows[:, 2].copy(), rows[:, 3:].astype(np.int32).reshape(-1, 2, 3))
+    places = np.int32 if max(shape) < 2**31 else np.int64
+    return Overlaps(rows[:, :2].copy(), rows[:, 2].copy(), rows[:, 3:].astype(places).reshape(-1, 2, 3))
 
 
 def find_boxes(overlaps: Overlaps, side: int, ids: Ints) -> Ints:

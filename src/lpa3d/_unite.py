@@ -185,6 +185,6 @@ def _find_chain(links: Ids, start: int, end: int) -> list[int]:
     return chain[::-1]
 
 
-def list_some(ids: Ids) -> str:
+def list_some(ids: Ids | Sequence[Any]) -> str:
     """Return the first few of `ids` as text."""
-    return ", ".join(map(str, ids[:5].tolist())) + (", ..." if len(ids) > 5 else "")
+    return ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from ._checks import as_bits, seal
 from ._threads import num_threads, run_all, split
 from .kernels.warping import tabulate_squares, warp_mask
 
@@ -14,13 +15,6 @@ Mask = npt.NDArray[np.bool_] | npt.NDArray[np.uint8]
 
 WIDE = 2**32
 """Masks of as many voxels, frame and all, get 64-bit indices."""
-
-
-def _as_bytes(mask: Mask) -> npt.NDArray[np.uint8]:
-    """Return a read-only view: Numba compiles a kernel anew for read-only arrays, so it always gets those."""
-    view = mask.view(np.uint8)
-    view.flags.writeable = False
-    return view
 
 
 def warp_reference(
@@ -69,9 +63,9 @@ def warp_reference(
     tabulate_squares(connectivity, table)
     slices = 1 if per_slice else depth
     places = np.empty(0, np.uint32 if (slices + 2) * (height + 2) * (width + 2) < WIDE else np.int64)
-    before, after = _as_bytes(reference), _as_bytes(prediction)
+    before, after = seal(as_bits(reference)), seal(as_bits(prediction))
     void = np.empty((0, height, width), np.uint8) if ignore is None else ignore
-    void = _as_bytes(void)
+    void = seal(as_bits(void))
 
     def warp(part: tuple[int, int]) -> None:
         at = slice(*part)
