@@ -839,3 +839,128 @@ def surface_distances(first, second, spacing):
     above = distances[min(below + 1, len(distances) - 1)]
     hd95 = distances[below] + float(rest) * (above - distances[below])
     return distances[-1], hd95, sum(distances) / len(distances)
+
+
+# Fusing sources
+
+
+def most(votes):
+    """Return the class with most votes, the smaller of equal ones; None without votes."""
+    return min(votes, key=lambda c: (-votes[c], c), default=None)
+
+
+def fuse(sources, complete=(), axis=0, priority=("instances", "slices", "classes"), mappings=None):
+    """Return volume, seeds and provenance, and {(kind, winner, id, class, loser, id, class): voxels}; None: no class.
+
+    `sources` and `mappings` are by name; a mapping lists the classes of some ids.
+    """
+    order = [name for name in priority if name in sources]
+    labels = [name for name in order if name != "classes"]
+    mappings = {name: (mappings or {}).get(name, {}) for name in labels}
+    shape = next(iter(sources.values())).shape
+    everywhere = list(np.ndindex(shape))
+
+    def says(name, at):
+        return int(sources[name][at]) if name in sources else 0
+
+    lead, other = (*labels, None, None)[:2]
+    where = {name: defaultdict(set) for name in labels}
+    for at in everywhere:
+        for name in labels:
+            if says(name, at):
+                where[name][says(name, at)].add(at)
+
+    def gone(at):
+        return at[axis] in complete and not says(lead, at)
+
+    # Which objects are one: a node is a source and an id; `owner` gives the node that its id and class come from.
+    planes = [{at[axis] for voxels in where[name].values() for at in voxels} for name in labels]
+    common = [at for at in everywhere if all(at[axis] in on for on in planes)]
+    partners = defaultdict(list)
+    ids = {(lead, a): a for a in where.get(lead, ())}
+    fresh = max(where.get(lead, ()), default=0)
+    for b, voxels in sorted(where.get(other, {}).items(), key=lambda item: min(item[1])):
+        for a, others in where[lead].items():
+            smaller = min(len(others & set(common)), len(voxels & set(common)))
+            if voxels & others and 2 * len(voxels & others) >= smaller:
+                partners[b].append(a)
+        covered = sum(says(lead, at) > 0 for at in voxels)
+        if not partners[b] and covered and 2 * covered >= len(voxels & set(common)):
+            partners[b] = [a for a, others in where[lead].items() if voxels & others]
+        if not partners[b]:
+            fresh += 1
+            ids[other, b] = fresh
+
+    def owner(name, i):
+        return (lead, partners[i][0]) if name == other and len(partners[i]) == 1 else (name, i)
+
+    # Which class each has.
+    known = {int(c) for name in sources if name == "classes" for c in sources[name].flat if c}
+    known |= {c for mapping in mappings.values() for c in mapping.values()}
+    class_of = {}
+    for node in {owner(name, i) for name in labels for i in where[name]}:
+        mapped, lying = defaultdict(int), defaultdict(int)
+        for name in labels:
+            for i, voxels in where[name].items():
+                if owner(name, i) != node:
+                    continue
+                if name == other and i in mappings[name]:
+                    mapped[mappings[name][i]] += len(voxels)
+                for at in voxels:
+                    if says("classes", at) and not gone(at) and (name == lead or not says(lead, at)):
+                        lying[says("classes", at)] += 1
+        only = (min(known, default=1)) if len(known) < 2 else None
+        first = mappings[lead].get(node[1]) if node[0] == lead else None
+        class_of[node] = next((c for c in (first, most(mapped), most(lying), only) if c is not None), None)
+
+    volume, seeds = np.zeros(shape, object), np.zeros(shape, object)
+    provenance = np.zeros(shape, np.uint8)
+    conflicts = defaultdict(list)
+    codes = {"classes": 1, "instances": 2, "slices": 3}
+    for at in everywhere:
+        said = {name: says(name, at) for name in order}
+        if gone(at):
+            for name in order:
+                if said[name]:
+                    mine = said[name] if name == "classes" else class_of[owner(name, said[name])]
+                    row = ("unlabelled", lead, 0, 0, name, 0 if name == "classes" else said[name], mine or 0)
+                    conflicts[row].append(at)
+                    provenance[at] = 4
+            continue
+        kind = by_kind = seed = by_seed = None
+        for name in order:
+            i = said[name]
+            if name == "classes":
+                if by_kind is None:
+                    kind, by_kind = i, name
+                elif kind != i:
+                    row = ("class" if i else "background", by_kind, said[by_kind], kind, name, 0, i)
+                    conflicts[row].append(at)
+                continue
+            if not i:
+                continue
+            node = owner(name, i)
+            mine = class_of[node]
+            row = None
+            if seed is not None and seed != node:
+                word = "joins" if name == other and len(partners[i]) > 1 and said[lead] in partners[i] else "labels"
+                row = (word, lead, said[lead], kind, name, i, mine or 0)
+            elif seed is None and by_kind is not None and kind != mine:
+                row = ("class" if kind else "background", "classes", 0, kind, name, i, mine or 0)
+            else:
+                if by_kind is None:
+                    kind, by_kind = mine, name
+                if node not in ids:
+                    row = ("joins", lead, 0, kind, name, i, mine)
+                else:
+                    if seed is None:
+                        seed, by_seed = node, name
+                    asserted = mappings[name].get(i, mine)
+                    if asserted != mine:
+                        row = ("class", lead, said[lead], mine, name, i, asserted)
+            if row:
+                conflicts[row].append(at)
+        volume[at], seeds[at] = (0 if by_kind is None else kind), ids.get(seed, 0)
+        if any(said.values()):
+            provenance[at] = codes[by_seed or by_kind]
+    return volume, seeds, provenance, dict(conflicts)

@@ -1,0 +1,782 @@
+"""Unite a class map, partial instances and labels made slice by slice: the verb `fuse`.
+
+Stages
+------
+1. *Mark* the slices on which both label sources have labels, and those that the caller calls complete.
+2. *Count* (parallel over slabs): one row per combination of two ids, a class and a kind of slice, with its voxels and
+   its box. Any partition of the volume gives the same table; all that follows is decided on its rows.
+3. *Link* objects of the less trusted label source to those of the more trusted one, and find each object's class.
+4. *Decide* every row by the order of trust, and list whom that overrules.
+5. *Write* (parallel over slabs): each voxel looks its row up.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ._checks import MAX_ID, as_bits, check_array, class_map, instance_ids, max_id, same_shape, seal
+from ._tables import Table
+from ._threads import num_threads, run_all, split
+from ._unite import list_some
+from .errors import InputError, InputTypeError
+from .kernels import fuse as kernels
+
+__all__ = ["Conflicts", "Fused", "Provenance", "fuse"]
+
+SLAB_VOXELS = 2**18
+"""Voxels of a slab: what is made of it stays in the caches."""
+
+CLASSES, INSTANCES, SLICES = "classes", "instances", "slices"
+LABELS = (INSTANCES, SLICES)
+
+_CODES = {CLASSES: 1, INSTANCES: 2, SLICES: 3}
+
+KINDS = ("joins", "labels", "class", "background", "unlabelled")
+
+COMPLETE, SHARED = 1, 2
+"""Flags of a slice: everything is annotated there; both label sources have labels there."""
+
+OPEN, UNKNOWN = -2, -1
+"""In place of the position of a class: not decided yet; decided for an object whose class is not known."""
+
+Array = npt.NDArray[Any]
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+Source = Literal["classes", "instances", "slices"]
+
+
+class Provenance(IntEnum):
+    """Which source decided a voxel: the one that gave its id, or where it has none, the one that gave its class.
+
+    `NOTHING` has no source anything to say about, besides background. `COMPLETE` is background because its slice is
+    complete, against what other sources had there.
+    """
+
+    NOTHING = 0
+    CLASSES = 1
+    INSTANCES = 2
+    SLICES = 3
+    COMPLETE = 4
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Conflicts(Table):
+    """What was overruled by what, most voxels first; each voxel of each overruled source is counted in one row.
+
+    Ids are those of the source itself, as it was given.
+
+    Attributes
+    ----------
+    kind : (n,) str
+        ``"joins"``, ``"labels"``, ``"class"``, ``"background"`` or ``"unlabelled"``; see `fuse`.
+    winner, loser : (n,) str
+        ``"classes"``, ``"instances"`` or ``"slices"``.
+    winner_id, loser_id : (n,) int64
+        The objects; 0 for the class map, and where what won is that there is no label.
+    winner_class, loser_class : (n,) int64, or uint64 for such class maps
+        The classes; 0 is background, or unknown.
+    voxels : (n,) int64
+        Number of voxels, at least 1.
+    z_start, z_stop, y_start, y_stop, x_start, x_stop : (n,) int64
+        First voxel of the smallest box that holds them, and one after its last; no z for 2D arrays.
+
+    See Also
+    --------
+    fuse : makes it.
+    """
+
+    kind: npt.NDArray[np.str_]
+    winner: npt.NDArray[np.str_]
+    winner_id: Ints
+    winner_class: Array
+    loser: npt.NDArray[np.str_]
+    loser_id: Ints
+    loser_class: Array
+    voxels: Ints
+    z_start: Ints | None
+    z_stop: Ints | None
+    y_start: Ints
+    y_stop: Ints
+    x_start: Ints
+    x_stop: Ints
+
+    TITLE = "conflict"
+
+    def box(self, row: int) -> tuple[slice, ...]:
+        """Return the box of a row, which indexes the volume."""
+        sides = [(self.y_start, self.y_stop), (self.x_start, self.x_stop)]
+        if self.z_start is not None and self.z_stop is not None:
+            sides.insert(0, (self.z_start, self.z_stop))
+        return tuple(slice(int(start[row]), int(stop[row])) for start, stop in sides)
+
+
+class Fused(NamedTuple):
+    """What `fuse` returns; ``propagate(fused.volume, fused.seeds)`` finishes it.
+
+    Attributes
+    ----------
+    volume : ndarray
+        Class map, 0 is background.
+    seeds : ndarray
+        Instance ids, 0 is unlabelled.
+    provenance : ndarray of uint8
+        Which source decided each voxel, a `Provenance`.
+    conflicts : Conflicts
+        What was overruled.
+    """
+
+    volume: Array
+    seeds: Array
+    provenance: npt.NDArray[np.uint8]
+    conflicts: Conflicts
+
+
+class _Inputs(NamedTuple):
+    """Canonical arrays; the label sources in the order of trust, None where there is none."""
+
+    shape: tuple[int, ...]
+    lead: Array | None
+    other: Array | None
+    classes: Array | None
+    axis: int
+    flags: npt.NDArray[np.uint8]
+
+
+class _Rows(NamedTuple):
+    """Combinations with their voxels; `first` is a flat index, `boxes` ``(n, 2, 3)``."""
+
+    keys: Ints
+    """Columns: id of the lead, of the other, bits of the class, flags of the slice."""
+    voxels: Ints
+    first: Ints
+    boxes: Ints
+
+
+class _Objects(NamedTuple):
+    """Objects of the result, numbered from 1; row 0 is none. Those of the lead come first.
+
+    An object of the other source that joins several of the lead is an object here too, with the id 0.
+    """
+
+    ids: Ints
+    classes: Ints
+    """Positions of classes, or `UNKNOWN`."""
+    lead: Ints
+    """The object on each row of the table, of the lead and of the other source; 0 is none."""
+    other: Ints
+    agreed: Flags
+    """Whether the objects on each row agree; two of a row may do so and yet join others."""
+    asserted: Ints
+    """The class that a mapping gives the other source's own object on each row, or `UNKNOWN`."""
+
+
+def fuse(
+    *,
+    classes: Any = None,
+    instances: Any = None,
+    slices: Any = None,
+    complete_slices: Iterable[int] = (),
+    axis: int = 0,
+    priority: Sequence[Source] = ("instances", "slices", "classes"),
+    instance_classes: Mapping[int, int] | None = None,
+    slice_classes: Mapping[int, int] | None = None,
+) -> Fused:
+    """Unite a class map, partial instances and labels made slice by slice into one class map with seeds.
+
+    The result is what `propagate` needs. Where sources contradict each other the more trusted one wins, voxel by voxel,
+    and what it overrules is listed: nothing is resolved in silence.
+
+    Parameters
+    ----------
+    classes : ndarray of bool or any integer dtype, shape (Z, Y, X) or (Y, X), optional
+        Class map, 0 is background: a network's semantic segmentation, with its errors.
+    instances : ndarray of bool or any integer dtype, same shape, optional
+        Ids of 3D objects, 0 is unlabelled, at most 2**63 - 1: an expert's, on some slices or anywhere.
+    slices : ndarray of bool or any integer dtype, same shape, optional
+        Ids of 3D objects, 0 is unlabelled: 2D predictions of every slice, after `stitch`. At least one of the three
+        is needed.
+    complete_slices : iterable of int, optional
+        Positions across `axis`, from 0. There the more trusted label source that is given has annotated everything:
+        what it leaves unlabelled is background, whatever the other sources and `priority` say.
+    axis : {0, 1, 2}, default 0
+        The axis that slices lie across; 0 for a 2D array, which is one slice.
+    priority : sequence of str, default ("instances", "slices", "classes")
+        The sources, the most trusted first; all that are given.
+    instance_classes, slice_classes : mapping of id to class, optional
+        The classes of objects of `instances` and of `slices`, not 0; not necessarily of all.
+
+    Returns
+    -------
+    Fused
+        A named tuple of arrays of the shape of the input, and a table:
+
+        volume
+            Class map of the dtype of `classes`; without them, of the narrowest unsigned one that holds the classes
+            of the mappings, at least uint8.
+        seeds
+            Ids in the dtype of the more trusted label source (uint8 for bool). Beside another label source it is made
+            wider, of the same signedness, if its largest id and one id more for each voxel or each id up to the
+            largest of the other would not fit. Without label sources uint8 zeros.
+        provenance
+            uint8, the `Provenance` of each voxel: 0 nothing, 1 classes, 2 instances, 3 slices, 4 complete slice.
+        conflicts
+            `Conflicts`, sorted by voxels, falling; ties by kind in the order of the Notes, then by the sources
+            (classes, instances, slices), ids and classes.
+
+    Raises
+    ------
+    InputError
+        For shapes that differ, negative or too large ids, unusable options, classes that the dtype of `classes` does
+        not hold, objects whose class cannot be known, and if there is no room for fresh ids below 2**63. All before
+        any result is made.
+    InputTypeError
+        If an argument has an unusable type or dtype.
+
+    See Also
+    --------
+    stitch : makes 3D ids of labels made slice by slice.
+    propagate : fills what is still unlabelled inside the class map.
+    evaluate : measures the result.
+
+    Notes
+    -----
+    *Which objects are one.* With two label sources, the less trusted one's objects are compared with those of the more
+    trusted one, on the slices on which both have labels. Two objects agree if they share at least half of the smaller
+    of the two there. An object that agrees with one object takes its id; several may take the same, as fragments of it.
+    An object that agrees with none gets a fresh id, after the largest of the more trusted source, in the order of first
+    voxels; but if at least half of it is labelled on those slices, it agrees with all that it overlaps. One that agrees
+    with several gets no id: its voxels that the other source leaves unlabelled get its class and no seed, and
+    `propagate` divides them. A single label source keeps its ids.
+
+    *Which class an object has.* The first that is known of: what the more trusted mapping gives it; what the other
+    mapping gives to the objects that took its id (most voxels); the class, not background, on which most of its voxels
+    lie in `classes`; the only class that there is in `classes` and mappings, which is 1 if they name none. Ties: the
+    smaller class. It is no error if none is known and the class map overrules the object everywhere.
+
+    *What a voxel is.* The sources speak in the order of `priority`. A label source speaks of the voxels that it labels,
+    and says an id and its class; `classes` speaks of all voxels. What contradicts a more trusted source is overruled.
+    So a more trusted class map leaves no seeds on its background or on other classes, and a less trusted one is changed
+    to what objects say.
+
+    *Conflicts.* Each voxel of each overruled source is in exactly one row; a voxel on which two sources are overruled
+    is in two.
+
+    ============  ====================================================================================================
+    kind          what was overruled
+    ============  ====================================================================================================
+    "joins"       an object that agrees with several: one row with each of them, on their common voxels, and one with
+                  id 0, where it is left without a seed
+    "labels"      an object, by another one
+    "class"       a class, by another one
+    "background"  background, by an object, or an object, by background
+    "unlabelled"  an object or a class, by a complete slice
+    ============  ====================================================================================================
+
+    Everything is decided in integers on an additive table of combinations, so neither the number of threads nor the
+    order of work changes anything. Memory above the input: the results, that is the dtypes of volume and seeds and one
+    byte per voxel; some 20 MB for each thread; and some 500 bytes for each combination of two ids and a class that
+    share a voxel. Inputs are copied where they are not C-ordered or not in native byte order.
+
+    Examples
+    --------
+    An expert labelled one slice. On the next ones predictions call the second object 5, and nobody saw the third:
+
+    >>> import numpy as np
+    >>> import lpa3d._fuse
+    >>> classes = np.array([[[1, 1, 0, 2, 2, 0, 1]], [[1, 1, 0, 2, 0, 0, 1]]])
+    >>> instances = np.array([[[7, 7, 0, 3, 3, 0, 0]], [[0, 0, 0, 0, 0, 0, 0]]])
+    >>> slices = np.array([[[4, 4, 0, 5, 0, 0, 0]], [[4, 4, 4, 5, 5, 0, 0]]])
+    >>> fused = lpa3d._fuse.fuse(classes=classes, instances=instances, slices=slices)
+    >>> fused.seeds
+    array([[[7, 7, 0, 3, 3, 0, 0]],
+    <BLANKLINE>
+           [[7, 7, 7, 3, 3, 0, 0]]])
+    >>> fused.volume[1]
+    array([[1, 1, 1, 2, 2, 0, 1]])
+    >>> fused.provenance[1]
+    array([[3, 3, 3, 3, 3, 0, 1]], dtype=uint8)
+    >>> fused.conflicts.columns()["kind"]
+    array(['background', 'background'], dtype='<U10')
+    >>> fused.conflicts.box(1)
+    (slice(1, 2, None), slice(0, 1, None), slice(4, 5, None))
+    """
+    # 0. The door.
+    given = {CLASSES: classes, INSTANCES: instances, SLICES: slices}
+    given = {name: array for name, array in given.items() if array is not None}
+    if not given:
+        raise InputError("fuse got no source; pass at least one of classes=, instances= and slices=")
+    for name, array in given.items():
+        check_array(array, name)
+        same_shape(array, name, next(iter(given.values())), next(iter(given)))
+    shape = next(iter(given.values())).shape
+    order = _check_priority(priority, given)
+    labels = [name for name in order if name in LABELS]
+    side = _check_axis(axis, len(shape))
+    canonical = {name: class_map(a, name) if name == CLASSES else instance_ids(a, name) for name, a in given.items()}
+    whole = next(iter(canonical.values())).shape
+    complete = _check_slices(complete_slices, whole[side], labels)
+    maps = {
+        INSTANCES: _check_mapping(instance_classes, "instance_classes", INSTANCES, classes, given),
+        SLICES: _check_mapping(slice_classes, "slice_classes", SLICES, classes, given),
+    }
+    class_dtype = _class_dtype(classes, maps)
+    sources = [canonical[name] for name in labels] + [None, None]
+
+    # 1 and 2. Tables of what there is.
+    flags = np.zeros(whole[side], np.uint8)
+    flags[complete] = COMPLETE
+    if len(labels) == 2:
+        both = [_labelled_slices(canonical[name], side) for name in labels]
+        flags += SHARED * (both[0] & both[1])
+    inputs = _Inputs(whole, sources[0], sources[1], canonical.get(CLASSES), side, flags)
+    rows = _count_rows(inputs)
+    values, ranks = _rank_classes(rows, canonical.get(CLASSES), class_dtype, maps)
+
+    # 3. and 4. Decisions.
+    objects = _link(rows, ranks, values, [maps[name] for name in labels])
+    decided = _decide(rows, ranks, objects, order, labels)
+    _refuse_unknown(decided, objects, rows, values, labels)
+    conflicts = _tabulate(decided.lost, rows, values, len(shape))
+
+    # 5. The voxels.
+    seed_dtype = _seed_dtype(inputs)
+    tables = (
+        values.astype(class_dtype)[decided.classes],
+        objects.ids[decided.seeds].astype(seed_dtype),
+        decided.provenance,
+    )
+    volume, seeds, provenance = (array.reshape(shape) for array in _write(inputs, rows, tables))
+    return Fused(volume, seeds, provenance, conflicts)
+
+
+def _check_priority(priority: Any, given: Mapping[str, Any]) -> list[str]:
+    """Return the given sources, the most trusted first."""
+    need = "the sources in the order of trust are needed, e.g. priority=('instances', 'slices', 'classes')"
+    names = None if isinstance(priority, str) or not isinstance(priority, Iterable) else list(priority)
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise InputTypeError(f"priority is {priority!r}; {need}")
+    unknown = [name for name in names if name not in (CLASSES, *LABELS)]
+    if unknown or len(set(names)) < len(names):
+        wrong = f"is unknown: {unknown[0]!r}" if unknown else "stands twice"
+        raise InputError(f"priority is {priority!r}, in which a name {wrong}; {need}")
+    absent = [name for name in given if name not in names]
+    if absent:
+        raise InputError(f"priority is {priority!r}, without {absent[0]!r}, which is given; {need}")
+    return [name for name in names if name in given]
+
+
+def _check_axis(axis: Any, ndim: int) -> int:
+    """Return the axis of (Z, Y, X) that slices lie across."""
+    try:
+        value = operator.index(axis)
+    except TypeError:
+        raise InputTypeError(f"axis is {axis!r}; 0, 1 or 2 is needed") from None
+    if not 0 <= value < (3 if ndim == 3 else 1):
+        need = "0, 1 or 2 is needed" if ndim == 3 else "a 2D array is one slice, across axis=0"
+        raise InputError(f"axis is {axis!r}; {need}")
+    return value
+
+
+def _check_slices(complete: Any, depth: int, labels: Sequence[str]) -> Ints:
+    """Return the positions of complete slices."""
+    need = f"positions from 0 to {depth - 1} across the axis are needed, e.g. complete_slices=range(0, {depth}, 16)"
+    try:
+        listed = list(complete)
+        slices = {operator.index(z) for z in listed}
+    except TypeError:
+        listed, slices = [True], set()
+    if any(isinstance(z, bool) for z in listed):
+        raise InputTypeError(f"complete_slices is {complete!r}; {need}")
+    if slices and not 0 <= min(slices) <= max(slices) < depth:
+        raise InputError(f"complete_slices holds {min(slices)} to {max(slices)}; {need}")
+    if slices and not labels:
+        raise InputError(
+            "complete_slices says where labels are complete, but there are none; pass instances= or slices="
+        )
+    return np.array(sorted(slices), np.int64)
+
+
+def _check_mapping(mapping: Any, name: str, source: str, classes: Any, given: Mapping[str, Any]) -> dict[int, int]:
+    """Return the classes of ids as Python integers; empty without a mapping."""
+    if mapping is None:
+        return {}
+    if not isinstance(mapping, Mapping):
+        raise InputTypeError(
+            f"{name} is a {type(mapping).__qualname__}; a mapping of id to class is needed, e.g. {name}={{7: 1}}"
+        )
+    if source not in given:
+        raise InputError(f"{name} gives classes to the ids of {source}, which are not given; pass {source}= too")
+    try:
+        pairs = {operator.index(key): operator.index(value) for key, value in mapping.items()}
+    except TypeError:
+        raise InputTypeError(
+            f"{name} holds an id or a class that is no integer; e.g. {name}={{7: 1}} is needed"
+        ) from None
+    dtype = np.dtype(np.uint64) if classes is None else classes.dtype
+    low, high = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    for key, value in pairs.items():
+        if value == 0:
+            raise InputError(f"{name} gives id {key} the class 0, which is background; to drop it, set its voxels to 0")
+        if not low <= value <= high:
+            wider = "" if classes is None else f", e.g. by classes.astype({np.min_scalar_type(value).name!r})"
+            raise InputError(
+                f"{name} gives id {key} the class {value}; classes from {low} to {high} are possible"
+                + (wider and f" in the dtype {dtype} of classes: make it wider{wider}")
+            )
+    return pairs
+
+
+def _class_dtype(classes: Array | None, maps: Mapping[str, dict[int, int]]) -> np.dtype[Any]:
+    """Return the dtype of the resulting class map."""
+    if classes is not None:
+        return classes.dtype.newbyteorder("=")
+    return np.min_scalar_type(max((value for pairs in maps.values() for value in pairs.values()), default=1))
+
+
+def _seed_dtype(inputs: _Inputs) -> np.dtype[Any]:
+    """Return the dtype of the lead, or a wider one where fresh ids may need it."""
+    lead, other = inputs.lead, inputs.other
+    if lead is None:
+        return np.dtype(np.uint8)
+    most = max_id(lead) + min(max_id(other), other.size) if other is not None else 0
+    for size in (1, 2, 4):
+        wider = np.dtype(f"{lead.dtype.kind}{size}")
+        if size >= lead.dtype.itemsize and np.iinfo(wider).max >= most:
+            return wider
+    return np.dtype(f"{lead.dtype.kind}8")
+
+
+def _slabs(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Cut the rows of a volume for the threads."""
+    if not np.prod(shape, dtype=np.int64):
+        return []
+    return split(shape[0] * shape[1], -(-int(np.prod(shape, dtype=np.int64)) // SLAB_VOXELS))
+
+
+def _labelled_slices(labels: Array, axis: int) -> npt.NDArray[np.uint8]:
+    """Return 1 for the slices across `axis` that have labels, 0 for the others."""
+    height, width = labels.shape[1:]
+    flat = seal(as_bits(labels)).reshape(-1)
+
+    def mark(bounds: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        marked = np.zeros(labels.shape[axis], np.uint8)
+        kernels.mark_slices(flat[bounds[0] * width : bounds[1] * width], axis, height, width, bounds[0], marked)
+        return marked
+
+    slabs = split(labels.shape[0] * height, 2 * num_threads()) if labels.size else []
+    marks = [np.zeros(labels.shape[axis], np.uint8), *run_all(mark, slabs)]
+    return np.asarray(np.bitwise_or.reduce(marks))
+
+
+class _Parts:
+    """Slabs of the sources in one of two widths that kernels are compiled for; zeros for what is not given."""
+
+    def __init__(self, inputs: _Inputs) -> None:
+        arrays = [inputs.lead, inputs.other, inputs.classes]
+        self.flat = [None if array is None else as_bits(array).reshape(-1) for array in arrays]
+        wide = any(part is not None and part.dtype.itemsize == 8 for part in self.flat[:2])
+        label = np.dtype(np.int64 if wide else np.uint32)
+        narrow = self.flat[2] is None or self.flat[2].dtype.itemsize == 1
+        self.dtypes = (label, label, np.dtype(np.uint8 if narrow else np.int64))
+        self.width = inputs.shape[2]
+        self.slabs = _slabs(inputs.shape)
+        longest = max((stop - start for start, stop in self.slabs), default=0) * self.width
+        self.zeros = [
+            np.zeros(longest if part is None else 0, t) for part, t in zip(self.flat, self.dtypes, strict=True)
+        ]
+        cuts = np.array([0, self.width])
+        if inputs.axis == 2:
+            cuts = np.concatenate([[0], np.flatnonzero(np.diff(inputs.flags)) + 1, [self.width]])
+        self.flags = seal(inputs.flags), seal(cuts.astype(np.int64))
+
+    def __getitem__(self, bounds: tuple[int, int]) -> list[Array]:
+        """Return the rows from one to before the other of all three, and the flags of slices."""
+        start, stop = bounds[0] * self.width, bounds[1] * self.width
+        parts = []
+        for flat, zeros, dtype in zip(self.flat, self.zeros, self.dtypes, strict=True):
+            part = zeros[: stop - start] if flat is None else flat[start:stop].astype(dtype, copy=False)
+            parts.append(seal(part))
+        return [*parts, *self.flags]
+
+
+def _count_rows(inputs: _Inputs) -> _Rows:
+    """Count the voxels of all combinations; the rows are sorted by their keys."""
+    parts = _Parts(inputs)
+
+    def count(bounds: tuple[int, int]) -> tuple[Ints, Ints]:
+        pairs, rows = kernels.count_combinations(*parts[bounds], inputs.axis, inputs.shape[1], bounds[0])
+        keys = np.column_stack([pairs[rows[:, 0] >> 2], rows[:, 1], rows[:, 0] & 3])
+        return keys, rows[:, 2:].copy()
+
+    tables = run_all(count, parts.slabs)
+    keys = np.concatenate([np.empty((0, 4), np.int64), *(table[0] for table in tables)])
+    counts = np.concatenate([np.empty((0, kernels.COLUMNS - 2), np.int64), *(table[1] for table in tables)])
+    order, starts = _group(keys)
+    counts = counts[order]
+    low, high = np.minimum.reduceat(counts[:, 2:5], starts), np.maximum.reduceat(counts[:, 5:], starts)
+    return _Rows(
+        keys[order[starts]],
+        np.add.reduceat(counts[:, 0], starts),
+        np.minimum.reduceat(counts[:, 1], starts),
+        np.stack([low, high], axis=1),
+    )
+
+
+def _group(keys: Ints) -> tuple[Ints, Ints]:
+    """Return the order that sorts rows by their columns, and where in it each distinct row begins."""
+    order = np.lexsort(keys.T[::-1])
+    first = np.ones(len(keys), np.bool_)
+    first[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    return order, np.flatnonzero(first)
+
+
+def _rank_classes(
+    rows: _Rows, classes: Array | None, dtype: np.dtype[Any], maps: dict[str, dict[int, int]]
+) -> tuple[Array, Ints]:
+    """Return the classes that there are, 0 and then the others ascending, and the position of each row's class.
+
+    The mappings' classes become positions in place.
+    """
+    wide = np.uint64 if dtype == np.uint64 else np.int64
+    found = np.zeros(len(rows.keys), wide)
+    if classes is not None:
+        found = rows.keys[:, 2].astype(classes.dtype).view(dtype).astype(wide)
+    mapped = np.array([value for pairs in maps.values() for value in pairs.values()], wide)
+    others = np.unique(np.concatenate([found[found != 0], mapped]))
+    if not others.size:
+        others = np.ones(1, wide)
+    for pairs in maps.values():
+        for key, value in pairs.items():
+            pairs[key] = 1 + int(np.searchsorted(others, wide(value)))
+    return np.concatenate([np.zeros(1, wide), others]), np.where(found == 0, 0, 1 + np.searchsorted(others, found))
+
+
+def _link(rows: _Rows, ranks: Ints, values: Array, maps: Sequence[dict[int, int]]) -> _Objects:
+    """Link the objects of both label sources, and find the class of each."""
+    (lead_ids, lead), (other_ids, other) = (_positions(rows.keys[:, column]) for column in (0, 1))
+    both = (lead > 0) & (other > 0)
+    pairs, place = np.unique(lead[both] * (len(other_ids) + 1) + other[both], return_inverse=True)
+    ends = np.divmod(pairs, len(other_ids) + 1)
+    shared = (rows.keys[:, 3] & SHARED) > 0
+    sizes = [_sum(end[shared], rows.voxels[shared], len(ids)) for end, ids in ((lead, lead_ids), (other, other_ids))]
+    common = _sum(place, rows.voxels[both], len(pairs) - 1)
+    agree = 2 * common >= np.minimum(sizes[0][ends[0]], sizes[1][ends[1]])
+    # One that is labelled by many and agrees with none is no new object.
+    covered = _sum(ends[1], common, len(other_ids))
+    spread = (covered > 0) & (2 * covered >= sizes[1]) & (np.bincount(ends[1][agree], minlength=len(covered)) == 0)
+    agree |= spread[ends[1]]
+    agreed = np.zeros(len(rows.keys), np.bool_)
+    agreed[both] = agree[place]
+
+    # Numbers of the other source's objects: that of a partner, else the next ones; those that join several come last.
+    partners = np.bincount(ends[1][agree], minlength=len(other_ids) + 1)
+    alone, joining = (np.flatnonzero(which[1:]) + 1 for which in (partners == 0, partners > 1))
+    first = np.full(len(other_ids) + 1, MAX_ID)
+    np.minimum.at(first, other, rows.first)
+    alone = alone[np.argsort(first[alone])]
+    number = np.zeros(len(other_ids) + 1, np.int64)
+    number[ends[1][agree]] = ends[0][agree]
+    number[alone] = len(lead_ids) + 1 + np.arange(len(alone))
+    number[joining] = len(lead_ids) + len(alone) + 1 + np.arange(len(joining))
+    top = int(lead_ids[-1]) if len(lead_ids) else 0
+    if top + len(alone) > MAX_ID:
+        raise InputError(
+            f"{len(alone)} objects need fresh ids after the largest, {top}, but ids end at 2**63 - 1; renumber "
+            f"the more trusted labels first, e.g. by numpy.unique(labels, return_inverse=True)"
+        )
+    fresh = top + 1 + np.arange(len(alone)) if len(alone) else alone
+    ids_of_objects = np.concatenate([[0], lead_ids, fresh, np.zeros(len(joining), np.int64)])
+
+    # Classes: what mappings say, the class map, the only one.
+    own = [np.full(len(ids) + 1, UNKNOWN) for ids in (lead_ids, other_ids)]
+    for known, ids, mapping in zip(own, (lead_ids, other_ids), maps, strict=False):
+        known[1:] = [mapping.get(i, UNKNOWN) for i in ids.tolist()]
+    found = np.full(len(ids_of_objects), UNKNOWN)
+    found[: len(lead_ids) + 1] = own[0]
+    mapped = own[1][other] >= 0
+    _choose(found, number[other[mapped]], own[1][other[mapped]], rows.voxels[mapped])
+    complete = (rows.keys[:, 3] & COMPLETE) > 0
+    owner = np.where(lead > 0, lead, np.where(complete, 0, number[other]))
+    inside = (owner > 0) & (ranks > 0)
+    _choose(found, owner[inside], ranks[inside], rows.voxels[inside])
+    if len(values) == 2:
+        found[found < 0] = 1
+    found[0] = 0
+    return _Objects(ids_of_objects, found, lead, number[other], agreed, own[1][other])
+
+
+def _positions(column: Ints) -> tuple[Ints, Ints]:
+    """Return the sorted ids of a column, without 0, and each row's position in them, from 1; 0 for 0."""
+    ids, places = np.unique(np.concatenate([[0], column]), return_inverse=True)
+    return ids[1:], places[1:]
+
+
+def _sum(places: Ints, voxels: Ints, last: int) -> Ints:
+    """Return the voxels of each place from 0 to `last`; sums are exact in float64 up to 2**53."""
+    return np.bincount(places, voxels, last + 1).astype(np.int64)
+
+
+def _choose(found: Ints, objects: Ints, classes: Ints, voxels: Ints) -> None:
+    """Set the class of objects whose class is not known to the one with most voxels; ties: the smaller."""
+    pairs = np.column_stack([objects, classes])
+    order, starts = _group(pairs)
+    objects, classes = pairs[order[starts]].T
+    order = np.lexsort((classes, -np.add.reduceat(voxels[order], starts), objects))
+    _, starts = _group(objects[order, np.newaxis])
+    best = order[starts]
+    best = best[found[objects[best]] < 0]
+    found[objects[best]] = classes[best]
+
+
+class _Decided(NamedTuple):
+    """What each row becomes."""
+
+    classes: Ints
+    seeds: Ints
+    """Numbers of objects, 0 for none."""
+    provenance: npt.NDArray[np.uint8]
+    lost: list[tuple[Ints, Ints]]
+    """Positions of rows, and the first seven columns of the table of conflicts, as codes and positions."""
+
+
+def _decide(rows: _Rows, ranks: Ints, objects: _Objects, order: Sequence[str], labels: Sequence[str]) -> _Decided:
+    """Let the sources speak on every row in the order of trust."""
+    n = len(rows.keys)
+    number = dict(zip(labels, (objects.lead, objects.other), strict=False))
+    classes, seeds = np.full(n, OPEN), np.zeros(n, np.int64)
+    class_by, seed_by = np.zeros(n, np.uint8), np.zeros(n, np.uint8)
+    ids = dict(zip(labels, rows.keys[:, :2].T, strict=False))
+    lost: list[tuple[Ints, Ints]] = []
+
+    def lose(flags: Flags, kind: str, loser: str, loser_classes: Ints, winner: str, labelled: bool = True) -> None:
+        """List the rows on which a source is overruled, by an object if `labelled`."""
+        at = np.flatnonzero(flags)
+        keys = np.zeros((len(at), 7), np.int64)
+        keys[:, 0], keys[:, 1], keys[:, 4] = KINDS.index(kind), _CODES[winner], _CODES[loser]
+        if labelled:
+            keys[:, 2] = ids[winner][at]
+        if loser in ids:
+            keys[:, 5] = ids[loser][at]
+        keys[:, 3], keys[:, 6] = classes[at], np.maximum(loser_classes[at], 0)
+        lost.append((at, keys))
+
+    # What a complete slice leaves unlabelled.
+    gone = ((rows.keys[:, 3] & COMPLETE) > 0) & (objects.lead == 0)
+    classes[gone] = 0
+    emptied = np.zeros(n, np.bool_)
+    for source in order:
+        if source == CLASSES:
+            has, said = ranks > 0, ranks
+        else:
+            has, said = number[source] > 0, objects.classes[number[source]]
+        if labels:
+            lose(gone & has, "unlabelled", source, said, labels[0], labelled=False)
+        emptied |= gone & has
+    something = (ranks > 0) | (objects.lead > 0) | (objects.other > 0)
+
+    for source in order:
+        code = _CODES[source]
+        if source == CLASSES:
+            for winner in labels:
+                other = (class_by == _CODES[winner]) & (classes != ranks) & ~gone
+                lose(other & (ranks == 0), "background", source, ranks, winner)
+                lose(other & (ranks > 0), "class", source, ranks, winner)
+            still = classes == OPEN
+            classes[still], class_by[still] = ranks[still], code
+            continue
+        mine = number[source]
+        here, said = (mine > 0) & ~gone, objects.classes[mine]
+        nameless = objects.ids[mine] == 0
+        # Beside a label that is more trusted.
+        rival = here & (seeds > 0) & (seeds != mine)
+        lose(rival & nameless & objects.agreed, "joins", source, said, labels[0])
+        lose(rival & ~(nameless & objects.agreed), "labels", source, said, labels[0])
+        # Beside a class map that is more trusted.
+        free = here & (seeds == 0)
+        barred = free & (classes != OPEN) & (classes != said)
+        lose(barred & (classes == 0), "background", source, said, CLASSES, labelled=False)
+        lose(barred & (classes != 0), "class", source, said, CLASSES, labelled=False)
+        free &= ~barred
+        still = free & (classes == OPEN)
+        classes[still], class_by[still] = said[still], code
+        lose(free & nameless, "joins", source, said, labels[0], labelled=False)
+        free &= ~nameless
+        seeds[free], seed_by[free] = mine[free], code
+        if source != labels[0]:
+            # It took the id of an object to which the lead gives another class than the mapping of this one.
+            own = objects.asserted
+            lose((seeds == mine) & here & (own >= 0) & (own != said), "class", source, own, labels[0])
+    classes[classes == OPEN] = 0
+    provenance = np.where(seeds > 0, seed_by, np.where(something & ~gone, class_by, 0))
+    provenance[emptied] = Provenance.COMPLETE
+    return _Decided(classes, seeds, provenance.astype(np.uint8), lost)
+
+
+def _refuse_unknown(decided: _Decided, objects: _Objects, rows: _Rows, values: Array, labels: Sequence[str]) -> None:
+    """Refuse objects that decide a voxel without having a class."""
+    at = decided.classes == UNKNOWN
+    for column, (source, numbers) in enumerate(zip(labels, (objects.lead, objects.other), strict=False)):
+        here = at & (objects.classes[numbers] == UNKNOWN) & (numbers > 0)
+        ids = np.unique(rows.keys[here, column])
+        if ids.size:
+            name = f"{source[:-1]}_classes"
+            raise InputError(
+                f"{len(ids)} object(s) of {source} have no class: {list_some(ids)}. They are in no mapping and on no "
+                f"class of a class map, and there are several classes: {list_some(values[1:].tolist())}. Pass "
+                f"{name}={{{ids[0]}: {values[1]}, ...}}"
+            )
+
+
+def _tabulate(lost: Sequence[tuple[Ints, Ints]], rows: _Rows, values: Array, ndim: int) -> Conflicts:
+    """Return the table of conflicts: rows of equal winner and loser made one."""
+    at = np.concatenate([np.empty(0, np.int64), *(part[0] for part in lost)])
+    keys = np.concatenate([np.empty((0, 7), np.int64), *(part[1] for part in lost)])
+    order, starts = _group(keys)
+    keys, at = keys[order[starts]], at[order]
+    voxels = np.add.reduceat(rows.voxels[at], starts)
+    boxes = [np.minimum.reduceat(rows.boxes[at, 0], starts), np.maximum.reduceat(rows.boxes[at, 1], starts)]
+    order = np.lexsort((*keys.T[[6, 5, 3, 2, 4, 1, 0]], -voxels))
+    kind, winner, winner_id, winner_class, loser, loser_id, loser_class = keys[order].T
+    names = np.array(["", *_CODES])
+    sides = [boxes[end][order, axis] for axis in range(3) for end in range(2)]
+    columns: list[Any] = [
+        np.array(KINDS)[kind],
+        names[winner],
+        winner_id,
+        values[winner_class],
+        names[loser],
+        loser_id,
+        values[loser_class],
+        voxels[order],
+        *sides,
+    ]
+    columns = [seal(np.ascontiguousarray(column)) for column in columns]
+    if ndim == 2:
+        columns[8:10] = None, None
+    return Conflicts(*columns)
+
+
+def _write(inputs: _Inputs, rows: _Rows, tables: Sequence[Array]) -> list[Array]:
+    """Return volumes of what `tables` say of each voxel's combination."""
+    parts = _Parts(inputs)
+    results = [np.empty(inputs.shape, table.dtype) for table in tables]
+    flat = [result.reshape(-1) for result in results]
+    index = kernels.index_combinations(rows.keys)
+
+    def write(bounds: tuple[int, int]) -> None:
+        at = slice(bounds[0] * parts.width, bounds[1] * parts.width)
+        found = np.empty(at.stop - at.start, np.intp)
+        kernels.find_combinations(*parts[bounds], (inputs.axis, inputs.shape[1], bounds[0]), index, found)
+        for table, result in zip(tables, flat, strict=True):
+            # Any mode but "raise" writes without a buffer; all numbers are in range.
+            np.take(table, found, out=result[at], mode="clip")
+
+    run_all(write, parts.slabs)
+    return results
