@@ -7,6 +7,7 @@ import json
 import math
 import re
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -101,13 +102,14 @@ def test_json_is_to_dict(files, reference, prediction, capsys):
     for name, suffix, array in zip(("a", "b"), (reference, prediction), two_sides(), strict=True):
         io.write(f"{name}.{suffix}", array, spacing=SPACING, unit="nm")
     found = json.loads(printed(capsys, f"a.{reference}", f"b.{prediction}", "--json", "--surfaces"))
-    with io.open_volume(f"a.{reference}") as volume:
-        spacing, unit = volume.geometry.spacing or (1, 1, 1), volume.geometry.unit
+    # The prediction's, where the reference has none.
+    with io.open_volume(f"{'b' if reference == 'npy' else 'a'}.{prediction if reference == 'npy' else reference}") as v:
+        spacing, unit = v.geometry.spacing or (1, 1, 1), v.geometry.unit
     assert found.pop("reference") == f"a.{reference}"
     assert found.pop("prediction") == f"b.{prediction}"
     assert found.pop("unit") == (unit or None)
     assert found == lpa3d.evaluate(*two_sides(), spacing=spacing, surfaces=True).to_dict()
-    if reference != "npy":
+    if (reference, prediction) != ("npy", "npy"):
         np.testing.assert_allclose(np.multiply(found["parameters"]["spacing"], io.NANOMETRES[unit]), SPACING)
 
 
@@ -123,6 +125,12 @@ def test_json_has_no_number_that_json_lacks(files, capsys):
     assert metrics["hd95"] is None
     row = next(csv.DictReader(textio.StringIO(printed(capsys, "truth.npy", "empty.npy", "--csv", "--surfaces"))))
     assert [key for key, cell in row.items() if cell == ""] == [key for key, value in metrics.items() if value is None]
+
+
+def test_json_is_indented_on_a_terminal(files, capsys, monkeypatch):
+    line = printed(capsys, "truth.npy", "instances.npy", "--json")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert printed(capsys, "truth.npy", "instances.npy", "--json") == json.dumps(json.loads(line), indent=2) + "\n"
 
 
 def test_csv_has_a_row_for_each_class_and_the_mean(files, capsys):
@@ -154,6 +162,62 @@ def test_classes_and_names(files, capsys):
         out = printed(capsys, *words, "--json", "--class-names", *given)
         expected = lpa3d.evaluate(*two_sides(), **keywords, class_names={1: "mito", 3: "ER = rough"}).to_dict()
         assert json.loads(out)["per_class"] == expected["per_class"]
+
+
+def test_errors_of_classes_say_which(files, capsys):
+    reference, prediction = two_sides()
+    e = lpa3d.evaluate(reference, prediction, classes=two_class_maps(), class_names={1: "mito", 3: "reticulum"})
+    words = ["truth.npy", "instances.npy", "--classes", "kinds.tif", "found.tif", "--class-names", "1=mito"]
+    text = printed(capsys, *words, "3=reticulum", "--errors", "errors.csv")
+    for kind, rows in zip(("splits", "merges", "missed", "spurious"), errors_of("errors.csv").values(), strict=True):
+        title, *lines = (
+            next(part for part in text.split("\n\n") if part.startswith(f"{kind.capitalize()}: ")).strip().splitlines()
+        )
+        assert title.split()[1] == str(len(getattr(e, kind))) == str(len(rows))
+        assert not rows or lines[0].split()[:2] == ["class", "id"]
+        assert [line.split()[:2] for line in lines[1:]] == [[row["class"], row["id"]] for row in rows]
+    assert {row["class"] for rows in errors_of("errors.csv").values() for row in rows} == {"mito", "reticulum"}
+    missed = printed(capsys, *words, "3=reticulum", "--show-errors", 1).split("\n\n")[3].splitlines()
+    assert missed[2].startswith("reticulum   3    96")
+    assert missed[3] == "... 1 more"
+
+
+def test_no_errors_are_one_line(files, capsys):
+    assert printed(capsys, "truth.npy", "truth.npy").endswith(
+        "\n\nNo splits, no merges, nothing missed, nothing spurious\n"
+    )
+
+
+def test_spacing_of_the_prediction_or_none(files, capsys):
+    reference, prediction = two_sides()
+    io.write("sized.nii.gz", prediction, spacing=SPACING, unit="um")
+    words = ["--surfaces", "--show-errors", 0]
+    assert cli.main(["evaluate", "truth.npy", "sized.nii.gz", *map(str, words)]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("lpa3d: spacing 40 8 8 micron (z y x), from sized.nii.gz; truth.npy has none\n")
+    e = lpa3d.evaluate(reference, prediction, spacing=SPACING, surfaces=True)
+    assert said.out == f"{e!r}\n  (hausdorff, hd95, assd in micron)\n"
+    assert cli.main(["evaluate", "truth.npy", "instances.npy", *map(str, words)]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("lpa3d: no voxel size found; distances are in voxels\n")
+    assert said.out.endswith("\n  (hausdorff, hd95, assd in voxels)\n")
+    # The unit of what the user gives is not known, and where nothing has one there is nothing to say.
+    assert " in " not in printed(capsys, "truth.npy", "sized.nii.gz", *words, "--spacing", "40,8,8")
+    assert cli.main(["evaluate", "truth.npy", "instances.npy"]) == 0
+    assert "voxel size" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["--spacing 4,2,1 --iou 0.5,0.75", "--spacing=4,2,1 --iou=0.5,0.75"])
+def test_commas_between_numbers(files, words, capsys):
+    commas = printed(capsys, "truth.npy", "instances.npy", "--json", *words.split())
+    assert commas == printed(capsys, "truth.npy", "instances.npy", "--json", *re.split("[ ,=]", words))
+
+
+@pytest.mark.parametrize(("value", "told"), [(5, "20 of 720 voxels (2.8 %)"), (99, "0 of 720 voxels (0.0 %)")])
+def test_what_is_ignored_is_told(files, capsys, value, told):
+    assert np.count_nonzero(two_sides()[0] == 5) == 20
+    assert cli.main(["evaluate", "truth.npy", "instances.npy", "--ignore", str(value)]) == 0
+    assert f"lpa3d: ignored {told}\n" in capsys.readouterr().err
 
 
 def test_ignore_by_value_and_by_file(files, capsys):
@@ -276,9 +340,31 @@ def test_errors_file(tmp_path, monkeypatch, classes, capsys):
     assert found["merge"] or classes
 
 
+def test_pairs_file(files, capsys):
+    words = ["truth.npy", "instances.npy", "--pairs", "pairs.csv", "--overwrite"]
+    e = lpa3d.evaluate(*two_sides(), surfaces=True)
+    assert cli.main(["evaluate", *words, "--surfaces"]) == 0
+    assert "1 matched pair; wrote pairs.csv; read in" in capsys.readouterr().err
+    rows = list(csv.DictReader(textio.StringIO(Path("pairs.csv").read_text())))
+    assert list(rows[0]) == ["class", "reference", "prediction", "voxels", "iou", "hausdorff", "hd95", "assd"]
+    assert [row.pop("class") for row in rows] == [""]
+    assert [{key: float(cell) for key, cell in row.items()} for row in rows] == e.pairs.to_pandas().to_dict("records")
+    evaluate(*words, "--classes", "kinds.tif", "found.tif", "--iou", "0.1")
+    rows = list(csv.DictReader(textio.StringIO(Path("pairs.csv").read_text())))
+    kinds = two_class_maps()[0]
+    assert len(rows) > 1
+    assert [row["class"] for row in rows] == [str(kinds[two_sides()[0] == int(row["reference"])][0]) for row in rows]
+    io.write("truth.npy", np.zeros_like(two_sides()[0]), overwrite=True)
+    evaluate(*words)
+    assert Path("pairs.csv").read_text() == "class,reference,prediction,voxels,iou\n"
+
+
 def test_output_file_is_what_would_be_printed(files, capsys):
     for options in ([], ["--json"], ["--csv"]):
         text = printed(capsys, "truth.npy", "instances.npy", *options)
+        if options == ["--json"]:
+            assert text.count("\n") == 1
+            text = json.dumps(json.loads(text), indent=2) + "\n"
         assert printed(capsys, "truth.npy", "instances.npy", *options, "-o", "out.txt", "--overwrite") == ""
         assert Path("out.txt").read_text() == text
         if options:
@@ -294,7 +380,7 @@ def test_outputs_are_kept_or_replaced(files, capsys):
     evaluate(*words)
     before = names(files)
     evaluate(*words, code=2)
-    assert "out.csv exists; pass --overwrite" in capsys.readouterr().err
+    assert capsys.readouterr().err == "lpa3d: error: out.csv exists; pass --overwrite to replace it\n"
     evaluate(*words, "--overwrite")
     assert names(files) == before
 
@@ -322,7 +408,7 @@ def test_missed_limits(files, capsys):
     e = lpa3d.evaluate(*two_sides(), classes=two_class_maps(), class_names={1: "mito", 3: "a:b", 9: "gone"})
     words = ["truth.npy", "instances.npy", "--classes", "kinds.tif", "found.tif", "--json"]
     words += ["--class-names", "1=mito", "3=a:b", "9=gone"]
-    limits = ["--fail-under", "pq=0.99", "dice=0", "mito:pq@0.50=0.98", "a:b:recall=1", "gone:pq=0", "nucleus:pq=0"]
+    limits = ["--fail-under", "pq=0.99", "dice=0", "mito:pq@0.50=0.98", "a:b:recall=1", "gone:pq=0"]
     limits += ["--fail-over", "voi=0", "fn=100", "mito:voi_split=0.001"]
     files_asked = ["-o", "out.json", "--errors", "errors.csv"]
     evaluate(*words, *limits, *files_asked, code=3)
@@ -332,26 +418,50 @@ def test_missed_limits(files, capsys):
     assert Path("errors.csv").exists()
     mito, other = e.per_class["mito"], e.per_class["a:b"]
     assert said.err.splitlines() == [
-        f"lpa3d: --fail-under pq=0.99: pq is {e['pq']}",
-        f"lpa3d: --fail-under mito:pq@0.50=0.98: mito:pq@0.5 is {mito['pq']}",
-        f"lpa3d: --fail-under a:b:recall=1: a:b:recall is {other['recall']}",
+        f"lpa3d: --fail-under pq=0.99: pq is {e['pq']:.6g}",
+        f"lpa3d: --fail-under mito:pq@0.50=0.98: mito:pq@0.5 is {mito['pq']:.6g}",
+        f"lpa3d: --fail-under a:b:recall=1: a:b:recall is {other['recall']:.6g}",
         "lpa3d: --fail-under gone:pq=0: no voxel is of class gone",
-        "lpa3d: --fail-under nucleus:pq=0: there is no class nucleus; there are mito, a:b, gone",
-        f"lpa3d: --fail-over voi=0: voi is {e['voi']}",
-        f"lpa3d: --fail-over mito:voi_split=0.001: mito:voi_split is {mito['voi_split']}",
+        f"lpa3d: --fail-over voi=0: voi is {e['voi']:.6g}",
+        f"lpa3d: --fail-over mito:voi_split=0.001: mito:voi_split is {mito['voi_split']:.6g}",
     ]
 
 
 def test_what_is_not_finite_misses_its_limit(files, capsys):
     io.write("empty.npy", np.zeros_like(two_sides()[0]))
-    limits = ["--surfaces", "--fail-over", "hd95=100", "--fail-under", "conformity=-5", "x:pq=0"]
+    limits = ["--surfaces", "--fail-over", "hd95=100", "--fail-under", "conformity=-5"]
     evaluate("truth.npy", "empty.npy", "--csv", *limits, code=3)
     said = capsys.readouterr()
     assert said.out.startswith("reference,prediction,class,")
     assert said.err.splitlines() == [
         "lpa3d: --fail-under conformity=-5: conformity is -inf",
-        "lpa3d: --fail-under x:pq=0: there is no class x; there are no classes",
         "lpa3d: --fail-over hd95=100: hd95 is not known, for want of matched pairs",
+    ]
+
+
+def test_limits_where_no_class_is_present(files, capsys):
+    words = ["kinds.tif", "found.tif", "--instances", "components", "--class-names", "7=a", "8=b", "--json"]
+    evaluate(*words, "--fail-under", "pq=0", "a:pq=0", code=3)
+    warning, *misses = capsys.readouterr().err.splitlines()
+    assert warning.startswith("lpa3d: warning: none of the classes 7, 8 is in reference or prediction")
+    assert misses == [
+        "lpa3d: --fail-under pq=0: pq is not known, for want of a voxel of any class",
+        "lpa3d: --fail-under a:pq=0: no voxel is of class a",
+    ]
+
+
+def test_a_class_that_the_maps_lack_misses_its_limit(files, capsys):
+    evaluate("kinds.tif", "found.tif", "--instances", "none", "--fail-under", "9:dice=0", code=3)
+    assert capsys.readouterr().err == "lpa3d: --fail-under 9:dice=0: there is no class 9; there are 1, 3\n"
+
+
+def test_rounding_hides_no_miss(files, capsys):
+    dice = lpa3d.evaluate(*two_sides())["dice"]
+    limits = ["--fail-under", f"dice={dice + 1e-12!r}", f"dice={dice + 1e-2!r}"]
+    evaluate("truth.npy", "instances.npy", *limits, code=3)
+    assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == [
+        next(text for text in (f"{dice:.6g}", str(dice)) if float(text) < limit)
+        for limit in (dice + 1e-12, dice + 1e-2)
     ]
 
 
@@ -401,13 +511,19 @@ def test_help(capsys):
     assert text.startswith("usage: lpa3d evaluate")
     assert "examples:\n  lpa3d evaluate " in text
     assert all(name in text for name in CONVENTIONS)
+    assert all(f"\n{group}:\n" in text for group in ("what is compared", "which metrics", "output", "limits"))
+    listed = text[text.index("\nmetrics (docs/metrics.md defines them):") :].split()
+    e = lpa3d.evaluate(*two_sides(), size_strata=(5, 10), surfaces=True, warping="2d")
+    assert set(e) <= set(listed)
+    assert not [name for name in e if listed.count(name) > 1]
     assert all(len(line) <= 120 for line in text.splitlines())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--convention mine", "invalid choice: 'mine'"),
+        ("--convention ours", "invalid choice: 'ours' (choose from"),
+        ("--convention Skimag", "invalid choice: 'Skimag'; did you mean skimage? (choose from"),
         ("--instances some", "invalid choice: 'some'"),
         ("--warping 4d", "invalid choice: '4d'"),
         ("--iou 1.5", "--iou: '1.5' is no number from 0 to 1"),
@@ -460,6 +576,12 @@ def test_usage_errors(files, options, message, capsys):
         ("truth.npy instances.npy --instances none --size-strata 1 2", "--size-strata is about instances"),
         ("truth.npy instances.npy --instances none --scores half.csv", "--scores is about instances"),
         ("truth.npy instances.npy --instances none --errors e.csv", "--errors is about instances"),
+        ("truth.npy instances.npy --instances none --pairs p.csv", "--pairs is about instances"),
+        ("truth.npy instances.npy --per-class", "--per-class needs classes: pass --classes REFERENCE_CLASSES PREDIC"),
+        (
+            "truth.npy turned.npy",
+            "shape (10, 12, 6); they must be the same: are the axes in reverse order (x, y, z)?\n",
+        ),
         (
             "kinds.tif found.tif --instances none --classes kinds.tif found.tif",
             "--classes holds the classes of ids, but",
@@ -474,10 +596,45 @@ def test_usage_errors(files, options, message, capsys):
         ("truth.npy instances.npy --scores half.csv", "half.csv, line 1: an id and a score are needed, such as 3,0.9"),
         ("truth.npy instances.npy --scores pairs.csv", "pairs.csv has columns id_a, id_b; needed are id, score"),
         ("truth.npy instances.npy -o no/out.csv", "no does not exist; make it with: mkdir -p"),
-        ("truth.npy instances.npy -o truth.npy --overwrite", "truth.npy is also an input"),
+        ("truth.npy instances.npy -o truth.npy --overwrite", "cannot write truth.npy: what --output writes is text"),
         ("truth.npy instances.npy --scores half.csv -o half.csv --overwrite", "half.csv is also an input"),
+        (
+            "truth.npy instances.npy -o o.xlsx",
+            "cannot write o.xlsx: what --output writes is text; its name may end in .txt",
+        ),
+        (
+            "truth.npy instances.npy --errors e.json",
+            "cannot write e.json: what --errors writes is text; its name may end",
+        ),
+        (
+            "truth.npy instances.npy --pairs p.xls",
+            "cannot write p.xls: what --pairs writes is text; its name may end in",
+        ),
         ("truth.npy instances.npy -o a.csv --errors ./a.csv", "./a.csv and a.csv would be one new file"),
         ("truth.npy instances.npy --fail-under dise=1", "--fail-under dise=1: dise is no metric; did you mean dice?"),
+        ("truth.npy instances.npy --fail-under PQ=1", "--fail-under PQ=1: PQ is no metric; did you mean pq?"),
+        ("truth.npy instances.npy --fail-under pqq=1", "pqq is no metric; did you mean pq?"),
+        ("truth.npy instances.npy --fail-under F1@0.75=1", "F1@0.75 is no metric; did you mean f1?"),
+        ("truth.npy instances.npy --fail-under dice@0.75=1", "dice@0.75 is no metric; did you mean dice?"),
+        ("truth.npy instances.npy --fail-over VOI-split=1", "VOI-split is no metric; did you mean voi_split?"),
+        (
+            "truth.npy instances.npy --fail-under pq=80",
+            "--fail-under pq=80: pq is always at most 1; did you mean pq=0.8?",
+        ),
+        ("truth.npy instances.npy --iou 0.5,0.7 --fail-under pq@0.7=75", "at most 1; did you mean pq@0.7=0.75?"),
+        ("truth.npy instances.npy --fail-under dice=-0.1", "dice is always at least 0\n"),
+        ("truth.npy instances.npy --fail-under conformity=1.5", "conformity is always at most 1"),
+        ("truth.npy instances.npy --fail-over fp=-1", "fp is always at least 0\n"),
+        ("truth.npy instances.npy --fail-over arand=500", "arand is always at most 1\n"),
+        ("truth.npy instances.npy --fail-under mito:pq=0.5", "mito:pq=0.5: there are no classes; pass --classes REFER"),
+        (
+            "kinds.tif found.tif --instances components --class-names 1=mito 3=er --fail-under aa:pq=0.3",
+            "--fail-under aa:pq=0.3: there is no class aa; there are mito, er",
+        ),
+        (
+            "kinds.tif found.tif --instances none --class-names 1=mito 3=er --fail-under ER:dice=0.3",
+            "--fail-under ER:dice=0.3: there is no class ER; did you mean er?",
+        ),
         ("truth.npy instances.npy --fail-under quality=1", "quality is no metric; there are accuracy, precision"),
         ("truth.npy instances.npy --fail-under voi=1", "of voi, less is better; pass --fail-over voi=1"),
         ("truth.npy instances.npy --fail-under fp@0.5=1", "of fp, less is better; pass --fail-over fp@0.5=1"),
@@ -502,6 +659,7 @@ def test_usage_errors(files, options, message, capsys):
 def test_bad_input_before_any_work(files, words, message, capsys, monkeypatch):
     np.save("float.npy", np.zeros((6, 12, 10), "float32"))
     np.save("small.npy", np.zeros((2, 3, 4), "uint8"))
+    np.save("turned.npy", np.zeros((10, 12, 6), "uint8"))
     Path("half.csv").write_text("3\n")
     Path("blank.csv").write_text("class,name\n\n")
     Path("pairs.csv").write_text("id_a,id_b\n3,4\n")
@@ -530,7 +688,11 @@ def test_bad_input_before_any_work(files, words, message, capsys, monkeypatch):
             "truth.npy instances.npy --classes kinds.tif holes.npy",
             "1 id(s) of prediction have class 0 in PREDICTION_CLASSES: 300; give them a class",
         ),
-        ("negative.npy instances.npy", "reference holds negative ids, the smallest is -5"),
+        (
+            "negative.npy instances.npy",
+            "reference holds negative ids, the smallest is -5; if it marks voxels that do not count, pass --ignore -5;",
+        ),
+        ("truth.npy negative.npy", "prediction holds negative ids, the smallest is -5; 0 is"),
         ("truth.npy huge.npy", "prediction holds ids up to"),
     ],
 )
@@ -555,6 +717,13 @@ def test_bad_values_in_terms_of_options(files, words, message, capsys):
     assert said.err.count("\n") == 1
     assert not re.search(r"classes\[|scores=|class_names|instances=|\{id", said.err)
     assert names(files) == before
+
+
+def test_a_command_that_is_almost_right(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["eval", "truth.npy"])
+    assert stop.value.code == 2
+    assert "invalid choice: 'eval'; did you mean evaluate? (choose from" in capsys.readouterr().err
 
 
 def test_bad_input_in_a_process(files):

@@ -13,6 +13,7 @@ from PIL import Image
 
 import lpa3d
 from lpa3d import plot
+from lpa3d._metrics import FRACTIONS, LESS_IS_BETTER
 from lpa3d.errors import InputError, InputTypeError, LibraryError
 
 NAMES = {1: "nucleus", 2: "droplet", 3: "centriole"}
@@ -76,8 +77,8 @@ def test_colors_run_from_0_to_1_whatever_the_values(ax):
     assert found[0, 1][1] == viridis(1 - e.per_class["nucleus"]["pixel_error"])
     white = (1.0, 1.0, 1.0, 1.0)
     assert {found[r, c][1] for r in range(4) for c in (2, 3)} == {found[2, 0][1]} == {white}
-    assert found[3, 3][0] == "2"
-    assert ticks(ax.xaxis) == ["Dice", "pixel\nerror ↓", "VOI", "TP"]
+    assert found[3, 3][0] == "Σ 2"
+    assert ticks(ax.xaxis) == ["Dice", "pixel\nerror ↓", "VOI ↓", "TP"]
     # In grey the better is the lighter.
     grey = viridis(np.linspace(0, 1, 256))[:, :3] @ (0.299, 0.587, 0.114)
     assert (np.diff(grey) > 0).all()
@@ -92,15 +93,15 @@ def test_every_metric_is_drawn_and_only_those_from_0_to_1_have_a_color(ax):
     counts = {f"{key}{at}" for key in ("tp", "fp", "fn") for at in ("", "@0.75")}
     undefined = {key for key in keys if math.isnan(e[key])}
     assert set(keys) - colored == unbounded | counts | undefined
-    assert plot.MORE_IS_BETTER | plot.LESS_IS_BETTER | unbounded | {"tp", "fp", "fn"} == {
-        key.partition("@")[0] for key in keys
-    }
+    assert FRACTIONS | unbounded | {"tp", "fp", "fn"} == {key.partition("@")[0] for key in keys}
+    arrows = {key.partition("@")[0] for key, name in zip(keys, ticks(ax.xaxis), strict=True) if name.endswith(" ↓")}
+    assert arrows == LESS_IS_BETTER
 
 
 def test_perfect_is_light_and_the_rest_is_darker(ax):
     """No metric is coloured the wrong way round."""
     perfect, poor = evaluate(REFERENCE), evaluate(np.array([[1, 0, 0, 1, 2, 0, 2, 0, 2, 0]]))
-    keys = sorted(set(poor) & (plot.MORE_IS_BETTER | plot.LESS_IS_BETTER))
+    keys = sorted(set(poor) & FRACTIONS)
     found = cells(plot.heatmap({"perfect": perfect, "poor": poor}, keys, ax=ax))
     best = colormaps["viridis"](1.0)
     last = max(found)[0]
@@ -119,9 +120,23 @@ def test_methods_stand_side_by_side_with_the_classes_of_all(ax):
 
 
 def test_without_classes_there_is_one_row(ax):
-    plot.heatmap(lpa3d.evaluate(REFERENCE, PREDICTION), "dice", ax=ax)
+    plot.heatmap(lpa3d.evaluate(REFERENCE, PREDICTION), ("dice", "tp"), ax=ax)
     assert ticks(ax.yaxis) == ["all"]
-    assert texts(ax) == [["0.86"]]
+    assert texts(ax) == [["0.86", "2"]]
+
+
+def test_headings_say_the_threshold_and_what_the_key_is(ax):
+    methods = {"ours": evaluate(iou_thresholds=(0.3, 0.75)), "theirs": evaluate(iou_thresholds=(0.5, 0.75))}
+    plot.heatmap(methods, ("f1", "f1@0.75", "fn", "arand"), ax=ax)
+    ours, theirs = ticks(ax.xaxis)[:4], ticks(ax.xaxis)[4:]
+    assert ours == ["F1\n@ 0.3", "F1\n@ 0.75", "FN\n@ 0.3 ↓", "arand ↓"]
+    assert theirs == ["F1", "F1\n@ 0.75", "FN ↓", "arand ↓"]
+
+
+@pytest.mark.parametrize(("metric", "label"), [("arand", "↓: coloured\nby 1 - value"), ("voi", ""), ("dice", "")])
+def test_the_bar_explains_colors_of_metrics_with_an_arrow(ax, metric, label):
+    plot.heatmap(evaluate(), metric, ax=ax)
+    assert ax.child_axes[0].get_ylabel() == label
 
 
 def test_marks_of_undefined_values_are_blank(ax):
@@ -144,7 +159,7 @@ def test_a_picture_is_saved_without_pyplot(tmp_path, monkeypatch, name):
 def test_nothing_is_cut_off_or_overlaps(tmp_path):
     e = evaluate()
     methods = {"ours": e, "a method with a long name": e}
-    axes = plot.heatmap(methods, ("pq", "f1"), path=tmp_path / "table.png", title="Organelles")
+    axes = plot.heatmap(methods, ("pq", "arand", "fp"), path=tmp_path / "table.png", title="Organelles")
     canvas = FigureCanvasAgg(axes.figure)
     canvas.draw()
     renderer = canvas.get_renderer()
@@ -191,6 +206,13 @@ def test_by_default_the_figure_is_pyplots():
 def test_what_is_refused(evaluation, metrics, error, message):
     with pytest.raises(error, match=message):
         plot.heatmap(evaluation(), metrics)
+
+
+@pytest.mark.parametrize(("name", "what"), [("x.foo", r"has the suffix \.foo"), ("x", "has no suffix")])
+def test_no_picture_of_an_unknown_kind(tmp_path, name, what):
+    with pytest.raises(InputError, match=rf"{name}' {what}, which is no kind of picture; one of \..*, \.png, "):
+        plot.heatmap(evaluate(), path=tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_library_names_the_extra(monkeypatch):

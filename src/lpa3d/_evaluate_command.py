@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import difflib
 import io
 import itertools
 import json
 import math
 import re
+import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,11 +23,25 @@ from ._inputs import (
     check_same_shape,
     find_spacing,
     format_count,
+    format_share,
     read_table,
+    suggest,
 )
 from ._job import Job
+from ._metrics import (
+    AGGREGATED,
+    DISTANCES,
+    LESS_IS_BETTER,
+    MATCHING,
+    PARTITION,
+    RANKING,
+    SEMANTIC,
+    STRATIFIED,
+    WARPING,
+    find_range,
+)
 from .errors import InputError
-from .io import Volume
+from .io import Geometry, Volume
 
 if TYPE_CHECKING:
     from ._differences import Differences
@@ -37,19 +52,8 @@ __all__ = ["add_evaluate_arguments", "run_evaluate"]
 ERRORS = {"splits": "split", "merges": "merge", "missed": "missed", "spurious": "spurious"}
 """The lists of errors, and what a row of `--errors` calls one of each."""
 
-MATCHING = ("pq", "sq", "rq", "f1", "precision_instance", "recall_instance", "tp", "fp", "fn")
-"""Metrics that there are at every IoU threshold."""
-
-RANKING = ("ap50", "ap75", "map")
-AGGREGATED = ("aji", "aji_plus")
-DISTANCES = ("hausdorff", "hd95", "assd")
-STRATIFIED = tuple(f"{name}_{stratum}" for stratum in ("small", "medium", "large") for name in RANKING)
-
-LESS_IS_BETTER = {
-    *("pixel_error", "rand_error", "arand", "voi_split", "voi_merge", "voi", "nvi", "cremi", "fp", "fn"),
-    *DISTANCES,
-    "warping_error",
-}
+SUFFIXES = ("", ".txt", ".json", ".csv")
+"""Of files for what is printed; tables are never JSON."""
 
 
 # --------------------------------------------------------------------------------------------------------- arguments
@@ -106,25 +110,43 @@ def _count(text: str) -> int:
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command to its parser."""
+    """Add the arguments of the command to its parser, and below its examples the names of the metrics."""
     parser.add_argument(
         "reference", metavar="REFERENCE", help="what is right: instance ids or classes, 0 is background"
     )
     parser.add_argument("prediction", metavar="PREDICTION", help="what is measured, of the same shape")
-    parser.add_argument(
+    _add_inputs(parser.add_argument_group("what is compared"))
+    _add_metrics(parser.add_argument_group("which metrics"))
+    _add_outputs(parser.add_argument_group("output"))
+    _add_limits(parser.add_argument_group("limits"))
+    names = {
+        "of foreground": SEMANTIC,
+        "of the partition": PARTITION,
+        "of instances": (*MATCHING, *RANKING, *AGGREGATED),
+        "on request": (*DISTANCES, *WARPING, *STRATIFIED),
+    }
+    lines = [
+        textwrap.fill(f"  {group + ':':<18}{' '.join(metrics)}", 79, subsequent_indent=" " * 20)
+        for group, metrics in names.items()
+    ]
+    parser.epilog = "\n".join([f"{parser.epilog}\n\nmetrics (docs/metrics.md defines them):", *lines])
+
+
+def _add_inputs(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
         "--instances",
         choices=("ids", "components", "none"),
         default="ids",
         help="what the values are: instance ids, classes whose connected components are the instances, or classes "
         "without instances (default ids)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--classes",
         nargs=2,
         metavar=("REFERENCE_CLASSES", "PREDICTION_CLASSES"),
         help="class maps on which the ids of either side lie: metrics of each class and their mean",
     )
-    parser.add_argument(
+    group.add_argument(
         "--class-names",
         type=_class_name,
         nargs="+",
@@ -132,12 +154,17 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CLASS=NAME|CSV",
         help="the classes to measure, in this order: 1=mitochondria 2=ER, or a file with columns class,name",
     )
-    parser.add_argument(
+    group.add_argument(
         "--ignore",
         metavar="FILE|VALUE",
         help="voxels that count nowhere: where this file is not 0, or where the reference has this value",
     )
-    parser.add_argument(
+    add_connectivity(group)
+    add_spacing(group)
+
+
+def _add_metrics(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
         "--iou",
         type=_threshold,
         nargs="+",
@@ -146,44 +173,51 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="IoU from which on instances match; pq, f1 and so on are at the first, f1@0.75 at a further one "
         "(default 0.5)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--convention",
         choices=tuple(CONVENTIONS),
         default="lpa3d",
         metavar="NAME",
         help=f"whose definition counts where implementations differ: {', '.join(CONVENTIONS)} (default lpa3d)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--scores", metavar="CSV", help="confidence of predicted ids for ap50, ap75, map, columns id,score; else size"
     )
-    parser.add_argument(
+    group.add_argument(
         "--size-strata",
         type=float,
         nargs=2,
         metavar=("SMALL", "LARGE"),
         help="limits in voxels between small, medium and large: adds map_small and so on",
     )
-    parser.add_argument(
+    group.add_argument(
         "--surfaces", action="store_true", help="also how far apart the surfaces of matched pairs are: hd95 and so on"
     )
-    parser.add_argument("--warping", choices=("2d", "3d"), help="also the warping error, by z-slices or in the volume")
-    add_connectivity(parser)
-    add_spacing(parser)
-    parser.add_argument("-o", "--output", metavar="FILE", help="file for what is printed (default standard output)")
-    form = parser.add_mutually_exclusive_group()
+    group.add_argument("--warping", choices=("2d", "3d"), help="also the warping error, by z-slices or in the volume")
+
+
+def _add_outputs(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "-o", "--output", metavar="FILE", help="file for what is printed: .txt, .json or .csv (default standard output)"
+    )
+    form = group.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     form.add_argument("--csv", action="store_true", help="print CSV: a row for each class and their mean")
-    parser.add_argument("--per-class", action="store_true", help="a column for each class in the table")
-    parser.add_argument(
+    group.add_argument("--per-class", action="store_true", help="a column for each class in the table")
+    group.add_argument(
         "--show-errors",
         type=_count,
         default=5,
         metavar="N",
         help="below the table, list the N worst of the splits, merges, missed and spurious objects (default 5)",
     )
-    parser.add_argument("--errors", metavar="CSV", help="file for the list of all of them, the worst first")
+    group.add_argument("--errors", metavar="CSV", help="file for the list of all of them, the worst first")
+    group.add_argument("--pairs", metavar="CSV", help="file for the list of matched pairs, with IoU and distances")
+
+
+def _add_limits(group: argparse._ActionsContainer) -> None:
     for option, reach in (("--fail-under", "is below this"), ("--fail-over", "is above this")):
-        parser.add_argument(
+        group.add_argument(
             option,
             type=_limit,
             nargs="+",
@@ -204,7 +238,7 @@ def _check_options(args: argparse.Namespace) -> None:
     if len({f"{threshold:g}" for threshold in args.iou}) < len(args.iou):
         raise InputError(f"--iou is given {' '.join(f'{value:g}' for value in args.iou)}; each may be given once")
     if args.instances == "none":
-        options = {name: getattr(args, name) for name in ("scores", "size_strata", "surfaces", "errors")}
+        options = {name: getattr(args, name) for name in ("scores", "size_strata", "surfaces", "errors", "pairs")}
         for name, value in options.items():
             if value:
                 raise InputError(
@@ -216,57 +250,94 @@ def _check_options(args: argparse.Namespace) -> None:
             f"--classes holds the classes of ids, but --instances is {args.instances}, which takes the volumes "
             f"themselves for classes; leave one of the two out"
         )
-    if args.instances == "ids" and args.class_names and not args.classes:
-        raise InputError(
-            "--class-names needs classes: pass --classes REFERENCE_CLASSES PREDICTION_CLASSES, or --instances "
-            "components"
-        )
+    if not _has_classes(args):
+        for option, value in (("--class-names", args.class_names), ("--per-class", args.per_class)):
+            if value:
+                raise InputError(f"{option} needs classes: pass {CLASSES_NEEDED}")
     if args.size_strata and not 0 <= args.size_strata[0] <= args.size_strata[1] < math.inf:
         raise InputError("--size-strata needs two sizes in voxels, the smaller one first, such as 5000 15000")
-    for option in ("--fail-under", "--fail-over"):
-        for limit in getattr(args, option[2:].replace("-", "_")):
+    for option, limits in _list_limits(args):
+        for limit in limits:
             _check_limit(limit, option, args)
+    for option, suffixes in (("output", SUFFIXES), ("errors", ("", ".txt", ".csv")), ("pairs", ("", ".txt", ".csv"))):
+        name = getattr(args, option)
+        if name and Path(name).suffix.lower() not in suffixes:
+            raise InputError(
+                f"cannot write {name}: what --{option} writes is text; its name may end in {', '.join(suffixes[1:])}"
+            )
+
+
+CLASSES_NEEDED = (
+    "--classes REFERENCE_CLASSES PREDICTION_CLASSES, or --instances components if the volumes hold classes, not ids"
+)
+
+
+def _has_classes(args: argparse.Namespace) -> bool:
+    return args.instances != "ids" or bool(args.classes)
+
+
+def _list_limits(args: argparse.Namespace) -> list[tuple[str, list[Limit]]]:
+    return [("--fail-under", args.fail_under), ("--fail-over", args.fail_over)]
 
 
 def _check_limit(limit: Limit, option: str, args: argparse.Namespace) -> None:
-    """Refuse a limit on what is not measured, and one on the wrong side."""
+    """Refuse a limit on what is not measured, one on the wrong side, and one that no value can reach."""
+    asked = f"{option} {limit.text}"
     metric = limit.metric.removesuffix(f"@{args.iou[0]:g}")
+    base, at, threshold = metric.partition("@")
     known = _list_metrics(args)
     if metric not in known:
         advice = _advise(metric, args)
         if advice:
-            raise InputError(f"{option} {limit.text}: {metric} is not measured; pass {advice}")
-        close = difflib.get_close_matches(metric, known, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-        raise InputError(f"{option} {limit.text}: {metric} is no metric; {hint}")
-    base = metric.partition("@")[0]
+            raise InputError(f"{asked}: {metric} is not measured; pass {advice}")
+        every = (*SEMANTIC, *PARTITION, *MATCHING, *RANKING, *AGGREGATED, *STRATIFIED, *DISTANCES, *WARPING)
+        raise InputError(f"{asked}: {metric} is no metric; {_hint(base, every)}")
     if (base in LESS_IS_BETTER) == (option == "--fail-under"):
         less, other = ("less", "--fail-over") if option == "--fail-under" else ("more", "--fail-under")
-        raise InputError(f"{option} {limit.text}: of {base}, {less} is better; pass {other} {limit.text}")
+        raise InputError(f"{asked}: of {base}, {less} is better; pass {other} {limit.text}")
+    least, most = find_range(base)
+    if not least <= limit.value <= most:
+        bound = f"at least {least:g}" if limit.value < least else f"at most {most:g}"
+        percent = f"; did you mean {base}{at}{threshold}={limit.value / 100:g}?" if 1 < limit.value <= 100 else ""
+        raise InputError(f"{asked}: {base} is always {bound}{percent}")
+    if limit.name is not None and not _has_classes(args):
+        raise InputError(f"{asked}: there are no classes; pass {CLASSES_NEEDED}")
+
+
+def _check_limited_classes(names: Iterable[str], args: argparse.Namespace) -> None:
+    """Refuse a limit on a class that is not measured."""
+    for option, limits in _list_limits(args):
+        for limit in limits:
+            if limit.name is not None and limit.name not in names:
+                raise InputError(f"{option} {limit.text}: {_deny_class(limit.name, names)}")
+
+
+def _deny_class(name: str, names: Iterable[str]) -> str:
+    return f"there is no class {name}; {_hint(name, names)}"
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    return suggest(word, known) or f"there are {', '.join(known)}"
 
 
 def _list_metrics(args: argparse.Namespace) -> list[str]:
     """Return the metrics that a run with these options has."""
-    from ._evaluation import GROUPS
-
-    names = list(GROUPS["semantic"])
+    names = list(SEMANTIC)
     if args.instances != "none":
-        names += [*GROUPS["partition"], *MATCHING, *RANKING, *AGGREGATED]
+        names += [*PARTITION, *MATCHING, *RANKING, *AGGREGATED]
         names += [f"{name}@{threshold:g}" for threshold in args.iou[1:] for name in MATCHING]
         names += STRATIFIED if args.size_strata or CONVENTIONS[args.convention].size_strata else ()
         names += DISTANCES if args.surfaces else ()
-    return names + (["warping_error"] if args.warping else [])
+    return names + (list(WARPING) if args.warping else [])
 
 
 def _advise(metric: str, args: argparse.Namespace) -> str | None:
     """Return the option that adds a metric which a run with these lacks; None if there is none."""
-    from ._evaluation import GROUPS
-
     base, _, threshold = metric.partition("@")
-    if metric == "warping_error":
+    if metric in WARPING:
         return "--warping 2d or --warping 3d"
     if args.instances == "none":
-        about_instances = {*GROUPS["partition"], *MATCHING, *RANKING, *STRATIFIED, *AGGREGATED, *DISTANCES}
+        about_instances = {*PARTITION, *MATCHING, *RANKING, *STRATIFIED, *AGGREGATED, *DISTANCES}
         return "--instances components (or ids)" if base in about_instances else None
     if metric in DISTANCES:
         return "--surfaces"
@@ -324,12 +395,17 @@ def run_evaluate(job: Job) -> None:
     for file in others:
         check_same_shape(reference, file)
         check_same_place(job, reference, file)
-    spacing, geometry = find_spacing(job, reference)
+    spacing, geometry = find_spacing(job, reference, prediction)
+    if args.surfaces and geometry.spacing is None:
+        job.terminal.say("no voxel size found; distances are in voxels")
     tables = [name for name in (*(args.class_names or ()), args.scores) if isinstance(name, str)]
     inputs = [file.path for file in (reference, *others)] + [Path(name) for name in tables]
-    output = job.add_text(args.output, inputs) if args.output else None
-    errors = job.add_text(args.errors, inputs) if args.errors else None
+    output, errors, pairs = (
+        job.add_text(name, inputs) if name else None for name in (args.output, args.errors, args.pairs)
+    )
     names = _read_class_names(args.class_names) if args.class_names else None
+    if names:
+        _check_limited_classes(names.values(), args)
     scores = (
         read_table(args.scores, {"id": int, "score": float}, "an id and a score are needed, such as 3,0.9")
         if args.scores
@@ -356,37 +432,69 @@ def run_evaluate(job: Job) -> None:
         surfaces=args.surfaces,
         warping=args.warping,
     )
+    if args.ignore is not None:
+        job.terminal.say(f"ignored {format_share(result.parameters['ignored'], math.prod(reference.shape))}")
     suffix = Path(args.output or "").suffix.lower()
     if args.json or (suffix == ".json" and not args.csv):
-        text = _to_json(result, reference, prediction, geometry.unit)
+        text = _to_json(result, reference, prediction, geometry.unit, indented=bool(output) or sys.stdout.isatty())
     elif args.csv or suffix == ".csv":
         text = _to_csv(result, reference, prediction)
     else:
-        text = _to_text(result, args)
+        text = _to_text(result, args, geometry)
     if output is None:
         job.results.append(text)
     else:
         job.write_text(output, text)
     if errors is not None:
         job.write_text(errors, _errors_to_csv(result))
+    if pairs is not None:
+        job.write_text(pairs, _pairs_to_csv(result))
     job.misses += _find_misses(result, args)
-    job.finish(format_count(len(result.pairs), "matched pair") if "tp" in result else f"dice {result['dice']:.4f}")
+    summary = format_count(len(result.pairs), "matched pair") if "tp" in result else f"dice {result['dice']:.4f}"
+    files = [file.name for file in (output, errors, pairs) if file is not None]
+    job.finish("; ".join([summary, *([f"wrote {', '.join(files)}"] if files else [])]))
 
 
 # ------------------------------------------------------------------------------------------------------------ results
 
 
-def _to_text(result: Evaluation, args: argparse.Namespace) -> str:
+def _to_text(result: Evaluation, args: argparse.Namespace, geometry: Geometry) -> str:
     """Return the table, and below it the worst errors."""
-    parts = [result.to_text(per_class=args.per_class)]
+    table = result.to_text(per_class=args.per_class)
+    if args.surfaces and (geometry.unit or geometry.spacing is None):
+        table += f"\n  ({', '.join(DISTANCES)} in {geometry.unit or 'voxels'})"
+    parts = [table]
     if args.instances != "none" and args.show_errors:
-        parts += [getattr(result, kind).to_text(args.show_errors) for kind in ERRORS]
+        lists = [(kind, getattr(result, kind)) for kind in ERRORS]
+        parts += [_list_worst(result, kind, found, args.show_errors) for kind, found in lists]
+        if not any(found for _, found in lists):
+            parts[1:] = ["No splits, no merges, nothing missed, nothing spurious"]
     return "\n\n".join(parts) + "\n"
 
 
-def _to_json(result: Evaluation, reference: Volume, prediction: Volume, unit: str) -> str:
+def _list_worst(result: Evaluation, kind: str, found: Differences, limit: int) -> str:
+    """Return the worst errors of one kind as text, with a column of classes where there are some."""
+    title, *lines = found.to_text(limit).splitlines()
+    if result.per_class:
+        classes = _find_classes(result, kind, "ids")
+        cells = ["class", *(classes[one_id] for one_id in found.ids[:limit].tolist())]
+        width = max(map(len, cells))
+        lines[: len(cells)] = [f"{cell:<{width}}  {line}" for cell, line in zip(cells, lines, strict=False)]
+    return "\n".join([title, *lines])
+
+
+def _find_classes(result: Evaluation, table: str, column: str) -> dict[int, str]:
+    """Return the class of each id in a column of one of the tables."""
+    return {
+        one_id: str(name)
+        for name, one in result.per_class.items()
+        for one_id in getattr(getattr(one, table), column).tolist()
+    }
+
+
+def _to_json(result: Evaluation, reference: Volume, prediction: Volume, unit: str, *, indented: bool) -> str:
     files = {"reference": reference.name, "prediction": prediction.name, "unit": unit or None}
-    return json.dumps(files | result.to_dict(), allow_nan=False) + "\n"
+    return json.dumps(files | result.to_dict(), allow_nan=False, indent=2 if indented else None) + "\n"
 
 
 def _to_csv(result: Evaluation, reference: Volume, prediction: Volume) -> str:
@@ -412,20 +520,28 @@ def _errors_to_csv(result: Evaluation) -> str:
     for kind, name in ERRORS.items():
         found: Differences = getattr(result, kind)
         columns = {key: column.tolist() for key, column in found.columns().items()}
-        of = {
-            one_id: str(class_name)
-            for class_name, one in result.per_class.items()
-            for one_id in getattr(one, kind).ids.tolist()
-        }
+        classes = _find_classes(result, kind, "ids")
         bounds, parts, overlaps = found.offsets.tolist(), found.parts.tolist(), found.overlaps.tolist()
         columns["parts"] = [
             ";".join(f"{part}:{voxels}" for part, voxels in zip(parts[lo:hi], overlaps[lo:hi], strict=True))
             for lo, hi in itertools.pairwise(bounds)
         ]
-        table = {"kind": [name] * len(found), "class": [of.get(one_id, "") for one_id in columns["id"]], **columns}
+        table = {"kind": [name] * len(found), "class": [classes.get(one_id, "") for one_id in columns["id"]], **columns}
         header = [*table]
         rows += map(list, zip(*table.values(), strict=True))
     return _join_rows(header, rows)
+
+
+def _pairs_to_csv(result: Evaluation) -> str:
+    """Return the matched pairs; distances that are not defined are empty."""
+    columns = {key: column.tolist() for key, column in result.pairs.columns().items()}
+    classes = _find_classes(result, "pairs", "reference")
+    table = {"class": [classes.get(one_id, "") for one_id in columns["reference"]], **columns}
+    rows = (
+        ["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row]
+        for row in zip(*table.values(), strict=True)
+    )
+    return _join_rows([*table], rows)
 
 
 def _join_rows(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -438,13 +554,13 @@ def _find_misses(result: Evaluation, args: argparse.Namespace) -> list[str]:
     """Return a line for each limit that is missed; what cannot be compared misses its limit."""
     classes = {str(name): one for name, one in result.per_class.items()}
     misses = []
-    for option, limits in (("--fail-under", args.fail_under), ("--fail-over", args.fail_over)):
+    for option, limits in _list_limits(args):
+        sign = 1 if option == "--fail-under" else -1
         for limit in limits:
             name = f"{limit.name}:{limit.metric}" if limit.name is not None else limit.metric
             asked = f"{option} {limit.text}"
             if limit.name is not None and limit.name not in classes:
-                there = f"there are {', '.join(classes)}" if classes else "there are no classes"
-                misses.append(f"{asked}: there is no class {limit.name}; {there}")
+                misses.append(f"{asked}: {_deny_class(limit.name, classes)}")
                 continue
             one = result if limit.name is None else classes[limit.name]
             if not one.present and limit.name is not None:
@@ -452,7 +568,10 @@ def _find_misses(result: Evaluation, args: argparse.Namespace) -> list[str]:
                 continue
             value = one[limit.metric.removesuffix(f"@{args.iou[0]:g}")]
             if math.isnan(value):
-                misses.append(f"{asked}: {name} is not known, for want of matched pairs")
-            elif value < limit.value if option == "--fail-under" else value > limit.value:
-                misses.append(f"{asked}: {name} is {value}")
+                want = "matched pairs" if one.present or not classes else "a voxel of any class"
+                misses.append(f"{asked}: {name} is not known, for want of {want}")
+            elif sign * value < sign * limit.value:
+                short = f"{value:.6g}"
+                # Rounded, it may be what was asked for.
+                misses.append(f"{asked}: {name} is {short if sign * float(short) < sign * limit.value else value}")
     return misses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -21,12 +22,14 @@ __all__ = [
     "check_same_shape",
     "find_spacing",
     "format_count",
+    "format_share",
     "format_sizes",
     "read_table",
+    "suggest",
 ]
 
 
-def add_connectivity(parser: argparse.ArgumentParser) -> None:
+def add_connectivity(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--connectivity",
         type=int,
@@ -37,7 +40,7 @@ def add_connectivity(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_spacing(parser: argparse.ArgumentParser) -> None:
+def add_spacing(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--spacing",
         type=float,
@@ -49,8 +52,10 @@ def add_spacing(parser: argparse.ArgumentParser) -> None:
 
 def check_same_shape(volume: Volume, other: Volume) -> None:
     if volume.shape != other.shape:
+        turned = ": are the axes in reverse order (x, y, z)?" if volume.shape == other.shape[::-1] else ""
         raise InputError(
             f"{volume.name} has shape {volume.shape} but {other.name} has shape {other.shape}; they must be the same"
+            f"{turned}"
         )
 
 
@@ -73,9 +78,14 @@ def format_sizes(spacing: Iterable[float]) -> str:
     return " ".join(f"{size:g}" for size in spacing)
 
 
-def find_spacing(job: Job, volume: Volume) -> tuple[tuple[float, float, float], Geometry]:
-    """Return the voxel size to work with and the geometry to write: the user's, else the file's, else 1."""
+def find_spacing(job: Job, volume: Volume, *others: Volume) -> tuple[tuple[float, float, float], Geometry]:
+    """Return the voxel size to work with and the geometry to write: the user's, else the file's, else 1.
+
+    Files besides the first are asked if it has none; a geometry without a voxel size says that none has.
+    """
     given = job.args.spacing
+    first = volume
+    volume = next((file for file in (volume, *others) if file.geometry.spacing), volume)
     if given is not None:
         spacing = canonical_spacing(given, 3)
         return spacing, Geometry(spacing, "", volume.geometry.nifti)
@@ -83,7 +93,8 @@ def find_spacing(job: Job, volume: Volume) -> tuple[tuple[float, float, float], 
         return (1.0, 1.0, 1.0), volume.geometry
     if volume.geometry.spacing != (1.0, 1.0, 1.0):
         unit = f" {volume.geometry.unit}" if volume.geometry.unit else ""
-        job.terminal.say(f"spacing {format_sizes(volume.geometry.spacing)}{unit} (z y x), from {volume.name}")
+        lack = "" if volume is first else f"; {first.name} has none"
+        job.terminal.say(f"spacing {format_sizes(volume.geometry.spacing)}{unit} (z y x), from {volume.name}{lack}")
     return volume.geometry.spacing, volume.geometry
 
 
@@ -129,3 +140,14 @@ def read_table(name: str, columns: Mapping[str, Callable[[str], Any]], need: str
 
 def format_count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def format_share(voxels: int, total: int) -> str:
+    return f"{voxels:,} of {total:,} voxels ({100 * voxels / max(total, 1):.1f} %)"
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return a question with the known word that `word` is most like, whatever its case; nothing if none is."""
+    words = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(word.casefold(), words, 1)
+    return f"did you mean {words[close[0]]}?" if close else ""

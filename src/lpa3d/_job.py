@@ -144,7 +144,10 @@ def _as_options(text: str) -> str:
     )
     text = re.sub(r", or pass classes\[\d\]=\{id: class\}", "", text)
     text = re.sub(r"\bclasses\[(\d)\]", lambda match: ("REFERENCE_CLASSES", "PREDICTION_CLASSES")[int(match[1])], text)
-    return re.sub(r"\bscores (?=has |holds )", "--scores ", text)
+    text = re.sub(r"\bscores (?=has |holds )", "--scores ", text)
+    text = text.replace(" (in Python: overwrite=True)", "")
+    mark = r"(reference holds negative ids, the smallest is (-\d+);)"
+    return re.sub(mark, r"\1 if it marks voxels that do not count, pass --ignore \2;", text)
 
 
 def _debugging() -> bool:

@@ -30,8 +30,10 @@ from ._inputs import (
     check_same_shape,
     find_spacing,
     format_count,
+    format_share,
     format_sizes,
     read_table,
+    suggest,
 )
 from ._job import BROKEN_PIPE, FAILED, INTERRUPTED, UNUSABLE, Job, attend, report
 from ._terminal import Terminal
@@ -68,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
+    argv = _split_commas(argv)
     parser = _parser(argv)
     if not argv:
         parser.print_help(sys.stderr)
@@ -102,7 +105,30 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
+        choice = re.search(r"invalid choice: '(.*?)'( \(choose from .*\))", message)
+        hint = suggest(choice[1], re.findall(r"[\w-]+", choice[2].partition(" from ")[2])) if choice else ""
+        if choice and hint:
+            message = f"{message[: choice.start(2)]}; {hint}{choice[2]}"
         self.exit(UNUSABLE, f"lpa3d: error: {message}\nTry '{self.prog} --help'.\n")
+
+
+SEVERAL_NUMBERS = ("--spacing", "--iou", "--size-strata")
+
+
+def _split_commas(argv: Sequence[str]) -> list[str]:
+    """Take ``--spacing 40,8,8`` apart, and the same of other options with several numbers."""
+    words: list[str] = []
+    before = ""
+    for word in argv:
+        option, _, value = word.partition("=")
+        if "," in word and before in SEVERAL_NUMBERS:
+            words += word.split(",")
+        elif "," in value and option in SEVERAL_NUMBERS:
+            words += [option, *value.split(",")]
+        else:
+            words.append(word)
+        before = word
+    return words
 
 
 def _slices(text: str) -> tuple[int, ...]:
@@ -215,11 +241,7 @@ def _summary(labels: Array) -> str:
     """Return how many instances and labelled voxels there are."""
     values, counts = _runs([(0, len(labels), labels)])
     voxels = int(counts[values != 0].sum())
-    return f"{format_count(int(np.count_nonzero(values)), 'instance')}, {_share(voxels, labels.size)} labelled"
-
-
-def _share(voxels: int, total: int) -> str:
-    return f"{voxels:,} of {total:,} voxels ({100 * voxels / max(total, 1):.1f} %)"
+    return f"{format_count(int(np.count_nonzero(values)), 'instance')}, {format_share(voxels, labels.size)} labelled"
 
 
 # ------------------------------------------------------------------------------------------------------------- label
@@ -243,7 +265,7 @@ def _label(job: Job) -> None:
     job.write(target, labels, source.geometry)
     count = int(labels.max()) if labels.size else 0
     voxels = int(np.count_nonzero(labels))
-    job.finish(f"{format_count(count, 'component')}, {_share(voxels, labels.size)} labelled")
+    job.finish(f"{format_count(count, 'component')}, {format_share(voxels, labels.size)} labelled")
 
 
 # ---------------------------------------------------------------------------------------------------------- propagate
@@ -529,11 +551,11 @@ def _info_text(facts: dict[str, Any]) -> str:
     }
     if "smallest" in facts:
         lines["values"] = f"{facts['smallest']:,} to {facts['largest']:,}"
-        lines["not 0"] = _share(facts["foreground_voxels"], total)
+        lines["not 0"] = format_share(facts["foreground_voxels"], total)
     if "labels" in facts:
         lines["labels"] = f"{format_count(facts['labels'], 'different id')} besides 0"
     for value, count in facts.get("voxels", {}).items():
-        lines[f"  {value}"] = _share(count, total)
+        lines[f"  {value}"] = format_share(count, total)
     return "\n".join(f"{key + ':':<12} {text}".rstrip() for key, text in lines.items())
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ._metrics import FRACTIONS, LESS_IS_BETTER, MATCHING, SUMMED
 from .errors import InputError, InputTypeError, LibraryError
 
 if TYPE_CHECKING:
@@ -31,22 +32,9 @@ INK, FAINT = "#1a1a1a", "#6b6b6b"
 PANEL = 2.55
 """Width of a panel in inches."""
 
-MORE_IS_BETTER = frozenset(
-    (
-        *("accuracy", "precision", "recall", "specificity", "dice", "iou"),
-        *("rand_index", "rand_split", "rand_merge", "v_rand", "v_info"),
-        *("pq", "sq", "rq", "f1", "precision_instance", "recall_instance", "aji", "aji_plus"),
-        *(f"{key}{stratum}" for key in ("ap50", "ap75", "map") for stratum in ("", "_small", "_medium", "_large")),
-    )
-)
-"""Metrics from 0 to 1, 1 is best."""
-
-LESS_IS_BETTER = frozenset(("pixel_error", "rand_error", "arand", "nvi", "warping_error"))
-"""Metrics from 0 to 1, 0 is best. What is in neither set has no bound."""
-
 SPELLED = {
     **{key: key.upper() for key in ("pq", "sq", "rq", "f1", "ap50", "ap75", "aji", "nvi", "voi", "cremi", "assd")},
-    **{"dice": "Dice", "iou": "IoU", "map": "mAP", "aji_plus": "AJI+", "arand": "ARE", "hd95": "HD95", "tp": "TP"},
+    **{"dice": "Dice", "iou": "IoU", "map": "mAP", "aji_plus": "AJI+", "hd95": "HD95", "tp": "TP"},
     **{"voi_split": "VOI\nsplit", "voi_merge": "VOI\nmerge", "hausdorff": "Hausdorff"},
     **{"fp": "FP", "fn": "FN", "precision_instance": "instance\nprecision", "recall_instance": "instance\nrecall"},
 }
@@ -175,7 +163,8 @@ def heatmap(
     Raises
     ------
     InputError
-        If there is no evaluation or no metric, an evaluation lacks one of the metrics, or only some have classes.
+        If there is no evaluation or no metric, an evaluation lacks one of the metrics, only some have classes, or the
+        suffix of `path` is of no kind of picture.
     InputTypeError
         If an argument is of another type.
     LibraryError
@@ -188,9 +177,10 @@ def heatmap(
     Notes
     -----
     Colours run from 0 to 1, the same in every picture, evenly for the eye, and from dark to light, also in grey. Light
-    is good: metrics from 0 to 1 of which less is better, such as ``"arand"``, are coloured by what they lack to 1 and
-    marked with an arrow down. Metrics without bounds (counts, distances, ``"voi"``) are numbers on white. A cell is
-    blank where the class is not present, or the metric is not defined.
+    is good. Metrics of which less is better have an arrow down; those from 0 to 1, such as ``"arand"``, are coloured by
+    what they lack to 1. Metrics without bounds (counts, distances, ``"voi"``) are numbers on white. The counts tp, fp
+    and fn have no mean: that row has their sum, Σ. A cell is blank where the class is not present, or the metric is not
+    defined.
 
     Examples
     --------
@@ -207,16 +197,21 @@ def heatmap(
     keys = _check_metrics(metrics, methods)
     try:
         from matplotlib import colormaps
+        from matplotlib.backend_bases import FigureCanvasBase
         from matplotlib.figure import Figure
     except ImportError:
         raise LibraryError("heatmap() needs Matplotlib; install it: pip install 'lpa3d[plot]'") from None
+    if path is not None:
+        _check_suffix(path, FigureCanvasBase.get_supported_filetypes())
 
     classes = list(dict.fromkeys(name for one in methods.values() for name in one.per_class))
     names = [*map(str, classes), "mean" if classes else "all"]
     # The mean is set apart, and so is each method.
     down = [float(row) for row in range(len(classes))] + [len(classes) + (0.25 if classes else 0.0)]
     across = [m * (len(keys) + 0.3) + k for m in range(len(methods)) for k in range(len(keys))]
-    lines = max(_spelled(key).count("\n") for key in keys) + 1
+    columns = [(one, key) for one in methods.values() for key in keys]
+    headings = [_spelled(key, one) for one, key in columns]
+    lines = max(heading.count("\n") for heading in headings) + 1
     # What stands above the cells: text, its height above them in points, its middle, its size.
     above = 11.0 + 15 * lines
     heads = []
@@ -227,9 +222,10 @@ def heatmap(
     if title:
         heads.append((title, above + 4, (across[-1] + 1) / 2, 13.0))
         above += 12 + 17 * (title.count("\n") + 1)
+    arrows = any(_base(key) in FRACTIONS & LESS_IS_BETTER for key in keys)
     if ax is None:
         wide, high = CELL[0] * (across[-1] + 1), CELL[1] * (down[-1] + 1)
-        size = wide + 0.085 * max(map(len, names)) + 1.0, high + above / 72 + 0.1
+        size = wide + 0.085 * max(map(len, names)) + (2.0 if arrows else 1.0), high + above / 72 + 0.1
         if path is None:
             from matplotlib import pyplot
 
@@ -239,15 +235,15 @@ def heatmap(
         ax = figure.add_subplot()
 
     colors = colormaps["viridis"]
-    columns = [(one, key) for one in methods.values() for key in keys]
     for name, y in zip([*classes, None], down, strict=True):
         for (one, key), x in zip(columns, across, strict=True):
             source = one if name is None else one.per_class.get(name)
             value = source[key] if source is not None and source.present else math.nan
-            _draw_cell(ax, x, y, value, _goodness(key, value), colors, bold=name is None and bool(classes))
+            mean = name is None and bool(classes)
+            _draw_cell(ax, x, y, _written(key, value, mean), _goodness(key, value), colors, bold=mean)
     ax.set(xlim=(-0.02, across[-1] + 1.02), ylim=(down[-1] + 1.02, -0.02))
     ax.set_yticks([y + 0.5 for y in down], names, fontsize=10.5, color=INK)
-    ax.set_xticks([x + 0.5 for x in across], [_spelled(key) for _, key in columns], fontsize=10.5, color=INK)
+    ax.set_xticks([x + 0.5 for x in across], headings, fontsize=10.5, color=INK)
     ax.tick_params(length=0, labeltop=True, labelbottom=False, top=False, bottom=False)
     ax.spines[:].set_visible(False)
     if classes:
@@ -264,7 +260,7 @@ def heatmap(
             weight="bold",
             color=INK,
         )
-    _draw_bar(ax, colors, across[-1] + 1, arrows=any(_base(key) in LESS_IS_BETTER for key in keys))
+    _draw_bar(ax, colors, across[-1] + 1, arrows)
     if path is not None:
         ax.figure.savefig(path, dpi=200, facecolor="white")
     return ax
@@ -309,32 +305,52 @@ def _base(key: str) -> str:
     return key.partition("@")[0]
 
 
-def _spelled(key: str) -> str:
+def _check_suffix(path: Any, kinds: Mapping[str, str]) -> None:
+    """Refuse a file name that says no kind of picture which Matplotlib can write."""
+    suffix = Path(path).suffix
+    if suffix[1:].lower() not in kinds:
+        what = f"has the suffix {suffix}, which" if suffix else "has no suffix, which"
+        raise InputError(
+            f"path {str(path)!r} {what} is no kind of picture; one of .{', .'.join(sorted(kinds))} is needed"
+        )
+
+
+def _spelled(key: str, evaluation: Evaluation) -> str:
     """Return how a metric is written above its column."""
-    base, at, threshold = key.partition("@")
+    base, _, threshold = key.partition("@")
+    main = f"{evaluation.parameters['iou_thresholds'][0]:g}"
+    if base in MATCHING and not threshold and main != "0.5":
+        threshold = main
     name = SPELLED.get(base, base.replace("_", " ").replace(" ", "\n", 1))
-    return name + (f"\n@ {threshold}" if at else "") + (" ↓" if base in LESS_IS_BETTER else "")
+    return name + (f"\n@ {threshold}" if threshold else "") + (" ↓" if base in LESS_IS_BETTER else "")
 
 
 def _goodness(key: str, value: float) -> float | None:
     """Return the place of a value on the scale of colours, where 1 is best; None for metrics without bounds."""
     base = _base(key)
-    if base in MORE_IS_BETTER:
-        return value
-    return 1 - value if base in LESS_IS_BETTER else None
+    if base not in FRACTIONS:
+        return None
+    return 1 - value if base in LESS_IS_BETTER else value
 
 
-def _draw_cell(ax: Any, x: float, y: float, value: float, goodness: float | None, colors: Any, bold: bool) -> None:
-    """Draw one cell with its corner at (x, y), blank if the value is not defined."""
+def _written(key: str, value: float, mean: bool) -> str:
+    """Return what stands in a cell, of the row of means or another: nothing where the value is not defined."""
+    # COCO's -1 is no precision.
+    if math.isnan(value) or (_base(key) in FRACTIONS and value < 0):
+        return ""
+    text = f"{value:,}" if isinstance(value, int) else f"{value:.2f}".replace("inf", "∞")
+    return f"Σ {text}" if mean and _base(key) in SUMMED else text
+
+
+def _draw_cell(ax: Any, x: float, y: float, text: str, goodness: float | None, colors: Any, bold: bool) -> None:
+    """Draw one cell with its corner at (x, y), coloured if it has a text and a place on the scale."""
     from matplotlib.patches import Rectangle
 
-    # COCO's -1 is no precision.
-    known = not math.isnan(value) and (goodness is None or goodness >= 0)
-    color = colors(goodness) if known and goodness is not None else (1.0, 1.0, 1.0, 1.0)
-    edge = "white" if known and goodness is not None else "#d4d4d4"
+    colored = goodness is not None and bool(text)
+    color = colors(goodness) if colored else (1.0, 1.0, 1.0, 1.0)
+    edge = "white" if colored else "#d4d4d4"
     ax.add_patch(Rectangle((x + 0.02, y + 0.02), 0.96, 0.96, facecolor=color, edgecolor=edge, linewidth=0.6))
-    if known:
-        text = f"{value:,}" if isinstance(value, int) else f"{value:.2f}".replace("inf", "∞")
+    if text:
         light = 0.2126 * color[0] ** 2.2 + 0.7152 * color[1] ** 2.2 + 0.0722 * color[2] ** 2.2 > 0.18
         style = {"fontsize": 10.5, "weight": "bold" if bold else "normal", "color": INK if light else "white"}
         ax.text(x + 0.5, y + 0.5, text, ha="center", va="center_baseline", **style)
@@ -351,7 +367,9 @@ def _draw_bar(ax: Any, colors: Any, columns: float, arrows: bool) -> None:
     bar.set_ticks([0, 0.5, 1], labels=["0", "0.5", "1"])
     place.tick_params(length=0, labelsize=9, labelcolor=FAINT)
     if arrows:
-        bar.set_label("1 - value for ↓", fontsize=9, color=FAINT)
+        # Upright, since a single row is not as high as the words are long.
+        style = {"rotation": 0, "ha": "left", "va": "center"}
+        bar.set_label("↓: coloured\nby 1 - value", **style, fontsize=9, color=FAINT)
 
 
 def _borders(labels: Array) -> npt.NDArray[np.bool_]:
