@@ -14,13 +14,12 @@ from hypothesis.extra import numpy as hnp
 
 import lpa3d
 from lpa3d._classified import Sides, count_components
-from lpa3d._evaluation import GROUPS
 from lpa3d._instances import match, tabulate_instances
+from lpa3d._metrics import LESS_IS_BETTER, PARTITION, SEMANTIC
 from lpa3d._overlap import VOID, Overlaps, add_overlaps, count_overlaps, find_boxes
 from strategies import INTEGER_DTYPES, class_volumes, connectivities, laid_out, shapes
 
 FAR = 2**63 - 1
-LESS_IS_BETTER = {"pixel_error", "rand_error", "arand", "voi_split", "voi_merge", "voi", "nvi", "cremi", "fp", "fn"}
 
 
 def assert_same_table(table, other):
@@ -172,7 +171,7 @@ def test_components_are_labelled_by_the_library(case, connectivity):
         expected = lpa3d.evaluate(*labels, ignore=ignore)
         assert dict(one) == dict(expected)
     semantic = lpa3d.evaluate(reference, prediction, instances=None, **options)
-    assert set(semantic) == set(GROUPS["semantic"])
+    assert set(semantic) == set(SEMANTIC)
     assert {value: dict(one) for value, one in semantic.per_class.items()} == {
         value: {key: one[key] for key in semantic} for value, one in e.per_class.items()
     }
@@ -282,7 +281,7 @@ def test_identity_is_perfect(case):
         if name in ("hausdorff", "hd95", "assd"):
             assert value == 0 or (math.isnan(value) and not len(e.pairs))
         elif name != "tp":
-            assert value == (0 if name in LESS_IS_BETTER | {"warping_error"} else 1), key
+            assert value == (0 if name in LESS_IS_BETTER else 1), key
     for kind in (e.splits, e.merges, e.missed, e.spurious):
         assert len(kind) == 0
 
@@ -340,7 +339,7 @@ def test_ignored_voxels_count_nowhere(case):
     assert dict(lpa3d.evaluate(reference, prediction, ignore=ignore.astype("uint8") * 7)) == dict(e)
     half = len(ignore) // 2 + 1
     rest = lpa3d.evaluate(reference[half:], prediction[half:])
-    for key in (*GROUPS["semantic"], *GROUPS["partition"], "tp", "fn"):
+    for key in (*SEMANTIC, *PARTITION, "tp", "fn"):
         assert e[key] == rest[key]
     if rest["tp"] + rest["fn"]:
         assert e["recall_instance"] == rest["recall_instance"]
@@ -420,8 +419,8 @@ WRONG = {"iou": 0, "dice": 0, "precision": 0, "recall": 0, "pq": 0, "f1": 0, "sq
 @pytest.mark.parametrize("convention", ["lpa3d", "skimage", "sklearn", "isbi", "cremi"])
 def test_edges(reference, prediction, ignore, expected, convention):
     e = lpa3d.evaluate(reference, prediction, ignore=ignore, convention=convention, warping="3d", surfaces=True)
-    assert {key: e[key] for key in expected if convention == "lpa3d" or key not in GROUPS["partition"]} == {
-        key: value for key, value in expected.items() if convention == "lpa3d" or key not in GROUPS["partition"]
+    assert {key: e[key] for key in expected if convention == "lpa3d" or key not in PARTITION} == {
+        key: value for key, value in expected.items() if convention == "lpa3d" or key not in PARTITION
     }
     unknown = {key for key, value in e.items() if math.isnan(value)}
     assert unknown == (set() if len(e.pairs) else {"hausdorff", "hd95", "assd"})

@@ -38,6 +38,7 @@ from ._classified import Classified, Sides, count_classes, count_components, cou
 from ._conventions import CONVENTIONS, Convention
 from ._evaluation import Evaluation, Matches
 from ._instances import list_matches, match, score_aggregated, score_matching, score_ranking, tabulate_instances
+from ._metrics import DISTANCES, RANKING, SUMMED
 from ._neighbors import neighbor_offsets
 from ._overlap import VOID, Overlaps, add_overlaps, find_boxes
 from ._partition import score_partition
@@ -51,11 +52,6 @@ from .errors import InputError, InputTypeError, Lpa3dWarning
 from .kernels.touching import separate_slab
 
 __all__ = ["evaluate"]
-
-SUMMED = ("tp", "fp", "fn")
-"""Metrics that are summed over the classes; the others are averaged."""
-
-DISTANCES = ("hausdorff", "hd95", "assd")
 
 ALL = None
 """Name of the one part where there are no classes."""
@@ -394,7 +390,7 @@ def _average(classes: list[dict[str, float]], keys: list[str], convention: Conve
             means[key] = sum(values)
             continue
         # COCO's mark of a class without references is no precision.
-        absent = convention.ap_absent if key.startswith(("ap50", "ap75", "map")) else None
+        absent = convention.ap_absent if key.startswith(RANKING) else None
         known = [value for value in values if value != absent]
         means[key] = _mean(known or values)
     return means

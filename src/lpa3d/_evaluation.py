@@ -14,28 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ._differences import Differences, list_merges, list_missed, list_splits, list_spurious
+from ._metrics import PARTITION, SEMANTIC
 from ._overlap import Overlaps
 from ._tables import Table, to_frame
 
 __all__ = ["Evaluation", "Matches"]
 
-GROUPS = {
-    "semantic": ("accuracy", "precision", "recall", "specificity", "dice", "iou", "conformity", "pixel_error"),
-    "partition": (
-        "rand_index",
-        "rand_error",
-        "arand",
-        "rand_split",
-        "rand_merge",
-        "voi_split",
-        "voi_merge",
-        "voi",
-        "nvi",
-        "v_rand",
-        "v_info",
-        "cremi",
-    ),
-}
+GROUPS = {"semantic": SEMANTIC, "partition": PARTITION}
 """What `repr` puts under a heading of its own; all else is about instances."""
 
 SHOWN_CLASSES = 12
