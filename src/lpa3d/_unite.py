@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,16 @@ from ._checks import MAX_ID
 from .errors import InputError, InputTypeError
 from .kernels.unite import find_smallest, unite_all, unite_allowed
 
-__all__ = ["check_links", "check_pairs", "find_positions", "flag_first", "list_some", "sort_pairs", "unite_ids"]
+__all__ = [
+    "check_links",
+    "check_pairs",
+    "find_positions",
+    "flag_first",
+    "list_some",
+    "sort_pairs",
+    "unite_ids",
+    "unite_musts",
+]
 
 Ids = npt.NDArray[np.int64]
 
@@ -137,32 +146,56 @@ def unite_ids(
     """
     must = find_positions(ids, must_link, "must_link")
     apart = find_positions(ids, cannot_link, "cannot_link")
+    parents = unite_musts(must, apart, groups, names, lambda position: str(ids[position]))
+    # Pairs come sorted by id, so a stable sort leaves ties in that order.
+    order = np.argsort(-evidence, kind="stable")
+    unite_allowed(find_positions(ids, pairs, "pairs"), order, groups, apart, parents)
+    roots = np.empty_like(parents)
+    find_smallest(parents, roots)
+    return ids[roots]
+
+
+def unite_musts(
+    must: Ids, apart: Ids, groups: npt.NDArray[np.int64], names: Sequence[Any], show: Callable[[int], str]
+) -> npt.NDArray[np.int64]:
+    """Unite the ends of every must-link and return the union-find's parents.
+
+    Parameters
+    ----------
+    must, apart : (m, 2) int64
+        Positions ``0..n-1`` that must, and that must not, be in one component.
+    groups : (n,) int64
+        Positions of different groups never join; `names` names the groups.
+    show
+        What a message calls a position.
+
+    Raises
+    ------
+    InputError
+        If constraints contradict each other.
+    """
     split = np.flatnonzero(groups[must[:, 0]] != groups[must[:, 1]])
     if split.size:
-        (a, b), (class_a, class_b) = must_link[split[0]].tolist(), groups[must[split[0]]].tolist()
+        a, b = must[split[0]].tolist()
         raise InputError(
-            f"must_link joins {a} (class {names[class_a]}) and {b} (class {names[class_b]}), but different "
-            f"classes never join; {split.size} pair(s) do so: remove them or correct classes"
+            f"must_link joins {show(a)} (class {names[groups[a]]}) and {show(b)} (class {names[groups[b]]}), but "
+            f"different classes never join; {split.size} pair(s) do so: remove them or correct classes"
         )
-    parents = np.arange(len(ids))
+    parents = np.arange(len(groups))
     unite_all(must, parents)
     roots = np.empty_like(parents)
     find_smallest(parents, roots)
     broken = np.flatnonzero(roots[apart[:, 0]] == roots[apart[:, 1]])
     if broken.size:
-        a, b = cannot_link[broken[0]].tolist()
-        chain = " - ".join(map(str, _find_chain(must_link, a, b)))
+        a, b = apart[broken[0]].tolist()
+        chain = " - ".join(map(show, _find_chain(must, a, b)))
         raise InputError(
-            f"cannot_link keeps {a} and {b} apart, but must_link joins them: {chain}; {broken.size} pair(s) of "
-            f"cannot_link contradict must_link: remove one side"
+            f"cannot_link keeps {show(a)} and {show(b)} apart, but must_link joins them: {chain}; {broken.size} "
+            f"pair(s) of cannot_link contradict must_link: remove one side"
             if a != b
-            else f"cannot_link keeps {a} apart from itself; remove the pair ({a}, {a})"
+            else f"cannot_link keeps {show(a)} apart from itself; remove the pair ({show(a)}, {show(a)})"
         )
-    # Pairs come sorted by id, so a stable sort leaves ties in that order.
-    order = np.argsort(-evidence, kind="stable")
-    unite_allowed(find_positions(ids, pairs, "pairs"), order, groups, apart, parents)
-    find_smallest(parents, roots)
-    return ids[roots]
+    return parents
 
 
 def _find_chain(links: Ids, start: int, end: int) -> list[int]:

@@ -1,0 +1,533 @@
+"""Make one 3D segmentation of instances found slice by slice: the verb `stitch`.
+
+Stages
+------
+1. *List* the sections (one id on one slice) with area, centre and box (parallel over slabs); number them slice by slice,
+   in raster order, and write the numbers in place of the ids.
+2. *Count* the voxels that sections share with those of the next slice (parallel over slabs; both tables add up over any
+   cut of the volume).
+3. *Chain* sections of equal class in the order of the slices' distance, then of decreasing evidence, so that a group has
+   one section to a slice (a union-find). Across a gap a section is looked for where its motion puts it.
+4. *Branch*: groups that share slices are united where one of them begins or ends in the other.
+5. *Number* the groups by their first voxels and write the numbers (parallel over slabs).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._checks import MAX_ID, as_bits, canonical_out, instance_ids, seal
+from ._classes import check_classes
+from ._neighbors import UNIT
+from ._overlap import count_overlaps
+from ._threads import num_threads, run_all, split
+from ._unite import list_some, unite_musts
+from .errors import InputError, InputTypeError
+from .kernels import stitch as kernels
+from .kernels.sections import average_motions
+from .kernels.unite import find_smallest, unite_allowed
+
+__all__ = ["stitch"]
+
+SLAB_VOXELS = 2**18
+"""Smallest slab that is worth a thread of its own."""
+
+WIDE = 2**32
+"""Volumes of as many voxels get 64-bit numbers."""
+
+COVERED = (3, 10)
+"""Sections are chained only if they share more than this part of the smaller one."""
+
+SINGLE = (1, 5)
+"""Groups are united only if their largest junction, squared, is more than this part of (all that they share) times (the
+largest section of the smaller one). Branches and fragments have .22 to 1, touching neighbours less than .15."""
+
+JOINED = (1, 2)
+"""And only if that junction covers more than this part of the smaller group's section there."""
+
+STEPS = 2
+"""Slices over which a section's own motion is measured."""
+
+MOST = 8
+"""Voxels that a section may move from slice to slice."""
+
+REACH = 60
+"""Voxels within which neighbours tell a section's motion."""
+
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Sections:
+    """The sections, numbered slice by slice.
+
+    Attributes
+    ----------
+    slices, ids, areas, firsts : (n,) int64
+        Slice, id, voxels, and flat index of the first voxel.
+    boxes : (n, 4) int64
+        First row and column, and one after the last.
+    centres : (n, 2) int64
+        In 1/16 voxel.
+    present : (p,) int64
+        The slices that have sections.
+    ranks : (n,) int64
+        The position of each section's slice among them.
+    starts : (p + 1,) int64
+        The first section of each of them.
+    """
+
+    slices: Ints
+    ids: Ints
+    areas: Ints
+    firsts: Ints
+    boxes: Ints
+    centres: Ints
+    present: Ints
+    ranks: Ints
+    starts: Ints
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def name(self, k: int) -> str:
+        """Return what messages call a section."""
+        return f"({self.slices[k]}, {self.ids[k]})"
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs of an earlier and a later section, sorted, each once, and twice the voxels that they share."""
+
+    sections: Ints
+    shared: Ints
+
+
+def stitch(
+    slices: Any,
+    *,
+    classes: Any = None,
+    axis: int = 0,
+    max_gap: int = 3,
+    branching: bool = True,
+    bad_slices: Iterable[int] = (),
+    must_link: Iterable[Any] = (),
+    cannot_link: Iterable[Any] = (),
+    out: npt.NDArray[Any] | None = None,
+) -> npt.NDArray[Any]:
+    """Unite instances that were found slice by slice to 3D instances."""
+    ids = instance_ids(slices, "slices")
+    shape: tuple[int, int, int] = ids.shape
+    across = _check_axis(axis, slices.ndim)
+    gap = _check_gap(max_gap)
+    usable = _check_bad(bad_slices, shape[across])
+    must = _check_links(must_link, "must_link", shape[across])
+    cannot = _check_links(cannot_link, "cannot_link", shape[across])
+    class_of = _check_class_map(classes, slices)
+    dtype = np.dtype(np.uint32 if ids.size < WIDE else np.uint64)
+    target = canonical_out(out, slices.shape, dtype, (slices, classes))
+
+    result = np.empty(shape, dtype) if target is None else target
+    flat = as_bits(result).reshape(-1)
+    sections = _list_sections(ids, across, usable, flat)
+    groups, names = _find_classes(class_of, sections, result)
+    must_pairs = _find_sections(must, "must_link", sections, usable)
+    apart = _find_sections(cannot, "cannot_link", sections, usable)
+    parents = unite_musts(must_pairs, apart, groups, names, sections.name)
+    chains = _Chains(sections, groups, flat, shape, across, parents, apart)
+    neighbors = chains.chain(min(gap, shape[across]))
+    if branching:
+        chains.branch(neighbors)
+    smallest = np.empty_like(parents)
+    find_smallest(chains.parents, smallest)
+    _write_numbers(smallest, sections.firsts, flat)
+    return result.reshape(slices.shape) if out is None else out
+
+
+class _Chains:
+    """The groups of sections while they are united."""
+
+    def __init__(
+        self,
+        sections: _Sections,
+        classes: Ints,
+        flat: npt.NDArray[Any],
+        shape: tuple[int, int, int],
+        axis: int,
+        parents: Ints,
+        apart: Ints,
+    ) -> None:
+        self.sections, self.classes = sections, classes
+        self.volume, self.shape, self.axis = seal(flat), shape, axis
+        strides = shape[1] * shape[2], shape[2], 1
+        self.stride = strides[axis]
+        inside = [side for side in range(3) if side != axis]
+        self.plane = *(strides[side] for side in inside), *(shape[side] for side in inside)
+        self.apart, self.chain_of = apart, np.empty(2 * len(apart), np.int64)
+        self.groups = np.empty((8, len(sections)), np.int64)
+        self.groups[kernels.PARENT] = parents
+        kernels.start_groups(sections.ranks, self.apart, self.chain_of, self.groups)
+        # Neighbours are looked for in a slice and class, from top to bottom.
+        self.order = np.lexsort((sections.centres[:, 0], classes, sections.ranks))
+
+    @property
+    def parents(self) -> Ints:
+        """The parents of the union-find; kernels write to them."""
+        return self.groups[kernels.PARENT]
+
+    def chain(self, max_gap: int) -> _Pairs:
+        """Unite sections to groups with one section to a slice; return what neighbouring slices share."""
+        present, ranks, slices = self.sections.present, self.sections.ranks, self.sections.slices
+        unmoved = self._count_neighbors(max_gap)
+        gaps = slices[unmoved.sections[:, 1]] - slices[unmoved.sections[:, 0]]
+        neighbors = [_Pairs(unmoved.sections, unmoved.shared)]
+        for distance in range(1, len(present)):
+            apart = present[distance:] - present[:-distance]
+            for gap in np.unique(apart[apart <= max_gap]).tolist():
+                if gap == 1:
+                    links = _Pairs(unmoved.sections[gaps == 1], unmoved.shared[gaps == 1])
+                else:
+                    links = self._count_moved(np.flatnonzero(apart == gap), distance, gap)
+                    if distance == 1:
+                        neighbors.append(links)
+                self._unite(links, ranks)
+        largest = np.concatenate([pairs.shared for pairs in neighbors])
+        return _gather(np.concatenate([pairs.sections for pairs in neighbors]), largest, np.maximum)
+
+    def _unite(self, links: _Pairs, ranks: Ints) -> None:
+        """Unite what shares enough, in the order of decreasing intersection over union."""
+        areas = self.sections.areas[links.sections]
+        alike = self.classes[links.sections[:, 0]] == self.classes[links.sections[:, 1]]
+        strong = np.flatnonzero(
+            alike & (links.shared * COVERED[1] > 2 * COVERED[0] * areas.min(axis=1, initial=MAX_ID))
+        )
+        evidence = links.shared[strong] / (2 * areas[strong].sum(axis=1) - links.shared[strong])
+        # Pairs come sorted, so a stable sort leaves ties in that order.
+        order = strong[np.argsort(-evidence, kind="stable")]
+        kernels.chain_sections(links.sections, order, ranks, self.apart, self.chain_of, self.groups)
+
+    def _count_neighbors(self, max_gap: int) -> _Pairs:
+        """Return what the sections of each slice share with those of the next one that has any, up to `max_gap`."""
+        present = self.sections.present
+        steps = np.zeros(self.shape[self.axis], np.int64)
+        gaps = np.diff(present)
+        steps[present[:-1]] = np.where(gaps <= max_gap, gaps, 0) * self.stride
+
+        def count(bounds: tuple[int, int]) -> Ints:
+            rows: Ints = kernels.count_neighbors(self.volume, self.shape, self.axis, *bounds, steps)
+            return rows.copy()
+
+        rows = np.concatenate([np.empty((0, 3), np.int64), *run_all(count, _slabs(self.shape))])
+        return _gather(rows[:, :2], 2 * rows[:, 2], np.add)
+
+    def _count_moved(self, firsts: Ints, distance: int, gap: int) -> _Pairs:
+        """Return what the sections on both sides of gaps share where their motion puts them.
+
+        Parameters
+        ----------
+        firsts
+            Ranks of the slices before the gaps.
+        distance, gap
+            From there to the slices after the gaps, in ranks and in slices.
+        """
+        sections = self.sections
+        n = len(sections)
+        opened = np.empty((2, n), np.bool_)
+        kernels.find_open(sections.ranks, distance, self.groups, *opened)
+        # Slices that have nothing to unite need no motion.
+        counts = np.array([np.append(0, np.cumsum(side)) for side in opened])
+        starts = sections.starts
+        ends = counts[0, starts[firsts + 1]] > counts[0, starts[firsts]]
+        begins = counts[1, starts[firsts + distance + 1]] > counts[1, starts[firsts + distance]]
+        firsts = firsts[ends & begins]
+        shifts = []
+        for side, ranks in enumerate((firsts, firsts + distance)):
+            asked = np.zeros(len(sections.present), np.bool_)
+            asked[ranks] = True
+            opened[side] &= asked[sections.ranks]
+            shifts.append(self._find_shifts(side, opened[side], gap))
+        shifts[1] = -shifts[1]
+
+        def count(first: int) -> Ints:
+            rows = []
+            for side in range(2):
+                here, there = (first, first + distance)[:: -1 if side else 1]
+                plane = *(int(sections.present[rank]) * self.stride for rank in (here, there)), *self.plane
+                some = int(starts[here]), int(starts[here + 1])
+                found = kernels.count_shifted(
+                    self.volume, plane, some, sections.boxes, shifts[side], opened[side], opened[1 - side]
+                )
+                rows.append(found[:, [1, 0, 2]] if side else found)
+            return np.concatenate(rows)
+
+        rows = np.concatenate([np.empty((0, 3), np.int64), *run_all(count, firsts.tolist())])
+        # Forward and backward: twice the mean.
+        return _gather(rows[:, :2], rows[:, 2], np.add)
+
+    def _find_shifts(self, side: int, asked: Flags, gap: int) -> Ints:
+        """Return how many voxels the sections before (side 0) or after a gap move over it: as before, or as neighbours."""
+        sections = self.sections
+        motions = np.zeros((len(sections), 2), np.int64)
+        pointers = self.groups[kernels.AFTER if side else kernels.BEFORE]
+        limits = gap, STEPS
+        known = kernels.find_motions(pointers, sections.ranks, sections.slices, sections.centres, limits, motions)
+        lone = np.flatnonzero(asked & ~known)
+        pool = self.order[known[self.order]]
+        if len(lone) and len(pool):
+            kinds = int(self.classes.max()) + 1
+            keys = sections.ranks * kinds + self.classes
+            bounds = np.stack([np.searchsorted(keys[pool], keys[lone], edge) for edge in ("left", "right")], axis=1)
+            found = np.empty((len(lone), 2), np.int64)
+            average_motions(
+                sections.centres[lone],
+                bounds,
+                np.full(len(lone), -1),
+                sections.centres[pool],
+                motions[pool],
+                np.array([UNIT, UNIT]),
+                16 * UNIT * REACH,
+                found,
+            )
+            motions[lone] = found
+        most = 16 * MOST * gap
+        return np.asarray(np.rint(np.clip(motions, -most, most) / 16).astype(np.int64))
+
+    def branch(self, neighbors: _Pairs) -> None:
+        """Unite groups that share slices where the one begins or ends in the other.
+
+        `neighbors` is what sections of neighbouring slices share.
+        """
+        roots = np.empty_like(self.parents)
+        find_smallest(self.parents, roots)
+        ends = roots[neighbors.sections]
+        rows = np.flatnonzero((ends[:, 0] != ends[:, 1]) & (self.classes[ends[:, 0]] == self.classes[ends[:, 1]]))
+        if not len(rows):
+            return
+        ends, pairs, shared = ends[rows], neighbors.sections[rows], neighbors.shared[rows]
+        areas = self.sections.areas
+        largest = areas.copy()
+        np.maximum.at(largest, roots, areas)
+        # The smaller group's side first.
+        turned = (largest[ends[:, 1]] < largest[ends[:, 0]]) | (
+            (largest[ends[:, 1]] == largest[ends[:, 0]]) & (ends[:, 1] < ends[:, 0])
+        )
+        before, after = self.groups[kernels.BEFORE], self.groups[kernels.AFTER]
+        earlier, later = pairs.T
+        # A junction: the one group ends there, and the other goes on.
+        junction = ((after[earlier] < 0) & (after[later] >= 0)) | ((before[later] < 0) & (before[earlier] >= 0))
+        own = np.where(turned, later, earlier)
+        ends[turned] = ends[turned, ::-1]
+        order = np.lexsort((ends[:, 1], ends[:, 0]))
+        first = np.flatnonzero(np.append(True, (np.diff(ends[order], axis=0) != 0).any(axis=1)))
+        total = np.add.reduceat(shared[order], first)
+        at_junction = np.where(junction, shared, 0)[order]
+        most = np.maximum.reduceat(at_junction, first)
+        # Of junctions that tie, the one that covers most.
+        counts = np.diff(np.append(first, len(order)))
+        smallest = np.minimum.reduceat(
+            np.where(at_junction == np.repeat(most, counts), areas[own[order]], MAX_ID), first
+        )
+        links = ends[order[first]]
+        evidence = most * (most / (total * largest[links[:, 0]] * 2))
+        strong = np.flatnonzero((evidence * SINGLE[1] > SINGLE[0]) & (most * JOINED[1] > 2 * JOINED[0] * smallest))
+        links = np.sort(links[strong], axis=1)
+        chosen = np.lexsort((links[:, 1], links[:, 0], -evidence[strong]))
+        unite_allowed(links, chosen, self.classes, self.apart, self.parents)
+
+
+def _gather(pairs: Ints, shared: Ints, how: np.ufunc) -> _Pairs:
+    """Return the pairs sorted and each once, with `shared` of equal pairs reduced by `how`."""
+    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    pairs, shared = pairs[order], shared[order]
+    first = np.flatnonzero(np.append(True, (pairs[1:] != pairs[:-1]).any(axis=1))[: len(pairs)])
+    return _Pairs(pairs[first], how.reduceat(shared, first) if len(first) else shared)
+
+
+def _slabs(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
+    """Cut the rows of a volume for the threads."""
+    size = shape[0] * shape[1] * shape[2]
+    return split(shape[0] * shape[1], min(4 * num_threads(), size // SLAB_VOXELS)) if size else []
+
+
+def _list_sections(ids: npt.NDArray[Any], axis: int, usable: Flags, flat: npt.NDArray[Any]) -> _Sections:
+    """List the sections of canonical `ids` on the slices that are `usable`, and write their numbers, from 1, to `flat`."""
+    source = seal(as_bits(ids)).reshape(-1)
+    slabs = _slabs(ids.shape)
+
+    def find(bounds: tuple[int, int]) -> Ints:
+        rows: Ints = kernels.list_sections(source, ids.shape, axis, *bounds, usable, flat)
+        return rows.copy()
+
+    parts = run_all(find, slabs)
+    rows = np.concatenate([np.empty((0, 10), np.int64), *parts])
+    order = np.lexsort((rows[:, kernels.ID], rows[:, kernels.SLICE]))
+    keys = rows[order][:, [kernels.SLICE, kernels.ID]]
+    new = np.append(True, (keys[1:] != keys[:-1]).any(axis=1))[: len(keys)]
+    first = np.flatnonzero(new)
+    table = rows[order[first]]
+    for reduce, columns in (
+        (np.add, [kernels.AREA, kernels.ROWS, kernels.COLUMNS]),
+        (np.minimum, [kernels.ROW_LO, kernels.COLUMN_LO, kernels.FIRST]),
+        (np.maximum, [kernels.ROW_HI, kernels.COLUMN_HI]),
+    ):
+        if len(first):
+            table[:, columns] = reduce.reduceat(rows[order][:, columns], first)
+    numbering = np.lexsort((table[:, kernels.FIRST], table[:, kernels.SLICE]))
+    table = table[numbering]
+    place = np.empty(len(table), np.int64)
+    place[numbering] = np.arange(1, len(table) + 1)
+    numbers = np.empty(len(rows), np.int64)
+    numbers[order] = place[np.cumsum(new) - 1]
+    stops = np.cumsum([len(part) for part in parts])
+    width = ids.shape[2]
+
+    def renumber(part: int) -> None:
+        lo, hi = slabs[part]
+        own = np.append(0, numbers[stops[part] - len(parts[part]) : stops[part]])
+        kernels.replace_numbers(own, flat[lo * width : hi * width])
+
+    run_all(renumber, range(len(slabs)))
+    present, ranks = np.unique(table[:, kernels.SLICE], return_inverse=True)
+    centres = np.empty((len(table), 2), np.int64)
+    kernels.find_centres(table, centres)
+    return _Sections(
+        slices=table[:, kernels.SLICE].copy(),
+        ids=table[:, kernels.ID].copy(),
+        areas=table[:, kernels.AREA].copy(),
+        firsts=table[:, kernels.FIRST].copy(),
+        boxes=table[:, kernels.ROW_LO : kernels.COLUMN_HI + 1].copy(),
+        centres=centres,
+        present=present,
+        ranks=ranks,
+        starts=np.searchsorted(ranks, np.arange(len(present) + 1)),
+    )
+
+
+def _find_classes(classes: Any, sections: _Sections, numbers: npt.NDArray[Any]) -> tuple[Ints, list[Any]]:
+    """Return the class of each section as a position in a list of classes, and that list."""
+    groups = np.zeros(len(sections), np.int64)
+    if classes is None:
+        return groups, []
+    pairs = count_overlaps(numbers, classes).pairs
+    found = pairs[(pairs[:, 0] > 0) & (pairs[:, 1] != 0)]
+    values, positions = np.unique(found[:, 1], return_inverse=True)
+    # Messages say what the caller wrote; the kernel saw the bits as numbers of another sign.
+    bits = np.dtype(f"u{classes.dtype.itemsize}")
+    names = [0, *values.astype(bits).view(classes.dtype).tolist()]
+    several = np.flatnonzero(found[1:, 0] == found[:-1, 0])
+    if several.size:
+        k = several[0]
+        spread = np.unique(found[several, 0]) - 1
+        raise InputError(
+            f"{len(spread)} section(s) (slice, id) lie on more than one class: "
+            f"{list_some([sections.name(section) for section in spread[:6].tolist()])}; "
+            f"{sections.name(int(spread[0]))} is on {names[positions[k] + 1]} and {names[positions[k + 1] + 1]}. Give the "
+            f"parts of such a section different ids, or set classes to one of them there"
+        )
+    groups[found[:, 0] - 1] = positions + 1
+    return groups, names
+
+
+def _find_sections(links: Ints, name: str, sections: _Sections, usable: Flags) -> Ints:
+    """Return the sections ``(m, 2)`` that the rows ``(slice, id, slice, id)`` name."""
+    ends = links.reshape(-1, 2)
+    if not len(ends):
+        return ends
+    wanted = set(map(tuple, ends.tolist()))
+    rows = np.flatnonzero(np.isin(sections.ids, ends[:, 1]))
+    found = {(int(sections.slices[k]), int(sections.ids[k])): int(k) for k in rows}
+    absent = sorted(wanted - found.keys())
+    if absent:
+        shown = list_some(absent)
+        if not usable[absent[0][0]]:
+            shown += f" (slice {absent[0][0]} is one of bad_slices)"
+        raise InputError(
+            f"{name} names {len(absent)} section(s) (slice, id) that slices does not hold: {shown}; remove their pairs, "
+            f"or correct them"
+        )
+    return np.array([found[z, i] for z, i in ends.tolist()], np.int64).reshape(-1, 2)
+
+
+def _write_numbers(smallest: Ints, firsts: Ints, flat: npt.NDArray[Any]) -> None:
+    """Replace the number of each section by that of its group, in raster order of the groups' first voxels."""
+    start = np.full(len(firsts), MAX_ID)
+    np.minimum.at(start, smallest, firsts)
+    roots = np.flatnonzero(smallest == np.arange(len(smallest)))
+    numbers = np.zeros(len(firsts) + 1, np.int64)
+    rank = np.empty(len(firsts), np.int64)
+    rank[roots[np.argsort(start[roots])]] = np.arange(1, len(roots) + 1)
+    numbers[1:] = rank[smallest]
+    bounds = split(flat.size, min(2 * num_threads(), flat.size // SLAB_VOXELS))
+    run_all(lambda part: kernels.replace_numbers(numbers, flat[slice(*part)]), bounds)
+
+
+def _check_axis(axis: Any, ndim: int) -> int:
+    """Return the axis of ``(Z, Y, X)`` that slices lie across."""
+    try:
+        value = operator.index(axis)
+    except TypeError:
+        raise InputTypeError(f"axis is {axis!r}; 0, 1 or 2 is needed") from None
+    if ndim == 2 and value != 0:
+        raise InputError(f"axis is {axis!r}; a 2D array is one slice, across axis=0")
+    if not -3 <= value <= 2:
+        raise InputError(f"axis is {axis!r}; 0, 1 or 2 is needed")
+    return value % 3
+
+
+def _check_gap(max_gap: Any) -> int:
+    """Return the largest distance of slices whose sections are united."""
+    need = "a whole number of slices, at least 1, is needed, e.g. max_gap=3"
+    try:
+        value = operator.index(max_gap)
+    except TypeError:
+        raise InputTypeError(f"max_gap is {max_gap!r}; {need}") from None
+    if value < 1:
+        raise InputError(f"max_gap is {max_gap!r}; {need}")
+    return value
+
+
+def _check_bad(bad_slices: Any, depth: int) -> Flags:
+    """Return which slices are usable."""
+    need = f"positions from 0 to {depth - 1} across the axis are needed, e.g. bad_slices=[7, 31]"
+    try:
+        bad = sorted({operator.index(z) for z in bad_slices})
+    except TypeError:
+        raise InputTypeError(f"bad_slices is {bad_slices!r}; {need}") from None
+    if bad and not 0 <= bad[0] <= bad[-1] < depth:
+        raise InputError(f"bad_slices holds {bad[0]} to {bad[-1]}; {need}")
+    usable = np.ones(depth, np.bool_)
+    usable[bad] = False
+    return usable
+
+
+def _check_links(links: Any, name: str, depth: int) -> Ints:
+    """Return pairs of sections as rows ``(slice, id, slice, id)``."""
+    need = f"pairs of sections (slice, id) are needed, e.g. {name}=[((3, 7), (4, 12))]"
+    if isinstance(links, np.ndarray) and links.size and links.dtype.kind not in "ui":
+        raise InputTypeError(f"{name} has dtype {links.dtype}, but slices and ids are integers; {need}")
+    try:
+        rows = [tuple(map(operator.index, (z, a, w, b))) for (z, a), (w, b) in links]
+    except (TypeError, ValueError):
+        raise InputTypeError(f"{name} cannot be read as pairs of sections; {need}") from None
+    for z, a, w, b in rows:
+        if not (0 <= min(z, w) <= max(z, w) < depth and 1 <= min(a, b) <= max(a, b) <= MAX_ID):
+            raise InputError(
+                f"{name} holds (({z}, {a}), ({w}, {b})); slices are from 0 to {depth - 1}, ids from 1 to 2**63 - 1"
+            )
+    return np.array(rows, np.int64).reshape(-1, 4)
+
+
+def _check_class_map(classes: Any, slices: npt.NDArray[Any]) -> Any:
+    """Return None or a canonical class map in its own dtype."""
+    if isinstance(classes, Mapping):
+        raise InputTypeError(
+            "classes is a mapping, but an id means something else on each slice; a class map of the same shape is needed"
+        )
+    return check_classes(classes, "classes", slices, "slices")
