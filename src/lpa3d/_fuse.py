@@ -30,8 +30,8 @@ from .kernels import fuse as kernels
 
 __all__ = ["Conflicts", "Fused", "Provenance", "fuse"]
 
-SLAB_VOXELS = 2**18
-"""Voxels of a slab: what is made of it stays in the caches."""
+SLAB_VOXELS = 2**20
+"""Voxels of a slab: smaller ones leave more rows to add up, larger ones take more memory for each thread."""
 
 CLASSES, INSTANCES, SLICES = "classes", "instances", "slices"
 LABELS = (INSTANCES, SLICES)
@@ -200,8 +200,8 @@ def fuse(
     instances : ndarray of bool or any integer dtype, same shape, optional
         Ids of 3D objects, 0 is unlabelled, at most 2**63 - 1: an expert's, on some slices or anywhere.
     slices : ndarray of bool or any integer dtype, same shape, optional
-        Ids of 3D objects, 0 is unlabelled: 2D predictions of every slice, after `stitch`. At least one of the three
-        is needed.
+        Ids of 3D objects, 0 is unlabelled: 2D predictions of every slice, after `stitch`; without it, every section
+        that meets no object of `instances` would become an object. At least one of the three is needed.
     complete_slices : iterable of int, optional
         Positions across `axis`, from 0. There the more trusted label source that is given has annotated everything:
         what it leaves unlabelled is background, whatever the other sources and `priority` say.
@@ -263,7 +263,8 @@ def fuse(
     *What a voxel is.* The sources speak in the order of `priority`. A label source speaks of the voxels that it labels,
     and says an id and its class; `classes` speaks of all voxels. What contradicts a more trusted source is overruled.
     So a more trusted class map leaves no seeds on its background or on other classes, and a less trusted one is changed
-    to what objects say.
+    to what objects say. Trust `classes` more than `slices` if these are of a tool that segments everything, not only
+    what is looked for: ``priority=("instances", "classes", "slices")``.
 
     *Conflicts.* Each voxel of each overruled source is in exactly one row; a voxel on which two sources are overruled
     is in two.
@@ -281,7 +282,7 @@ def fuse(
 
     Everything is decided in integers on an additive table of combinations, so neither the number of threads nor the
     order of work changes anything. Memory above the input: the results, that is the dtypes of volume and seeds and one
-    byte per voxel; some 20 MB for each thread; and some 500 bytes for each combination of two ids and a class that
+    byte per voxel; up to 40 MB for each thread; and some 500 bytes for each combination of two ids and a class that
     share a voxel. Inputs are copied where they are not C-ordered or not in native byte order.
 
     Examples
@@ -726,11 +727,11 @@ def _refuse_unknown(decided: _Decided, objects: _Objects, rows: _Rows, values: A
         here = at & (objects.classes[numbers] == UNKNOWN) & (numbers > 0)
         ids = np.unique(rows.keys[here, column])
         if ids.size:
-            name = f"{source[:-1]}_classes"
             raise InputError(
-                f"{len(ids)} object(s) of {source} have no class: {list_some(ids)}. They are in no mapping and on no "
-                f"class of a class map, and there are several classes: {list_some(values[1:].tolist())}. Pass "
-                f"{name}={{{ids[0]}: {values[1]}, ...}}"
+                f"{len(ids)} object(s) of {source} have no class: {list_some(ids)}. No mapping names them, they lie on "
+                f"no class of a class map, and there are several classes: {list_some(values[1:].tolist())}. Pass "
+                f"{source[:-1]}_classes={{{ids[0]}: {values[1]}, ...}}; or, to leave objects on background out, name "
+                f"'classes' before {source!r} in priority"
             )
 
 
