@@ -10,21 +10,39 @@ if TYPE_CHECKING:
     from ._conventions import Convention
     from ._evaluate import evaluate
     from ._evaluation import Evaluation
+    from ._fuse import Conflicts, Fused, Provenance, fuse
     from ._label import label
     from ._merge import merge
     from ._propagate import propagate
 
-__all__ = ["Contacts", "Convention", "Evaluation", "contacts", "evaluate", "label", "merge", "propagate"]
+__all__ = [
+    "Conflicts",
+    "Contacts",
+    "Convention",
+    "Evaluation",
+    "Fused",
+    "Provenance",
+    "contacts",
+    "evaluate",
+    "fuse",
+    "label",
+    "merge",
+    "propagate",
+]
 
 __version__ = "0.1.0"
 
 # Verbs are loaded when first asked for: Numba takes longer to import than `lpa3d --help` may take to answer.
 _HOMES = {
+    "Conflicts": "_fuse",
     "Contacts": "_contacts",
     "Convention": "_conventions",
     "Evaluation": "_evaluation",
+    "Fused": "_fuse",
+    "Provenance": "_fuse",
     "contacts": "_contacts",
     "evaluate": "_evaluate",
+    "fuse": "_fuse",
     "label": "_label",
     "merge": "_merge",
     "propagate": "_propagate",

@@ -290,11 +290,11 @@ def fuse(
     An expert labelled one slice. On the next ones predictions call the second object 5, and nobody saw the third:
 
     >>> import numpy as np
-    >>> import lpa3d._fuse
+    >>> import lpa3d
     >>> classes = np.array([[[1, 1, 0, 2, 2, 0, 1]], [[1, 1, 0, 2, 0, 0, 1]]])
     >>> instances = np.array([[[7, 7, 0, 3, 3, 0, 0]], [[0, 0, 0, 0, 0, 0, 0]]])
     >>> slices = np.array([[[4, 4, 0, 5, 0, 0, 0]], [[4, 4, 4, 5, 5, 0, 0]]])
-    >>> fused = lpa3d._fuse.fuse(classes=classes, instances=instances, slices=slices)
+    >>> fused = lpa3d.fuse(classes=classes, instances=instances, slices=slices)
     >>> fused.seeds
     array([[[7, 7, 0, 3, 3, 0, 0]],
     <BLANKLINE>
