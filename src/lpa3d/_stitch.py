@@ -48,6 +48,14 @@ SINGLE = (1, 5)
 """Groups are united only if their largest junction, squared, is more than this part of (all that they share) times (the
 largest section of the smaller one). Branches and fragments have .22 to 1, touching neighbours less than .15."""
 
+SINGLE_BLUNT = (1, 20)
+BLUNT = (3, 5)
+"""Or more than this smaller part, if the group that ends there ends bluntly: its last section has more than `BLUNT` of the
+area of the one before it. Branches do, and the ends of neighbours are round."""
+
+WHOLE = 3
+"""Sections of a group that is no fragment. A fragment joins one group, and must not tie two of them together."""
+
 JOINED = (1, 2)
 """And only if that junction covers more than this part of the smaller group's section there."""
 
@@ -304,42 +312,83 @@ class _Chains:
 
         `neighbors` is what sections of neighbouring slices share.
         """
+        pairs, shared = neighbors.sections, neighbors.shared
+        areas = self.sections.areas
         roots = np.empty_like(self.parents)
         find_smallest(self.parents, roots)
+        lengths = np.bincount(roots, minlength=len(roots))[roots]
+        junction = np.zeros(len(pairs), np.bool_)
+        blunt = np.zeros(len(pairs), np.bool_)
+        for side in range(2):
+            # The group of the tip ends there, the other goes on; `back` is the tip's own neighbour.
+            tip, other = pairs[:, side], pairs[:, 1 - side]
+            onward, backward = (self.groups[row] for row in (kernels.AFTER, kernels.BEFORE)[:: -1 if side else 1])
+            ends = (onward[tip] < 0) & ((onward[other] >= 0) | (lengths[tip] < WHOLE))
+            back = backward[tip]
+            alike = (back >= 0) & (areas[tip] * BLUNT[1] > BLUNT[0] * areas[back])
+            junction |= ends
+            blunt |= ends & alike & (shared * JOINED[1] > 2 * JOINED[0] * areas[tip])
+        whole = (lengths[pairs] >= WHOLE).all(axis=1)
+        alike = self.classes[pairs[:, 0]] == self.classes[pairs[:, 1]]
+
+        links, evidence = self._rate(neighbors, alike & whole, junction, blunt, roots)
+        self._accept(links, evidence)
+        while True:
+            find_smallest(self.parents, roots)
+            links, evidence = self._rate(neighbors, alike, junction, blunt, roots)
+            links, evidence = self._drop_apart(links, evidence, roots)
+            if not len(links):
+                return
+            # Each group joins the one that it belongs to most, and what then is left is rated again.
+            order = np.lexsort((links[:, 1], -evidence, links[:, 0]))
+            best = order[np.append(True, np.diff(links[order, 0]) != 0)]
+            self._accept(links[best], evidence[best])
+
+    def _rate(
+        self, neighbors: _Pairs, rows: Flags, junction: Flags, blunt: Flags, roots: Ints
+    ) -> tuple[Ints, npt.NDArray[np.float64]]:
+        """Return pairs of groups, the smaller first, that are to be united, and the evidence, of all more than 1."""
         ends = roots[neighbors.sections]
-        rows = np.flatnonzero((ends[:, 0] != ends[:, 1]) & (self.classes[ends[:, 0]] == self.classes[ends[:, 1]]))
-        if not len(rows):
-            return
-        ends, pairs, shared = ends[rows], neighbors.sections[rows], neighbors.shared[rows]
+        chosen = np.flatnonzero(rows & (ends[:, 0] != ends[:, 1]))
+        ends, shared = ends[chosen], neighbors.shared[chosen]
         areas = self.sections.areas
-        largest = areas.copy()
+        largest = np.zeros_like(areas)
         np.maximum.at(largest, roots, areas)
-        # The smaller group's side first.
-        turned = (largest[ends[:, 1]] < largest[ends[:, 0]]) | (
-            (largest[ends[:, 1]] == largest[ends[:, 0]]) & (ends[:, 1] < ends[:, 0])
-        )
-        before, after = self.groups[kernels.BEFORE], self.groups[kernels.AFTER]
-        earlier, later = pairs.T
-        # A junction: the one group ends there, and the other goes on.
-        junction = ((after[earlier] < 0) & (after[later] >= 0)) | ((before[later] < 0) & (before[earlier] >= 0))
-        own = np.where(turned, later, earlier)
+        sizes = largest[ends]
+        turned = (sizes[:, 1] < sizes[:, 0]) | ((sizes[:, 1] == sizes[:, 0]) & (ends[:, 1] < ends[:, 0]))
+        own = areas[np.where(turned, neighbors.sections[chosen, 1], neighbors.sections[chosen, 0])]
         ends[turned] = ends[turned, ::-1]
+        covered = junction[chosen] & (shared * JOINED[1] > 2 * JOINED[0] * own)
         order = np.lexsort((ends[:, 1], ends[:, 0]))
-        first = np.flatnonzero(np.append(True, (np.diff(ends[order], axis=0) != 0).any(axis=1)))
-        total = np.add.reduceat(shared[order], first)
-        at_junction = np.where(junction, shared, 0)[order]
-        most = np.maximum.reduceat(at_junction, first)
-        # Of junctions that tie, the one that covers most.
-        counts = np.diff(np.append(first, len(order)))
-        smallest = np.minimum.reduceat(
-            np.where(at_junction == np.repeat(most, counts), areas[own[order]], MAX_ID), first
-        )
+        first = np.flatnonzero(np.append(True, (np.diff(ends[order], axis=0) != 0).any(axis=1))[: len(order)])
         links = ends[order[first]]
-        evidence = most * (most / (total * largest[links[:, 0]] * 2))
-        strong = np.flatnonzero((evidence * SINGLE[1] > SINGLE[0]) & (most * JOINED[1] > 2 * JOINED[0] * smallest))
-        links = np.sort(links[strong], axis=1)
-        chosen = np.lexsort((links[:, 1], links[:, 0], -evidence[strong]))
-        unite_allowed(links, chosen, self.classes, self.apart, self.parents)
+        if not len(links):
+            return links, np.empty(0)
+        whole = np.add.reduceat(shared[order], first) * largest[links[:, 0]] * 2
+        evidence = np.zeros(len(links))
+        for flags, least in ((covered, SINGLE), (blunt[chosen], SINGLE_BLUNT)):
+            most = np.maximum.reduceat(np.where(flags, shared, 0)[order], first)
+            evidence = np.maximum(evidence, (most * most * least[1]) / (whole * least[0]))
+        strong = evidence > 1
+        return links[strong], evidence[strong]
+
+    def _drop_apart(
+        self, links: Ints, evidence: npt.NDArray[np.float64], roots: Ints
+    ) -> tuple[Ints, npt.NDArray[np.float64]]:
+        """Leave out the pairs of groups that must stay apart."""
+        if not len(self.apart):
+            return links, evidence
+        n = len(roots)
+        kept = np.sort(roots[self.apart], axis=1)
+        wanted = np.sort(links, axis=1)
+        free = ~np.isin(wanted[:, 0] * n + wanted[:, 1], kept[:, 0] * n + kept[:, 1])
+        return links[free], evidence[free]
+
+    def _accept(self, links: Ints, evidence: npt.NDArray[np.float64]) -> None:
+        """Unite pairs of groups in the order of decreasing evidence, but for those that must stay apart."""
+        links = np.sort(links, axis=1)
+        order = np.lexsort((links[:, 1], links[:, 0], -evidence))
+        unite_allowed(links, order, self.classes, self.apart, self.parents)
 
 
 def _gather(pairs: Ints, shared: Ints, how: np.ufunc) -> _Pairs:
