@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import lpa3d
-from lpa3d import cli, io
+from lpa3d import _counts, cli, io
 from lpa3d._terminal import Terminal
 from lpa3d.errors import Lpa3dWarning
 
@@ -247,7 +247,7 @@ def test_info_counts_in_slabs(files, monkeypatch, capsys):
     labels[3] = labels[0]
     io.write("many.npy", labels)
     monkeypatch.setattr(io, "SLAB_BYTES", 2 * 400 * 8)
-    monkeypatch.setattr(cli, "_pieces", lambda slab: (part.reshape(-1) for part in slab))
+    monkeypatch.setattr(_counts, "_pieces", lambda slab: (part.reshape(-1) for part in slab))
     assert cli.main(["info", "many.npy", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["labels"] == len(np.unique(labels)) - 1

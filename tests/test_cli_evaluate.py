@@ -486,7 +486,7 @@ def test_missed_limits_in_a_process(files):
 )
 def test_metrics_are_known_in_advance(files, options, capsys):
     args = cli._parser([]).parse_args(["evaluate", "kinds.tif", "found.tif", *options.split()])
-    _evaluate_command._check_options(args)
+    _evaluate_command.check_options(args)
     found = json.loads(printed(capsys, "kinds.tif", "found.tif", *options.split(), "--json"))
     assert sorted(found["metrics"]) == sorted(_evaluate_command._list_metrics(args))
 

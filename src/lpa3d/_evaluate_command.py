@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import itertools
 import json
 import math
@@ -21,8 +19,10 @@ from ._inputs import (
     add_spacing,
     check_same_place,
     check_same_shape,
+    check_text_name,
     find_spacing,
     format_count,
+    format_csv,
     format_share,
     read_table,
     suggest,
@@ -47,7 +47,18 @@ if TYPE_CHECKING:
     from ._differences import Differences
     from ._evaluation import Evaluation
 
-__all__ = ["add_evaluate_arguments", "run_evaluate"]
+__all__ = [
+    "add_evaluate_arguments",
+    "check_limited_classes",
+    "check_options",
+    "errors_to_csv",
+    "find_misses",
+    "pairs_to_csv",
+    "parse_limit",
+    "read_class_names",
+    "run_evaluate",
+    "to_text",
+]
 
 ERRORS = {"splits": "split", "merges": "merge", "missed": "missed", "spurious": "spurious"}
 """The lists of errors, and what a row of `--errors` calls one of each."""
@@ -68,7 +79,7 @@ class Limit(NamedTuple):
     value: float
 
 
-def _limit(text: str) -> Limit:
+def parse_limit(text: str) -> Limit:
     """Parse ``pq=0.8``, ``pq@0.75=0.8`` or ``mitochondria:pq=0.8``."""
     left, _, right = text.rpartition("=")
     name, colon, metric = left.rpartition(":")
@@ -219,7 +230,7 @@ def _add_limits(group: argparse._ActionsContainer) -> None:
     for option, reach in (("--fail-under", "is below this"), ("--fail-over", "is above this")):
         group.add_argument(
             option,
-            type=_limit,
+            type=parse_limit,
             nargs="+",
             action="extend",
             default=[],
@@ -231,7 +242,7 @@ def _add_limits(group: argparse._ActionsContainer) -> None:
 # ------------------------------------------------------------------------------------- checks before any file is read
 
 
-def _check_options(args: argparse.Namespace) -> None:
+def check_options(args: argparse.Namespace) -> None:
     """Refuse options that do not go together."""
     # The default of an option that extends a list would be extended too.
     args.iou = args.iou or [0.5]
@@ -259,12 +270,9 @@ def _check_options(args: argparse.Namespace) -> None:
     for option, limits in _list_limits(args):
         for limit in limits:
             _check_limit(limit, option, args)
-    for option, suffixes in (("output", SUFFIXES), ("errors", ("", ".txt", ".csv")), ("pairs", ("", ".txt", ".csv"))):
-        name = getattr(args, option)
-        if name and Path(name).suffix.lower() not in suffixes:
-            raise InputError(
-                f"cannot write {name}: what --{option} writes is text; its name may end in {', '.join(suffixes[1:])}"
-            )
+    check_text_name(args.output, "--output", SUFFIXES)
+    check_text_name(args.errors, "--errors")
+    check_text_name(args.pairs, "--pairs")
 
 
 CLASSES_NEEDED = (
@@ -304,7 +312,7 @@ def _check_limit(limit: Limit, option: str, args: argparse.Namespace) -> None:
         raise InputError(f"{asked}: there are no classes; pass {CLASSES_NEEDED}")
 
 
-def _check_limited_classes(names: Iterable[str], args: argparse.Namespace) -> None:
+def check_limited_classes(names: Iterable[str], args: argparse.Namespace) -> None:
     """Refuse a limit on a class that is not measured."""
     for option, limits in _list_limits(args):
         for limit in limits:
@@ -348,7 +356,7 @@ def _advise(metric: str, args: argparse.Namespace) -> str | None:
     return None
 
 
-def _read_class_names(given: Sequence[tuple[int, str] | str]) -> dict[int, str]:
+def read_class_names(given: Sequence[tuple[int, str] | str]) -> dict[int, str]:
     """Return the names of classes that the command line and files give."""
     names: dict[int, str] = {}
     for one in given:
@@ -380,7 +388,7 @@ def _filled(text: str) -> str:
 def run_evaluate(job: Job) -> None:
     """Read, measure, print, and compare with the limits."""
     args = job.args
-    _check_options(args)
+    check_options(args)
     reference, prediction = job.open(args.reference), job.open(args.prediction)
     reference.check_integers("a reference")
     prediction.check_integers("a prediction")
@@ -403,9 +411,9 @@ def run_evaluate(job: Job) -> None:
     output, errors, pairs = (
         job.add_text(name, inputs) if name else None for name in (args.output, args.errors, args.pairs)
     )
-    names = _read_class_names(args.class_names) if args.class_names else None
+    names = read_class_names(args.class_names) if args.class_names else None
     if names:
-        _check_limited_classes(names.values(), args)
+        check_limited_classes(names.values(), args)
     scores = (
         read_table(args.scores, {"id": int, "score": float}, "an id and a score are needed, such as 3,0.9")
         if args.scores
@@ -440,16 +448,16 @@ def run_evaluate(job: Job) -> None:
     elif args.csv or suffix == ".csv":
         text = _to_csv(result, reference, prediction)
     else:
-        text = _to_text(result, args, geometry)
+        text = to_text(result, args, geometry)
     if output is None:
         job.results.append(text)
     else:
         job.write_text(output, text)
     if errors is not None:
-        job.write_text(errors, _errors_to_csv(result))
+        job.write_text(errors, errors_to_csv(result))
     if pairs is not None:
-        job.write_text(pairs, _pairs_to_csv(result))
-    job.misses += _find_misses(result, args)
+        job.write_text(pairs, pairs_to_csv(result))
+    job.misses += find_misses(result, args)
     summary = format_count(len(result.pairs), "matched pair") if "tp" in result else f"dice {result['dice']:.4f}"
     files = [file.name for file in (output, errors, pairs) if file is not None]
     job.finish("; ".join([summary, *([f"wrote {', '.join(files)}"] if files else [])]))
@@ -458,7 +466,7 @@ def run_evaluate(job: Job) -> None:
 # ------------------------------------------------------------------------------------------------------------ results
 
 
-def _to_text(result: Evaluation, args: argparse.Namespace, geometry: Geometry) -> str:
+def to_text(result: Evaluation, args: argparse.Namespace, geometry: Geometry) -> str:
     """Return the table, and below it the worst errors."""
     table = result.to_text(per_class=args.per_class)
     if args.surfaces and (geometry.unit or geometry.spacing is None):
@@ -503,7 +511,7 @@ def _to_csv(result: Evaluation, reference: Volume, prediction: Volume) -> str:
         (str(name), one if one.present else {}) for name, one in result.per_class.items()
     ]
     rows.append(("mean" if rows else "all", result))
-    return _join_rows(
+    return format_csv(
         ["reference", "prediction", "class", *result],
         (
             [reference.name, prediction.name, name]
@@ -513,7 +521,7 @@ def _to_csv(result: Evaluation, reference: Volume, prediction: Volume) -> str:
     )
 
 
-def _errors_to_csv(result: Evaluation) -> str:
+def errors_to_csv(result: Evaluation) -> str:
     """Return the four lists of errors as one table."""
     rows: list[list[Any]] = []
     header: list[str] = []
@@ -529,10 +537,10 @@ def _errors_to_csv(result: Evaluation) -> str:
         table = {"kind": [name] * len(found), "class": [classes.get(one_id, "") for one_id in columns["id"]], **columns}
         header = [*table]
         rows += map(list, zip(*table.values(), strict=True))
-    return _join_rows(header, rows)
+    return format_csv(header, rows)
 
 
-def _pairs_to_csv(result: Evaluation) -> str:
+def pairs_to_csv(result: Evaluation) -> str:
     """Return the matched pairs; distances that are not defined are empty."""
     columns = {key: column.tolist() for key, column in result.pairs.columns().items()}
     classes = _find_classes(result, "pairs", "reference")
@@ -541,16 +549,10 @@ def _pairs_to_csv(result: Evaluation) -> str:
         ["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row]
         for row in zip(*table.values(), strict=True)
     )
-    return _join_rows([*table], rows)
+    return format_csv([*table], rows)
 
 
-def _join_rows(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
-
-
-def _find_misses(result: Evaluation, args: argparse.Namespace) -> list[str]:
+def find_misses(result: Evaluation, args: argparse.Namespace) -> list[str]:
     """Return a line for each limit that is missed; what cannot be compared misses its limit."""
     classes = {str(name): one for name, one in result.per_class.items()}
     misses = []

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import csv
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +23,15 @@ __all__ = [
     "add_spacing",
     "check_same_place",
     "check_same_shape",
+    "check_text_name",
+    "find_geometry",
     "find_spacing",
     "format_count",
+    "format_csv",
     "format_share",
     "format_sizes",
+    "parse_slice_axis",
+    "parse_slices",
     "read_table",
     "suggest",
 ]
@@ -48,6 +56,25 @@ def add_spacing(parser: argparse._ActionsContainer) -> None:
         metavar=("Z", "Y", "X"),
         help="voxel size in any unit (default: what the file says, else 1 1 1)",
     )
+
+
+def parse_slices(text: str) -> tuple[int, ...]:
+    """Parse ``3,7,10-12``."""
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not match or (match[2] and int(match[2]) < int(match[1])):
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of slices, such as 3,7,10-12")
+        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(sorted(found))
+
+
+def parse_slice_axis(text: str) -> int:
+    """Parse the axis that slices lie across: a letter or a number."""
+    axes = {"z": 0, "y": 1, "x": 2, "0": 0, "1": 1, "2": 2}
+    if text.lower() not in axes:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of z, y, x, 0, 1, 2")
+    return axes[text.lower()]
 
 
 def check_same_shape(volume: Volume, other: Volume) -> None:
@@ -96,6 +123,24 @@ def find_spacing(job: Job, volume: Volume, *others: Volume) -> tuple[tuple[float
         lack = "" if volume is first else f"; {first.name} has none"
         job.terminal.say(f"spacing {format_sizes(volume.geometry.spacing)}{unit} (z y x), from {volume.name}{lack}")
     return volume.geometry.spacing, volume.geometry
+
+
+def find_geometry(volume: Volume, *others: Volume) -> Geometry:
+    """Return the geometry of the first file that has a voxel size, for the outputs; else that of the first."""
+    return next((file.geometry for file in (volume, *others) if file.geometry.spacing), volume.geometry)
+
+
+def check_text_name(name: str | None, option: str, suffixes: Sequence[str] = ("", ".txt", ".csv")) -> None:
+    """Refuse to write text to a file whose name is that of a volume."""
+    if name and Path(name).suffix.lower() not in suffixes:
+        known = ", ".join(suffix for suffix in suffixes if suffix)
+        raise InputError(f"cannot write {name}: what {option} writes is text; its name may end in {known}")
+
+
+def format_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
 
 
 def read_table(name: str, columns: Mapping[str, Callable[[str], Any]], need: str) -> list[tuple[Any, ...]]:

@@ -33,6 +33,7 @@ __all__ = ["BROKEN_PIPE", "FAILED", "INTERRUPTED", "UNUSABLE", "Job", "attend", 
 OK, FAILED, UNUSABLE, MISSED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 2, 3, 130, 141, 143
 
 Array = npt.NDArray[Any]
+Phrase = Callable[[str], str]
 
 
 @dataclass
@@ -50,7 +51,10 @@ class Job:
 
     def open(self, name: str) -> Volume:
         """Open an input; it is closed at the end."""
-        return self.files.enter_context(open_volume(name))
+        volume = self.files.enter_context(open_volume(name))
+        if volume.note:
+            self.terminal.say(volume.note)
+        return volume
 
     def read(self, volume: Volume, role: str, *, floats: bool = False) -> Array:
         """Read a whole input as one step: labels, or with `floats` an image of any kind."""
@@ -122,12 +126,12 @@ def _signals() -> Iterator[None]:
 
 
 @contextmanager
-def _warnings_to(terminal: Terminal) -> Iterator[None]:
+def _warnings_to(terminal: Terminal, phrase: Phrase) -> Iterator[None]:
     """Print the library's own warnings as messages; other libraries' remarks are for developers."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, Lpa3dWarning) or _debugging():
-            terminal.message(f"warning: {_as_options(str(message))}")
+            terminal.message(f"warning: {phrase(str(message))}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -145,17 +149,32 @@ def _as_options(text: str) -> str:
     text = re.sub(r", or pass classes\[\d\]=\{id: class\}", "", text)
     text = re.sub(r"\bclasses\[(\d)\]", lambda match: ("REFERENCE_CLASSES", "PREDICTION_CLASSES")[int(match[1])], text)
     text = re.sub(r"\bscores (?=has |holds )", "--scores ", text)
-    text = text.replace(" (in Python: overwrite=True)", "")
+    text = re.sub(
+        r"\b(max_gap|(?:bad|complete)_slices|(?:must|cannot)_link)\b(?!=)",
+        lambda match: f"--{match[1].replace('_', '-')}",
+        text,
+    )
+    text = re.sub(r"\b(instance|slice)_classes=\{(\d+): (\d+), \.\.\.\}", r"--\1-classes \2=\3 and so on", text)
+    text = _without_python(text)
     mark = r"(reference holds negative ids, the smallest is (-\d+);)"
     return re.sub(mark, r"\1 if it marks voxels that do not count, pass --ignore \2;", text)
+
+
+def _without_python(text: str) -> str:
+    """Leave out what is for callers of the library."""
+    return text.replace(" (in Python: overwrite=True)", "")
 
 
 def _debugging() -> bool:
     return os.environ.get("LPA3D_DEBUG", "") not in ("", "0")
 
 
-def attend(run: Callable[[Job], None], args: argparse.Namespace) -> int:
-    """Run a command in a thread, draw its progress, and clean up whatever ends it."""
+def attend(run: Callable[[Job], None], args: argparse.Namespace, *, keywords: bool = False) -> int:
+    """Run a command in a thread, draw its progress, and clean up whatever ends it.
+
+    With `keywords` the user gave keywords rather than options, and messages keep them.
+    """
+    phrase = _without_python if keywords else _as_options
     terminal = Terminal(quiet=args.quiet)
     outputs = Outputs(overwrite=getattr(args, "overwrite", False))
     jobs: list[Job] = []
@@ -163,7 +182,7 @@ def attend(run: Callable[[Job], None], args: argparse.Namespace) -> int:
 
     def work() -> None:
         try:
-            with _warnings_to(terminal), outputs, ExitStack() as files:
+            with _warnings_to(terminal, phrase), outputs, ExitStack() as files:
                 jobs.append(Job(args, terminal, outputs, files))
                 run(jobs[0])
         except BaseException as error:
@@ -196,7 +215,7 @@ def attend(run: Callable[[Job], None], args: argparse.Namespace) -> int:
         return code
     terminal.finish()
     if failures:
-        return report(failures[0], terminal)
+        return report(failures[0], terminal, phrase)
     (job,) = jobs
     for text in job.results:
         sys.stdout.write(text)
@@ -207,12 +226,12 @@ def attend(run: Callable[[Job], None], args: argparse.Namespace) -> int:
     return MISSED if job.misses else OK
 
 
-def report(error: BaseException, terminal: Terminal) -> int:
+def report(error: BaseException, terminal: Terminal, phrase: Phrase | None = None) -> int:
     """Print what went wrong and return the exit code."""
     if _debugging():
         traceback.print_exception(error)
     if isinstance(error, Lpa3dError):
-        terminal.message(f"error: {_as_options(str(error))}")
+        terminal.message(f"error: {(phrase or _as_options)(str(error))}")
         return UNUSABLE if isinstance(error, (ValueError, TypeError)) else FAILED
     if isinstance(error, MemoryError):
         terminal.message(f"error: not enough memory{f' ({error})' if str(error) else ''}")

@@ -22,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import __version__
+from ._counts import count_values, summarize
 from ._evaluate_command import add_evaluate_arguments, run_evaluate
+from ._fuse_command import add_fuse_arguments, run_fuse
 from ._inputs import (
     add_connectivity,
     add_spacing,
@@ -32,10 +34,13 @@ from ._inputs import (
     format_count,
     format_share,
     format_sizes,
+    parse_slices,
     read_table,
     suggest,
 )
 from ._job import BROKEN_PIPE, FAILED, INTERRUPTED, UNUSABLE, Job, attend, report
+from ._pipeline_command import add_pipeline_arguments, run_pipeline
+from ._stitch_command import add_stitch_arguments, run_stitch
 from ._terminal import Terminal
 from .io import Volume, plan
 
@@ -85,7 +90,7 @@ def _main(argv: list[str]) -> int:
             raise
         except Exception as error:
             return report(error, Terminal())
-    return attend(args.run, args)
+    return attend(args.run, args, keywords=args.command == "pipeline")
 
 
 # --------------------------------------------------------------------------------------------------------- arguments
@@ -129,17 +134,6 @@ def _split_commas(argv: Sequence[str]) -> list[str]:
             words.append(word)
         before = word
     return words
-
-
-def _slices(text: str) -> tuple[int, ...]:
-    """Parse ``3,7,10-12``."""
-    found: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if not match or (match[2] and int(match[2]) < int(match[1])):
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of slices, such as 3,7,10-12")
-        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(sorted(found))
 
 
 def _axis(text: str) -> int | str | None:
@@ -197,53 +191,6 @@ class Command:
     writes: bool = True
 
 
-# ------------------------------------------------------------------------------------------------- shared by commands
-
-
-def _runs(slabs: Iterable[tuple[int, int, Array]]) -> tuple[Array, Array]:
-    """Return the distinct values of an array that comes in slabs, and how often each occurs.
-
-    Label arrays are made of runs of equal voxels, so only the first voxel of each run is sorted.
-    """
-    found: list[tuple[Array, Array]] = []
-    pending = 0
-    for _, _, slab in slabs:
-        for flat in _pieces(slab):
-            starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
-            found.append(_total(flat[starts], np.diff(starts, append=flat.size)))
-            pending += len(found[-1][0])
-            if pending > 2**22:
-                found = [_total(*map(np.concatenate, zip(*found, strict=True)))]
-                pending = 0
-    if not found:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    return _total(*map(np.concatenate, zip(*found, strict=True)))
-
-
-def _total(values: Array, counts: Array) -> tuple[Array, Array]:
-    """Return the distinct `values` in order, and the sum of the `counts` of each."""
-    order = np.argsort(values, kind="stable")
-    values, counts = values[order], counts[order]
-    first = np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1])))
-    return values[first], np.add.reduceat(counts, first)
-
-
-def _pieces(slab: Array, size: int = 2**22) -> Iterator[Array]:
-    """Yield `slab` as flat pieces of at most about `size` voxels."""
-    rows = max(size // max(math.prod(slab.shape[1:]), 1), 1)
-    for lo in range(0, len(slab), rows):
-        piece = np.ascontiguousarray(slab[lo : lo + rows]).reshape(-1)
-        if piece.size:
-            yield piece
-
-
-def _summary(labels: Array) -> str:
-    """Return how many instances and labelled voxels there are."""
-    values, counts = _runs([(0, len(labels), labels)])
-    voxels = int(counts[values != 0].sum())
-    return f"{format_count(int(np.count_nonzero(values)), 'instance')}, {format_share(voxels, labels.size)} labelled"
-
-
 # ------------------------------------------------------------------------------------------------------------- label
 
 
@@ -291,7 +238,7 @@ def _propagate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--missing-slices",
-        type=_slices,
+        type=parse_slices,
         default=(),
         metavar="LIST",
         help="slices that are empty in the class map and are bridged, e.g. 3,7,10-12",
@@ -350,7 +297,7 @@ def _propagate(job: Job) -> None:
     job.write(target, labels, geometry)
     if sureness:
         job.write(sureness, result[1], geometry)
-    job.finish(_summary(labels))
+    job.finish(summarize(labels))
 
 
 # ------------------------------------------------------------------------------------------------ merge and contacts
@@ -404,7 +351,7 @@ def _merge(job: Job) -> None:
     )
     labels = job.read(source, "labels")
     class_map = None if classes is None else job.read(classes, "a class map")
-    before = _summary(labels)
+    before = summarize(labels)
     from lpa3d import merge
 
     job.terminal.step("merging", "merged")
@@ -419,7 +366,7 @@ def _merge(job: Job) -> None:
         cannot_link=cannot,
     )
     job.write(target, merged, geometry)
-    job.finish(f"{before.partition(',')[0]} became {_summary(merged)}")
+    job.finish(f"{before.partition(',')[0]} became {summarize(merged)}")
 
 
 _PAIR = re.compile(r"(\d+):(\d+)")
@@ -522,7 +469,7 @@ def _info_values(job: Job, source: Volume) -> dict[str, Any]:
             foreground += int(np.count_nonzero(slab))
             whole = whole and bool(np.array_equal(np.rint(slab), slab))
         return {"smallest": low, "largest": high, "foreground_voxels": foreground, "whole_numbers": whole}
-    values, counts = _runs(slabs())
+    values, counts = count_values(slabs())
     inside = values != 0
     facts: dict[str, Any] = {
         "smallest": int(values[0]),
@@ -575,6 +522,31 @@ COMMANDS = (
         _label,
     ),
     Command(
+        "stitch",
+        "join instances that were found slice by slice to 3D instances",
+        "Join 2D instances of every slice, whose ids mean nothing from slice to slice, to 3D instances.",
+        (
+            "lpa3d stitch slices/ labels.zarr",
+            "lpa3d stitch sections.tif labels.tif --classes classes.tif --max-gap 5",
+            "lpa3d stitch slices/:0-255 labels.zarr --bad-slices 17,203-205 --cannot-link 12:7,13:9",
+        ),
+        add_stitch_arguments,
+        run_stitch,
+    ),
+    Command(
+        "fuse",
+        "unite a class map, an expert's instances and stitched slices into seeds",
+        "Unite a class map, partial instances and stitched slices into one class map with seeds, which propagate "
+        "finishes. Where they contradict each other the most trusted one wins, and the conflict is listed.",
+        (
+            "lpa3d fuse --classes classes.zarr --slices stitched.zarr --volume volume.zarr --seeds seeds.zarr",
+            "lpa3d fuse --instances expert.tif --complete-slices 0,16,32 --volume volume.tif --seeds seeds.tif",
+            "lpa3d fuse --classes c.zarr --slices s.zarr --priority classes slices --volume v.zarr --seeds o.zarr",
+        ),
+        add_fuse_arguments,
+        run_fuse,
+    ),
+    Command(
         "propagate",
         "extend the instances of some slices or clicks to the whole class map",
         "Extend instance labels that cover only part of a volume (a few annotated slices, clicks) to all of its mask.",
@@ -624,6 +596,19 @@ COMMANDS = (
         ),
         add_evaluate_arguments,
         run_evaluate,
+    ),
+    Command(
+        "pipeline",
+        "run stitch, fuse, propagate, merge and evaluate as a file says",
+        "Run stitch, fuse, propagate, merge and evaluate one after another, without files in between, as a TOML file "
+        "says. A step runs if the file has its section.",
+        (
+            "lpa3d pipeline --example > cell.toml",
+            "lpa3d pipeline cell.toml --dry-run",
+            "lpa3d pipeline cell.toml --overwrite",
+        ),
+        add_pipeline_arguments,
+        run_pipeline,
     ),
     Command(
         "info",
