@@ -13,7 +13,7 @@ from PIL import Image
 import lpa3d
 from lpa3d import cli, io
 from lpa3d._fuse_command import KINDS, SOURCES, describe_conflicts
-from test_cli import SUFFIXES, assert_refused, interrupted, names, run
+from test_cli import SUFFIXES, interrupted, names
 
 DEPTH = 8
 BAD, EMPTY = 2, 5
@@ -216,8 +216,8 @@ def test_fuse_is_lpa3d_fuse(files, suffix, capsys):
     said = capsys.readouterr()
     assert said.out == ""
     first, *lines = said.err.splitlines()
-    found = dict(re.findall(r"(\w+) (\d+)(?: \(|,|$)", first.partition("conflicts: ")[2]))
-    assert {kind: int(number) for kind, number in found.items()} == {
+    found = re.findall(r"(\d+) (\w+)(?: \(|,|$)", first.partition("conflicts: ")[2])
+    assert {kind: int(number) for number, kind in found} == {
         kind: int(np.count_nonzero(fused.conflicts.kind == kind)) for kind in KINDS
     }
     voxels = [int(number.replace(",", "")) for number in re.findall(r"\(([\d,]+) voxels?\)", first)]
@@ -396,10 +396,11 @@ def test_bad_input_before_any_work(files, words, message, capsys, monkeypatch):
         (f"fuse --classes two.npy --instances expert.npy {WRITES}", "--instance-classes 7="),
     ],
 )
-def test_bad_values_in_terms_of_options(files, words, message):
+def test_bad_values_in_terms_of_options(files, words, message, capsys):
     np.save("two.npy", np.where(expert() > 0, 0, 1 + (np.arange(14) % 2)).astype("uint8"))
     before = names(files)
-    assert_refused(run(*words.split()), message)
+    assert cli.main([*words.split(), "-q"]) == 2
+    assert message in capsys.readouterr().err
     assert names(files) == before
 
 

@@ -231,9 +231,8 @@ def describe_conflicts(conflicts: Conflicts) -> str:
     for kind in KINDS:
         here = conflicts.kind == kind
         number = int(np.count_nonzero(here))
-        kinds.append(
-            f"{kind} {number:,}" + (f" ({format_count(int(conflicts.voxels[here].sum()), 'voxel')})" * (number > 0))
-        )
+        voxels = format_count(int(conflicts.voxels[here].sum()), "voxel")
+        kinds.append(f"{number:,} {kind}{f' ({voxels})' if number else ''}")
     listed = range(min(len(conflicts), LISTED))
     columns = {
         "kind": [str(conflicts.kind[row]) for row in listed],

@@ -155,6 +155,7 @@ def _as_options(text: str) -> str:
         text,
     )
     text = re.sub(r"\b(instance|slice)_classes=\{(\d+): (\d+), \.\.\.\}", r"--\1-classes \2=\3 and so on", text)
+    text = text.replace(" in priority", " in --priority")
     text = _without_python(text)
     mark = r"(reference holds negative ids, the smallest is (-\d+);)"
     return re.sub(mark, r"\1 if it marks voxels that do not count, pass --ignore \2;", text)

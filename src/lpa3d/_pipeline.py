@@ -140,7 +140,8 @@ def _strata(value: Any) -> tuple[float, ...]:
 
 def _choice(*choices: Any) -> Parse:
     def parse(value: Any) -> Any:
-        if isinstance(value, bool) or value not in choices:
+        # Not only equal: 6.0 is no whole number to a verb.
+        if not any(type(value) is type(choice) and value == choice for choice in choices):
             raise ValueError
         return value
 
@@ -151,7 +152,7 @@ _AXES = {"z": 0, "y": 1, "x": 2, 0: 0, 1: 1, 2: 2}
 
 
 def _axis(value: Any) -> int:
-    if isinstance(value, bool):
+    if isinstance(value, bool | float):
         raise ValueError
     return _AXES[value]
 

@@ -121,17 +121,11 @@ def _check_evaluation(config: Config) -> None:
 def _check_slices(config: Config, shape: tuple[int, ...]) -> None:
     """Refuse slices and axes that the volumes do not have."""
     for step, keywords in config.steps.items():
-        axis = _find_axis(config, step)
-        for key in ("bad_slices", "complete_slices", "missing_slices"):
-            if key in keywords or (step in ("stitch", "fuse") and key == "bad_slices"):
-                with _in_section(config, step):
-                    check_slices(keywords.get(key, ()), key, shape, axis)
-        if step == "propagate" and len(shape) == 2:
-            with _in_section(config, step):
-                if keywords.get("missing_slices"):
-                    raise InputError("missing_slices needs a volume (Z, Y, X); these files hold one slice")
-                if keywords.get("slice_axis") in (2,):
-                    raise InputError("slice_axis is x (2), but the files hold single images (Y, X)")
+        with _in_section(config, step):
+            for key in ("bad_slices", "complete_slices", "missing_slices"):
+                check_slices(keywords.get(key, ()), key, shape, _find_axis(config, step))
+            if len(shape) == 2 and keywords.get("missing_slices"):
+                raise InputError("missing_slices needs a volume (Z, Y, X); the files hold one slice")
 
 
 def _find_axis(config: Config, step: str) -> int:
