@@ -964,3 +964,212 @@ def fuse(sources, complete=(), axis=0, priority=("instances", "slices", "classes
         if any(said.values()):
             provenance[at] = codes[by_seed or by_kind]
     return volume, seeds, provenance, dict(conflicts)
+
+
+# Stitching. Sections are numbered slice by slice, in raster order of their first voxels; planes are (row, column).
+
+
+class Section:
+    """One id on one slice; all sections of a chain share the list `chain`, all of a group the list `group`."""
+
+    def __init__(self, at, name, first, voxels, kind):
+        self.at, self.name, self.first, self.voxels, self.kind = at, name, first, voxels, kind
+        self.area = len(voxels)
+        self.centre = tuple(rint(16 * sum(voxel[k] for voxel in voxels), self.area) for k in (0, 1))
+        self.rank = self.number = None
+        self.chain, self.group = [self], [self]
+
+    def shared(self, other, shift=(0, 0)):
+        return len({(r + shift[0], c + shift[1]) for r, c in self.voxels} & other.voxels)
+
+    def beside(self, side):
+        """Return the section of the chain on the next slice before (side 0) or after that has one."""
+        if side == 0:
+            return max((s for s in self.chain if s.rank < self.rank), key=lambda s: s.rank, default=None)
+        return min((s for s in self.chain if s.rank > self.rank), key=lambda s: s.rank, default=None)
+
+    def own_motion(self, side, gap):
+        far = self
+        for step in (1, 2):
+            there = far.beside(side)
+            if there is None or abs(there.rank - self.rank) != step:
+                break
+            far = there
+        if far is self:
+            return None
+        a, b = (far, self) if side == 0 else (self, far)
+        return tuple(rint(gap * (b.centre[k] - a.centre[k]), b.at - a.at) for k in (0, 1))
+
+    def shift(self, side, gap, others):
+        motion = self.own_motion(side, gap)
+        if motion is None:
+            known = [(s.centre, s.own_motion(side, gap)) for s in others if s.rank == self.rank and s.kind == self.kind]
+            known = [(centre, m) for centre, m in known if m is not None]
+            near = sorted(((c[0] - self.centre[0]) ** 2 + (c[1] - self.centre[1]) ** 2, m) for c, m in known)
+            near = [(r2, m) for r2, m in near if r2 <= 960**2]
+            motion = (0, 0)
+            if len(known) >= 3 and near:
+                near = [(r2, m) for r2, m in near if r2 <= near[min(3, len(near) - 1)][0]]
+                weights = [(2**30 // (204800 + r2)) ** 3 for r2, _ in near]
+                total = max(sum(weights), (2**30 // 204800) ** 3)
+                near = list(zip(weights, (m for _, m in near), strict=True))
+                motion = tuple(rint(sum(w * m[k] for w, m in near), total) for k in (0, 1))
+        most = 16 * 8 * gap
+        return tuple((1, -1)[side] * rint(min(max(m, -most), most), 16) for m in motion)
+
+
+def list_sections(slices, classes, axis, bad):
+    """Return the sections; a section of classes {0, c} has class c."""
+    found = defaultdict(list)
+    for at in np.ndindex(slices.shape):
+        if slices[at] and at[axis] not in bad:
+            found[at[axis], int(slices[at])].append(at)
+    sections = []
+    for (z, name), voxels in found.items():
+        kinds = {0} if classes is None else {int(classes[at]) for at in voxels}
+        plane = {tuple(x for k, x in enumerate(at) if k != axis) for at in voxels}
+        sections.append(Section(z, name, min(voxels), plane, max(kinds)))
+        assert len(kinds - {0}) < 2
+    sections.sort(key=lambda s: (s.at, s.first))
+    present = sorted({s.at for s in sections})
+    for number, s in enumerate(sections):
+        s.number, s.rank = number, present.index(s.at)
+    return sections, present
+
+
+def stitch(slices, classes=None, axis=0, max_gap=3, branching=True, bad_slices=(), must_link=(), cannot_link=()):
+    """Unite sections; None where the constraints contradict each other."""
+    sections, present = list_sections(slices, classes, axis, set(bad_slices))
+    named = {(s.at, s.name): s for s in sections}
+    must = [(named[a], named[b]) for a, b in must_link]
+    cannot = [(named[a], named[b]) for a, b in cannot_link]
+
+    def unite(a, b):
+        if a.group is not b.group:
+            joined = sorted(a.group + b.group, key=lambda s: s.number)
+            for s in joined:
+                s.group = joined
+
+    def kept_apart(a, b):
+        return any({id(x.group), id(y.group)} == {id(a.group), id(b.group)} for x, y in cannot)
+
+    for a, b in must:
+        if a.kind != b.kind:
+            return None
+        unite(a, b)
+    if any(a.group is b.group for a, b in cannot):
+        return None
+
+    def chain(a, b):
+        """Make one chain of two, and one group of theirs, where that is possible."""
+        ranks = [{s.rank for s in x.chain} for x in (a, b)]
+        between = set(range(a.rank + 1, b.rank))
+        if a.chain is b.chain or ranks[0] & ranks[1] or (ranks[0] | ranks[1]) & between or kept_apart(a, b):
+            return
+        joined = a.chain + b.chain
+        for s in joined:
+            s.chain = joined
+        unite(a, b)
+
+    for a, b in sorted((sorted(pair, key=lambda s: s.number) for pair in must), key=lambda p: [s.number for s in p]):
+        if b.rank == a.rank + 1:
+            chain(a, b)
+
+    def count_moved(first, distance, gap):
+        """Return twice what open sections share where they move to."""
+        here = [s for s in sections if s.rank == first and not any(0 < t.rank - first <= distance for t in s.chain)]
+        last = first + distance
+        there = [s for s in sections if s.rank == last and not any(0 < last - t.rank <= distance for t in s.chain)]
+        shifts = {s: s.shift(side, gap, sections) for side, some in enumerate((here, there)) for s in some}
+        counts = {(a, b): a.shared(b, shifts[a]) + b.shared(a, shifts[b]) for a in here for b in there}
+        return {pair: n for pair, n in counts.items() if n}
+
+    shared = defaultdict(int)
+    for distance in range(1, len(present)):
+        places = list(enumerate(zip(present, present[distance:], strict=False)))
+        for gap in range(1, max_gap + 1):
+            links = {}
+            for first, (z, w) in places:
+                if w - z != gap:
+                    continue
+                unmoved = {
+                    (a, b): 2 * a.shared(b)
+                    for a in sections
+                    for b in sections
+                    if (a.rank, b.rank) == (first, first + distance) and a.shared(b)
+                }
+                found = unmoved if gap == 1 else count_moved(first, distance, gap)
+                links.update(found)
+                if distance == 1:
+                    for pair in {**unmoved, **found}:
+                        shared[pair] = max(unmoved.get(pair, 0), found.get(pair, 0))
+            order = []
+            for (a, b), n in links.items():
+                if a.kind == b.kind and 10 * n > 2 * 3 * min(a.area, b.area):
+                    order.append((-n / (2 * (a.area + b.area) - n), a.number, b.number))
+            for _, i, j in sorted(order):
+                chain(sections[i], sections[j])
+    if branching:
+        branch(sections, shared, unite, kept_apart)
+    roots = sorted({id(s.group): s.group for s in sections}.values(), key=lambda group: min(s.first for s in group))
+    result = np.zeros(slices.shape, np.uint32)
+    for number, group in enumerate(roots, 1):
+        for s in group:
+            result[(slices == s.name) & (np.indices(slices.shape)[axis] == s.at)] = number
+    return result
+
+
+def branch(sections, shared, unite, kept_apart):
+    """Unite groups where one begins or ends in the other: first at chains of at least 3 sections, then all."""
+    length = {s: len(s.chain) for s in sections}
+    junction, blunt = defaultdict(int), defaultdict(int)
+    for pair, n in shared.items():
+        for side in (0, 1):
+            tip, other = pair[side], pair[1 - side]
+            # The tip of an earlier section is the group's last one.
+            onward, back = tip.beside(1 - side), tip.beside(side)
+            if onward is None and (other.beside(1 - side) is not None or length[tip] < 3):
+                junction[pair] = n
+                if back is not None and 5 * tip.area > 3 * back.area and n > tip.area:
+                    blunt[pair] = n
+
+    def rate(pairs):
+        """Return {(smaller group's number, other's): evidence} of all above 1, and the groups."""
+        groups = {s.group[0].number: s.group for s in sections}
+        largest = {k: max(s.area for s in group) for k, group in groups.items()}
+        total, most, most_blunt = (defaultdict(int) for _ in range(3))
+        for pair in pairs:
+            ends = [s.group[0].number for s in pair]
+            if ends[0] == ends[1] or pair[0].kind != pair[1].kind:
+                continue
+            small = min((0, 1), key=lambda k: (largest[ends[k]], ends[k]))
+            key = ends[small], ends[1 - small]
+            total[key] += shared[pair]
+            if junction[pair] > pair[small].area:
+                most[key] = max(most[key], junction[pair])
+            most_blunt[key] = max(most_blunt[key], blunt[pair])
+        result = {}
+        for key, whole in total.items():
+            values = []
+            for m, one_in in ((most[key], 5), (most_blunt[key], 20)):
+                values.append((m / whole) * (m / (2 * largest[key[0]])) * one_in)
+            if max(values) > 1:
+                result[key] = max(values)
+        return result, groups
+
+    def accept(rated, groups):
+        for key in sorted(rated, key=lambda key: (-rated[key], sorted(key))):
+            a, b = (groups[k][0] for k in key)
+            if a.group is not b.group and not kept_apart(a, b):
+                unite(a, b)
+
+    accept(*rate([pair for pair in shared if min(length[s] for s in pair) >= 3]))
+    while True:
+        rated, groups = rate(shared)
+        rated = {key: e for key, e in rated.items() if not kept_apart(*(groups[k][0] for k in key))}
+        if not rated:
+            return
+        best = {}
+        for small, other in sorted(rated, key=lambda key: (key[0], -rated[key], key[1])):
+            best.setdefault(small, other)
+        accept({key: rated[key] for key in best.items()}, groups)

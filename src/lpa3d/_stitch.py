@@ -135,6 +135,8 @@ def stitch(
     shape: tuple[int, int, int] = ids.shape
     across = _check_axis(axis, slices.ndim)
     gap = _check_gap(max_gap)
+    if not isinstance(branching, (bool, np.bool_)):
+        raise InputTypeError(f"branching is {branching!r}; True or False is needed")
     usable = _check_bad(bad_slices, shape[across])
     must = _check_links(must_link, "must_link", shape[across])
     cannot = _check_links(cannot_link, "cannot_link", shape[across])
@@ -149,7 +151,7 @@ def stitch(
     must_pairs = _find_sections(must, "must_link", sections, usable)
     apart = _find_sections(cannot, "cannot_link", sections, usable)
     parents = unite_musts(must_pairs, apart, groups, names, sections.name)
-    chains = _Chains(sections, groups, flat, shape, across, parents, apart)
+    chains = _Chains(sections, groups, flat, shape, across, must_pairs, parents, apart)
     neighbors = chains.chain(min(gap, shape[across]))
     if branching:
         chains.branch(neighbors)
@@ -169,6 +171,7 @@ class _Chains:
         flat: npt.NDArray[Any],
         shape: tuple[int, int, int],
         axis: int,
+        must: Ints,
         parents: Ints,
         apart: Ints,
     ) -> None:
@@ -178,10 +181,12 @@ class _Chains:
         self.stride = strides[axis]
         inside = [side for side in range(3) if side != axis]
         self.plane = *(strides[side] for side in inside), *(shape[side] for side in inside)
-        self.apart, self.chain_of = apart, np.empty(2 * len(apart), np.int64)
-        self.groups = np.empty((8, len(sections)), np.int64)
+        self.apart, self.following = apart, np.empty(2 * len(apart), np.int64)
+        self.groups = np.empty((9, len(sections)), np.int64)
         self.groups[kernels.PARENT] = parents
-        kernels.start_groups(sections.ranks, self.apart, self.chain_of, self.groups)
+        kernels.start_groups(self.apart, self.following, self.groups)
+        beside = must[sections.ranks[must[:, 1]] - sections.ranks[must[:, 0]] == 1]
+        self._chain_pairs(beside, np.arange(len(beside)))
         # Neighbours are looked for in a slice and class, from top to bottom.
         self.order = np.lexsort((sections.centres[:, 0], classes, sections.ranks))
 
@@ -192,7 +197,7 @@ class _Chains:
 
     def chain(self, max_gap: int) -> _Pairs:
         """Unite sections to groups with one section to a slice; return what neighbouring slices share."""
-        present, ranks, slices = self.sections.present, self.sections.ranks, self.sections.slices
+        present, slices = self.sections.present, self.sections.slices
         unmoved = self._count_neighbors(max_gap)
         gaps = slices[unmoved.sections[:, 1]] - slices[unmoved.sections[:, 0]]
         neighbors = [_Pairs(unmoved.sections, unmoved.shared)]
@@ -205,11 +210,11 @@ class _Chains:
                     links = self._count_moved(np.flatnonzero(apart == gap), distance, gap)
                     if distance == 1:
                         neighbors.append(links)
-                self._unite(links, ranks)
+                self._unite(links)
         largest = np.concatenate([pairs.shared for pairs in neighbors])
         return _gather(np.concatenate([pairs.sections for pairs in neighbors]), largest, np.maximum)
 
-    def _unite(self, links: _Pairs, ranks: Ints) -> None:
+    def _unite(self, links: _Pairs) -> None:
         """Unite what shares enough, in the order of decreasing intersection over union."""
         areas = self.sections.areas[links.sections]
         alike = self.classes[links.sections[:, 0]] == self.classes[links.sections[:, 1]]
@@ -219,7 +224,11 @@ class _Chains:
         evidence = links.shared[strong] / (2 * areas[strong].sum(axis=1) - links.shared[strong])
         # Pairs come sorted, so a stable sort leaves ties in that order.
         order = strong[np.argsort(-evidence, kind="stable")]
-        kernels.chain_sections(links.sections, order, ranks, self.apart, self.chain_of, self.groups)
+        self._chain_pairs(links.sections, order)
+
+    def _chain_pairs(self, pairs: Ints, order: Ints) -> None:
+        """Chain the pairs of an earlier and a later section, in the given order, where that is possible."""
+        kernels.chain_sections(pairs, order, self.sections.ranks, self.apart, self.following, self.groups)
 
     def _count_neighbors(self, max_gap: int) -> _Pairs:
         """Return what the sections of each slice share with those of the next one that has any, up to `max_gap`."""
@@ -246,9 +255,12 @@ class _Chains:
             From there to the slices after the gaps, in ranks and in slices.
         """
         sections = self.sections
-        n = len(sections)
-        opened = np.empty((2, n), np.bool_)
-        kernels.find_open(sections.ranks, distance, self.groups, *opened)
+        ranks = sections.ranks
+        before, after = self.groups[kernels.BEFORE], self.groups[kernels.AFTER]
+        # The group has no section on the slices between, nor on the other one.
+        opened = np.stack(
+            [(after < 0) | (ranks[after] - ranks > distance), (before < 0) | (ranks - ranks[before] > distance)]
+        )
         # Slices that have nothing to unite need no motion.
         counts = np.array([np.append(0, np.cumsum(side)) for side in opened])
         starts = sections.starts
@@ -256,10 +268,10 @@ class _Chains:
         begins = counts[1, starts[firsts + distance + 1]] > counts[1, starts[firsts + distance]]
         firsts = firsts[ends & begins]
         shifts = []
-        for side, ranks in enumerate((firsts, firsts + distance)):
+        for side, some in enumerate((firsts, firsts + distance)):
             asked = np.zeros(len(sections.present), np.bool_)
-            asked[ranks] = True
-            opened[side] &= asked[sections.ranks]
+            asked[some] = True
+            opened[side] &= asked[ranks]
             shifts.append(self._find_shifts(side, opened[side], gap))
         shifts[1] = -shifts[1]
 
@@ -315,14 +327,15 @@ class _Chains:
         pairs, shared = neighbors.sections, neighbors.shared
         areas = self.sections.areas
         roots = np.empty_like(self.parents)
-        find_smallest(self.parents, roots)
+        find_smallest(self.groups[kernels.CHAIN], roots)
         lengths = np.bincount(roots, minlength=len(roots))[roots]
         junction = np.zeros(len(pairs), np.bool_)
         blunt = np.zeros(len(pairs), np.bool_)
+        beside = self.groups[[kernels.BEFORE, kernels.AFTER]]
         for side in range(2):
             # The group of the tip ends there, the other goes on; `back` is the tip's own neighbour.
             tip, other = pairs[:, side], pairs[:, 1 - side]
-            onward, backward = (self.groups[row] for row in (kernels.AFTER, kernels.BEFORE)[:: -1 if side else 1])
+            backward, onward = beside[:: -1 if side else 1]
             ends = (onward[tip] < 0) & ((onward[other] >= 0) | (lengths[tip] < WHOLE))
             back = backward[tip]
             alike = (back >= 0) & (areas[tip] * BLUNT[1] > BLUNT[0] * areas[back])
@@ -331,8 +344,8 @@ class _Chains:
         whole = (lengths[pairs] >= WHOLE).all(axis=1)
         alike = self.classes[pairs[:, 0]] == self.classes[pairs[:, 1]]
 
-        links, evidence = self._rate(neighbors, alike & whole, junction, blunt, roots)
-        self._accept(links, evidence)
+        find_smallest(self.parents, roots)
+        self._accept(*self._rate(neighbors, alike & whole, junction, blunt, roots))
         while True:
             find_smallest(self.parents, roots)
             links, evidence = self._rate(neighbors, alike, junction, blunt, roots)
@@ -364,11 +377,12 @@ class _Chains:
         links = ends[order[first]]
         if not len(links):
             return links, np.empty(0)
-        whole = np.add.reduceat(shared[order], first) * largest[links[:, 0]] * 2
+        total = np.add.reduceat(shared[order], first)
         evidence = np.zeros(len(links))
         for flags, least in ((covered, SINGLE), (blunt[chosen], SINGLE_BLUNT)):
             most = np.maximum.reduceat(np.where(flags, shared, 0)[order], first)
-            evidence = np.maximum(evidence, (most * most * least[1]) / (whole * least[0]))
+            rated = (most / total) * (most / (2 * largest[links[:, 0]]))
+            evidence = np.maximum(evidence, rated * least[1] / least[0])
         strong = evidence > 1
         return links[strong], evidence[strong]
 
@@ -488,7 +502,7 @@ def _find_sections(links: Ints, name: str, sections: _Sections, usable: Flags) -
     """Return the sections ``(m, 2)`` that the rows ``(slice, id, slice, id)`` name."""
     ends = links.reshape(-1, 2)
     if not len(ends):
-        return ends
+        return np.empty((0, 2), np.int64)
     wanted = set(map(tuple, ends.tolist()))
     rows = np.flatnonzero(np.isin(sections.ids, ends[:, 1]))
     found = {(int(sections.slices[k]), int(sections.ids[k])): int(k) for k in rows}
@@ -501,7 +515,8 @@ def _find_sections(links: Ints, name: str, sections: _Sections, usable: Flags) -
             f"{name} names {len(absent)} section(s) (slice, id) that slices does not hold: {shown}; remove their pairs, "
             f"or correct them"
         )
-    return np.array([found[z, i] for z, i in ends.tolist()], np.int64).reshape(-1, 2)
+    pairs = np.sort(np.array([found[z, i] for z, i in ends.tolist()], np.int64).reshape(-1, 2), axis=1)
+    return np.unique(pairs, axis=0)
 
 
 def _write_numbers(smallest: Ints, firsts: Ints, flat: npt.NDArray[Any]) -> None:

@@ -16,9 +16,10 @@ from .unite import find_root
 SLICE, ID, AREA, ROWS, COLUMNS, ROW_LO, COLUMN_LO, ROW_HI, COLUMN_HI, FIRST = range(10)
 """Columns of the table of sections: slice, id, voxels, sums of rows and columns, box, flat index of the first voxel."""
 
-PARENT, BEFORE, AFTER, HEAD, TAIL, APART_HEAD, APART_TAIL, APART_COUNT = range(8)
-"""Rows of the table of groups. Of each section: its parent in the union-find, and the sections of its group on the slices
-before and after it (-1: none). Of each root: its group's first and last section, and its list of entries of `apart`."""
+PARENT, CHAIN, BEFORE, AFTER, HEAD, TAIL, APART_HEAD, APART_TAIL, APART_COUNT = range(9)
+"""Rows of the table of groups. A group is made of chains, which have one section to a slice. Of each section: its parents in
+the union-finds of groups and of chains, and the sections of its chain before and after it (-1: none). Of a chain's root:
+its first and last section. Of a group's root: its list of entries of `apart`."""
 
 
 @leaf
@@ -188,52 +189,35 @@ def count_shifted(sections, plane, some, boxes, shifts, wanted, partners):
 
 
 @jit
-def start_groups(ranks, apart, chain, groups):
-    """Fill the table of `groups` but for its parents, which are given; sections are sorted by `ranks`.
+def start_groups(apart, following, groups):
+    """Fill the table of `groups`, whose parents are given, with a chain for each section.
 
-    Entry ``2 k + side`` of a root's list belongs to that side of the k-th pair of `apart`; `chain` holds the next one.
+    Entry ``2 k + side`` of a root's list belongs to that side of the k-th pair of `apart`; `following` holds the next.
     """
-    for row in range(1, 8):
-        for k in range(groups.shape[1]):
-            groups[row, k] = 0 if row == APART_COUNT else -1
-    for k in range(ranks.size):
-        root = find_root(groups[PARENT], k)
-        last = groups[TAIL, root]
-        groups[BEFORE, k] = last
-        if last < 0:
-            groups[HEAD, root] = k
-        else:
-            groups[AFTER, last] = k
-        groups[TAIL, root] = k
-    for entry in range(chain.size):
+    for k in range(groups.shape[1]):
+        groups[CHAIN, k], groups[HEAD, k], groups[TAIL, k] = k, k, k
+        groups[BEFORE, k], groups[AFTER, k] = -1, -1
+        groups[APART_HEAD, k], groups[APART_TAIL, k], groups[APART_COUNT, k] = -1, -1, 0
+    for entry in range(following.size):
         root = find_root(groups[PARENT], apart[entry >> 1, entry & 1])
-        chain[entry] = groups[APART_HEAD, root]
+        following[entry] = groups[APART_HEAD, root]
         groups[APART_HEAD, root] = entry
         if groups[APART_TAIL, root] < 0:
             groups[APART_TAIL, root] = entry
         groups[APART_COUNT, root] += 1
 
 
-@leaf
-def find_beside(pointers, ranks, k):
-    """Return the section that `pointers` lead to from `k`, on the next slice that has one (-1: none)."""
-    beside = pointers[k]
-    while beside >= 0 and ranks[beside] == ranks[k]:
-        beside = pointers[beside]
-    return beside
-
-
 @jit
 def find_motions(pointers, ranks, slices, centres, limits, motions):
     """Write each section's motion over `limits[0]` slices, along each axis in 1/16 voxel; return whether it is known.
 
-    It is that from the section of its group that `pointers` lead to over at most `limits[1]` consecutive slices.
+    It is that from the section of its chain that `pointers` lead to over at most `limits[1]` consecutive slices.
     """
     known = np.zeros(ranks.size, np.bool_)
     for k in range(ranks.size):
         far = k
         for steps in range(limits[1]):
-            beside = find_beside(pointers, ranks, far)
+            beside = pointers[far]
             if beside < 0 or abs(ranks[beside] - ranks[k]) != steps + 1:
                 break
             far = beside
@@ -248,18 +232,8 @@ def find_motions(pointers, ranks, slices, centres, limits, motions):
 
 
 @jit
-def find_open(ranks, distance, groups, ends, begins):
-    """Write whether each section's group has no section on the next `distance` slices, and none on those before."""
-    for k in range(ranks.size):
-        after = find_beside(groups[AFTER], ranks, k)
-        ends[k] = after < 0 or ranks[after] - ranks[k] > distance
-        before = find_beside(groups[BEFORE], ranks, k)
-        begins[k] = before < 0 or ranks[k] - ranks[before] > distance
-
-
-@jit
 def _share_slice(ranks, groups, a, b):
-    """Return whether the groups of the roots `a` and `b` have sections on one slice."""
+    """Return whether the chains of the roots `a` and `b` have sections on one slice."""
     i, j = groups[HEAD, a], groups[HEAD, b]
     while i >= 0 and j >= 0:
         if ranks[i] == ranks[j]:
@@ -272,7 +246,35 @@ def _share_slice(ranks, groups, a, b):
 
 
 @jit
-def _stand_apart(apart, chain, groups, a, b):
+def _join_chains(ranks, groups, a, b):
+    """Hang the chain of the root `b` onto that of the root `a`; they share no slice, and `b` does not end before `a`."""
+    groups[CHAIN, b] = a
+    i, j = groups[HEAD, a], groups[HEAD, b]
+    if ranks[groups[TAIL, a]] < ranks[j]:
+        groups[AFTER, groups[TAIL, a]] = j
+        groups[BEFORE, j] = groups[TAIL, a]
+        groups[TAIL, a] = groups[TAIL, b]
+        return
+    last = np.int64(-1)
+    while i >= 0 or j >= 0:
+        if j < 0 or (i >= 0 and ranks[i] < ranks[j]):
+            k = i
+            i = groups[AFTER, i]
+        else:
+            k = j
+            j = groups[AFTER, j]
+        groups[BEFORE, k] = last
+        if last < 0:
+            groups[HEAD, a] = k
+        else:
+            groups[AFTER, last] = k
+        last = k
+    groups[AFTER, last] = -1
+    groups[TAIL, a] = last
+
+
+@jit
+def _stand_apart(apart, following, groups, a, b):
     """Return whether a pair of `apart` stands between the groups of the roots `a` and `b`."""
     if groups[APART_COUNT, a] > groups[APART_COUNT, b]:
         a, b = b, a
@@ -280,39 +282,17 @@ def _stand_apart(apart, chain, groups, a, b):
     while entry >= 0:
         if find_root(groups[PARENT], apart[entry >> 1, 1 - (entry & 1)]) == b:
             return True
-        entry = chain[entry]
+        entry = following[entry]
     return False
 
 
 @jit
-def _join(ranks, chain, groups, a, b):
-    """Hang the group of the root `b` onto that of the root `a`; they share no slice, and `b` does not end before `a`."""
-    i, j = groups[HEAD, a], groups[HEAD, b]
-    if ranks[groups[TAIL, a]] < ranks[j]:
-        groups[AFTER, groups[TAIL, a]] = j
-        groups[BEFORE, j] = groups[TAIL, a]
-        groups[TAIL, a] = groups[TAIL, b]
-    else:
-        last = np.int64(-1)
-        while i >= 0 or j >= 0:
-            if j < 0 or (i >= 0 and ranks[i] < ranks[j]):
-                k = i
-                i = groups[AFTER, i]
-            else:
-                k = j
-                j = groups[AFTER, j]
-            groups[BEFORE, k] = last
-            if last < 0:
-                groups[HEAD, a] = k
-            else:
-                groups[AFTER, last] = k
-            last = k
-        groups[AFTER, last] = -1
-        groups[TAIL, a] = last
+def _join_groups(following, groups, a, b):
+    """Hang the group of the root `b` onto that of the root `a`."""
     groups[PARENT, b] = a
     if groups[APART_COUNT, b] == 0:
         return
-    chain[groups[APART_TAIL, b]] = groups[APART_HEAD, a]
+    following[groups[APART_TAIL, b]] = groups[APART_HEAD, a]
     groups[APART_HEAD, a] = groups[APART_HEAD, b]
     if groups[APART_COUNT, a] == 0:
         groups[APART_TAIL, a] = groups[APART_TAIL, b]
@@ -320,23 +300,26 @@ def _join(ranks, chain, groups, a, b):
 
 
 @jit
-def chain_sections(pairs, order, ranks, apart, chain, groups):
-    """Unite the rows ``(earlier, later)`` of `pairs`, in the given order, where that leaves one section to a slice.
+def chain_sections(pairs, order, ranks, apart, following, groups):
+    """Unite the rows ``(earlier, later)`` of `pairs`, in the given order, where that leaves chains of one section a slice.
 
-    Neither group may have a section on the slices between the two, the groups no slice in common, and no pair of `apart`
-    between them.
+    Neither chain may have a section on the slices between the two, the chains no slice in common, and no pair of `apart`
+    may stand between their groups.
     """
     for number in order:
         a, b = pairs[number, 0], pairs[number, 1]
-        root_a, root_b = find_root(groups[PARENT], a), find_root(groups[PARENT], b)
-        if root_a == root_b:
-            continue
-        after = find_beside(groups[AFTER], ranks, a)
-        before = find_beside(groups[BEFORE], ranks, b)
+        chain_a, chain_b = find_root(groups[CHAIN], a), find_root(groups[CHAIN], b)
+        after, before = groups[AFTER, a], groups[BEFORE, b]
+        # Also where they are in one chain already.
         if (after >= 0 and ranks[after] <= ranks[b]) or (before >= 0 and ranks[before] >= ranks[a]):
             continue
-        if ranks[groups[TAIL, root_a]] >= ranks[groups[HEAD, root_b]] and _share_slice(ranks, groups, root_a, root_b):
+        if ranks[groups[TAIL, chain_a]] >= ranks[groups[HEAD, chain_b]] and _share_slice(
+            ranks, groups, chain_a, chain_b
+        ):
             continue
-        if _stand_apart(apart, chain, groups, root_a, root_b):
-            continue
-        _join(ranks, chain, groups, root_a, root_b)
+        root_a, root_b = find_root(groups[PARENT], a), find_root(groups[PARENT], b)
+        if root_a != root_b:
+            if _stand_apart(apart, following, groups, root_a, root_b):
+                continue
+            _join_groups(following, groups, root_a, root_b)
+        _join_chains(ranks, groups, chain_a, chain_b)
