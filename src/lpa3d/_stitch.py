@@ -2,13 +2,13 @@
 
 Stages
 ------
-1. *List* the sections (one id on one slice) with area, centre and box (parallel over slabs); number them slice by slice,
-   in raster order, and write the numbers in place of the ids.
-2. *Count* the voxels that sections share with those of the next slice (parallel over slabs; both tables add up over any
-   cut of the volume).
-3. *Chain* sections of equal class in the order of the slices' distance, then of decreasing evidence, so that a group has
-   one section to a slice (a union-find). Across a gap a section is looked for where its motion puts it.
-4. *Branch*: groups that share slices are united where one of them begins or ends in the other.
+1. *List* the sections (one id on one slice) with area, centre and box (parallel over slabs); number them slice by
+   slice, in raster order, and write the numbers in place of the ids.
+2. *Count* the voxels that sections share with those of the next slice (parallel over slabs; both tables add up over
+   any cut of the volume).
+3. *Chain* sections of equal class in the order of the slices' distance, then of decreasing evidence, so that a chain
+   has one section to a slice (a union-find). Across a gap a section is looked for where its motion puts it.
+4. *Branch*: chains that share slices are united where one of them begins or ends in the other.
 5. *Number* the groups by their first voxels and write the numbers (parallel over slabs).
 """
 
@@ -50,11 +50,11 @@ largest section of the smaller one). Branches and fragments have .22 to 1, touch
 
 SINGLE_BLUNT = (1, 20)
 BLUNT = (3, 5)
-"""Or more than this smaller part, if the group that ends there ends bluntly: its last section has more than `BLUNT` of the
-area of the one before it. Branches do, and the ends of neighbours are round."""
+"""Or more than this smaller part, if the chain that ends there ends bluntly: its last section has more than `BLUNT` of
+the area of the one before it. Branches do, and the ends of neighbours are round."""
 
 WHOLE = 3
-"""Sections of a group that is no fragment. A fragment joins one group, and must not tie two of them together."""
+"""Sections of a chain that is no fragment. A fragment joins one group, and must not tie two of them together."""
 
 JOINED = (1, 2)
 """And only if that junction covers more than this part of the smaller group's section there."""
@@ -130,7 +130,104 @@ def stitch(
     cannot_link: Iterable[Any] = (),
     out: npt.NDArray[Any] | None = None,
 ) -> npt.NDArray[Any]:
-    """Unite instances that were found slice by slice to 3D instances."""
+    """Unite instances that were found slice by slice to 3D instances.
+
+    A *section* is one id on one slice. Sections of neighbouring slices are chained in the order of how well they cover
+    each other, one to a slice; chains are then united where one of them branches off another.
+
+    Parameters
+    ----------
+    slices : ndarray of bool or any integer dtype, shape (Z, Y, X) or (Y, X)
+        Instance ids slice by slice, 0 = background, at most 2**63 - 1. An id has no meaning from slice to slice; on
+        one slice it is one section, connected or not. Slices without any id count as missing. Any memory order and
+        byte order. Not modified.
+    classes : ndarray of bool or any integer dtype, shape as `slices`, optional
+        Class map: sections of different classes never join. A section has the one class of its voxels; class 0 is
+        none, and sections that lie on it alone join only each other.
+    axis : {0, 1, 2}, default 0
+        The axis that slices lie across; -1 is the last. 0 for a 2D array, which is one slice.
+    max_gap : int, default 3
+        Sections are united directly only if their slices are at most so far apart: 3 bridges two missing slices.
+    branching : bool, default True
+        Whether objects may have several sections on one slice. Without it each has at most one, but for `must_link`.
+    bad_slices : iterable of int, optional
+        Positions across `axis`, from 0, of slices whose ids are not used; they come out as 0.
+    must_link, cannot_link : iterable of pairs of sections, or integer ndarray of shape (n, 2, 2)
+        A section is ``(slice, id)``, a pair ``((3, 7), (4, 12))``. Pairs that are always united, and pairs that never
+        are, not even through a third section.
+    out : ndarray, optional
+        Array for the result: its dtype and the shape of `slices`, C-contiguous, not sharing memory with an input.
+
+    Returns
+    -------
+    ndarray of uint32, or uint64 from 2**32 voxels on, shape of `slices`
+        Instances 1..n in raster order of their first voxels, 0 = background. It is `out` where that is given.
+
+    Raises
+    ------
+    InputError
+        If a section lies on two classes, if constraints contradict each other (the message names the chain of
+        `must_link` pairs) or name a section that there is not, or if another argument has an unusable value.
+    InputTypeError
+        If an argument has an unusable type or dtype.
+
+    See Also
+    --------
+    propagate : fills the gaps between slices inside a class map.
+    merge : unites fragments of one object by the area of their contacts.
+    label : connected components.
+
+    Notes
+    -----
+    *Chains.* Pairs of sections of equal class are taken from neighbouring slices first, then over one more slice, and
+    so on up to `max_gap`; inside that by decreasing intersection over union (ties: the sections that come first in
+    raster order). A pair is chained if it shares more than 3/10 of the smaller section, if neither chain has a section
+    between the two, and if the two chains meet on no slice. The last rule keeps a big section that lies over two
+    objects from joining them: it goes to one of them, and the other goes on behind it.
+
+    *Gaps.* Where slices are missing, or a section was, both sections are first moved to where they are expected on the
+    other slice: as their chain moved over the two slices before, else as the nearest chains around them.
+
+    *Branches.* Two chains are united where the last (or first) section of one of them lies on a section of the other,
+    which goes on beyond. Let m be what the two sections share, S all that the two chains share on neighbouring slices,
+    and A the largest section of the smaller chain. Asked are either m^2 > S A / 5 and that m is more than half of the
+    smaller chain's section; or m^2 > S A / 20, m more than half of the section that ends, and that one larger than
+    3/5 of the next of its chain: branches end bluntly, neighbours are round. Neighbours that touch share little on
+    many slices, branches much on one. This unites chains of three sections or more; then each of the groups and
+    fragments that are left joins the one that it fits best, and is rated again, so that no speck ties two objects
+    together.
+
+    All evidence is integer counts, or one float64 expression of them. The result depends neither on the number of
+    threads nor on what the ids are, and flips only flip it, but for ties and the order of numbers. docs/algorithm.md
+    has every rule and the figures that it rests on: on the sections of UroCell's vesicles and mitochondria [1]_ the
+    panoptic quality is .98 to 1 along every axis, with a tenth of the slices missing as well.
+
+    A union-find [2]_ does the uniting. Memory above the input: the result and some 500 bytes for each section and each
+    pair of sections that overlap. A volume of 256 cubed takes about 0.1 s.
+
+    References
+    ----------
+    .. [1] M. Zerovnik Mekuc et al., "Automatic segmentation of mitochondria and endolysosomes in volumetric electron
+       microscopy data", Computers in Biology and Medicine 119, 2020. doi:10.1016/j.compbiomed.2020.103693
+    .. [2] R. E. Tarjan, "Efficiency of a Good But Not Linear Set Union Algorithm", Journal of the ACM 22(2), 1975.
+       doi:10.1145/321879.321884
+
+    Examples
+    --------
+    Three slices of two objects, whose ids are whatever the tool gave:
+
+    >>> import numpy as np
+    >>> import lpa3d
+    >>> slices = np.array([[[1, 1, 0, 2, 2]], [[2, 2, 0, 1, 1]], [[9, 9, 0, 0, 4]]])
+    >>> lpa3d.stitch(slices)[:, 0]
+    array([[1, 1, 0, 2, 2],
+           [1, 1, 0, 2, 2],
+           [1, 1, 0, 0, 2]], dtype=uint32)
+    >>> lpa3d.stitch(slices, bad_slices=[1], cannot_link=[((0, 1), (2, 9))])[:, 0]
+    array([[1, 1, 0, 2, 2],
+           [0, 0, 0, 0, 0],
+           [3, 3, 0, 0, 2]], dtype=uint32)
+    """
     ids = instance_ids(slices, "slices")
     shape: tuple[int, int, int] = ids.shape
     across = _check_axis(axis, slices.ndim)
@@ -192,8 +289,9 @@ class _Chains:
 
     @property
     def parents(self) -> Ints:
-        """The parents of the union-find; kernels write to them."""
-        return self.groups[kernels.PARENT]
+        """The parents of the union-find of groups; kernels write to them."""
+        parents: Ints = self.groups[kernels.PARENT]
+        return parents
 
     def chain(self, max_gap: int) -> _Pairs:
         """Unite sections to groups with one section to a slice; return what neighbouring slices share."""
@@ -292,7 +390,10 @@ class _Chains:
         return _gather(rows[:, :2], rows[:, 2], np.add)
 
     def _find_shifts(self, side: int, asked: Flags, gap: int) -> Ints:
-        """Return how many voxels the sections before (side 0) or after a gap move over it: as before, or as neighbours."""
+        """Return how many voxels sections move over a gap that they stand before (side 0) or after.
+
+        They go on as their chain did, else move as their neighbours.
+        """
         sections = self.sections
         motions = np.zeros((len(sections), 2), np.int64)
         pointers = self.groups[kernels.AFTER if side else kernels.BEFORE]
@@ -420,7 +521,7 @@ def _slabs(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
 
 
 def _list_sections(ids: npt.NDArray[Any], axis: int, usable: Flags, flat: npt.NDArray[Any]) -> _Sections:
-    """List the sections of canonical `ids` on the slices that are `usable`, and write their numbers, from 1, to `flat`."""
+    """List the sections of canonical `ids` on the `usable` slices, and write their numbers, from 1, to `flat`."""
     source = seal(as_bits(ids)).reshape(-1)
     slabs = _slabs(ids.shape)
 
@@ -491,8 +592,8 @@ def _find_classes(classes: Any, sections: _Sections, numbers: npt.NDArray[Any]) 
         raise InputError(
             f"{len(spread)} section(s) (slice, id) lie on more than one class: "
             f"{list_some([sections.name(section) for section in spread[:6].tolist()])}; "
-            f"{sections.name(int(spread[0]))} is on {names[positions[k] + 1]} and {names[positions[k + 1] + 1]}. Give the "
-            f"parts of such a section different ids, or set classes to one of them there"
+            f"{sections.name(int(spread[0]))} is on {names[positions[k] + 1]} and {names[positions[k + 1] + 1]}. Give "
+            f"the parts of such a section different ids, or set classes to one of them there"
         )
     groups[found[:, 0] - 1] = positions + 1
     return groups, names
@@ -512,8 +613,8 @@ def _find_sections(links: Ints, name: str, sections: _Sections, usable: Flags) -
         if not usable[absent[0][0]]:
             shown += f" (slice {absent[0][0]} is one of bad_slices)"
         raise InputError(
-            f"{name} names {len(absent)} section(s) (slice, id) that slices does not hold: {shown}; remove their pairs, "
-            f"or correct them"
+            f"{name} names {len(absent)} section(s) (slice, id) that slices does not hold: {shown}; remove their "
+            f"pairs, or correct them"
         )
     pairs = np.sort(np.array([found[z, i] for z, i in ends.tolist()], np.int64).reshape(-1, 2), axis=1)
     return np.unique(pairs, axis=0)
@@ -592,6 +693,7 @@ def _check_class_map(classes: Any, slices: npt.NDArray[Any]) -> Any:
     """Return None or a canonical class map in its own dtype."""
     if isinstance(classes, Mapping):
         raise InputTypeError(
-            "classes is a mapping, but an id means something else on each slice; a class map of the same shape is needed"
+            "classes is a mapping, but an id means something else on each slice; a class map of the shape of slices "
+            "is needed"
         )
     return check_classes(classes, "classes", slices, "slices")

@@ -1,8 +1,8 @@
 """Sections of objects on slices: list them, count what they share with sections of other slices, chain them to groups.
 
 A section is one id on one slice. Slices lie across any axis of a flat volume in C order; a place in a slice is
-``(row, column)``, the two other axes in their order. `sections` holds the number of each voxel's section, from 1 slice by
-slice, 0 elsewhere; tables hold it from 0.
+``(row, column)``, the two other axes in their order. `sections` holds the number of each voxel's section, counted from
+1 slice by slice, 0 elsewhere; tables hold it from 0.
 """
 
 import numpy as np
@@ -17,9 +17,9 @@ SLICE, ID, AREA, ROWS, COLUMNS, ROW_LO, COLUMN_LO, ROW_HI, COLUMN_HI, FIRST = ra
 """Columns of the table of sections: slice, id, voxels, sums of rows and columns, box, flat index of the first voxel."""
 
 PARENT, CHAIN, BEFORE, AFTER, HEAD, TAIL, APART_HEAD, APART_TAIL, APART_COUNT = range(9)
-"""Rows of the table of groups. A group is made of chains, which have one section to a slice. Of each section: its parents in
-the union-finds of groups and of chains, and the sections of its chain before and after it (-1: none). Of a chain's root:
-its first and last section. Of a group's root: its list of entries of `apart`."""
+"""Rows of the table of groups. A group is made of chains, which have one section to a slice. Of each section: its
+parents in the union-finds of groups and of chains, and the sections of its chain before and after it (-1: none). Of a
+chain's root: its first and last section. Of a group's root: its list of entries of `apart`."""
 
 
 @leaf
@@ -34,10 +34,10 @@ def find_run(ids, start, stop, across):
 
 @jit
 def list_sections(ids, shape, axis, first, last, usable, out):
-    """List the sections in the rows ``first <= row < last`` of the volume `ids`, and write their numbers, from 1, to `out`.
+    """List the sections in the rows ``first <= row < last`` of `ids`, and write their numbers, from 1, to `out`.
 
-    Rows run along the last axis and are counted over the whole volume. Voxels of slices that are not `usable`, and those
-    of id 0, get 0. Returns the table, in the order in which sections are met.
+    Rows run along the last axis and are counted over the whole volume. Voxels of slices that are not `usable` get 0,
+    and so do those of id 0. Returns the table, in the order in which sections are met.
     """
     _, height, width = shape
     slots, rows = create_pairs(1024, 10)
@@ -156,9 +156,9 @@ def count_neighbors(sections, shape, axis, first, last, steps):
 def count_shifted(sections, plane, some, boxes, shifts, wanted, partners):
     """Count the voxels that sections of a slice, shifted, share with sections of another.
 
-    `plane` is the flat index at which the slice and the other one begin, the steps of rows and columns, and their numbers.
-    Of the sections ``some[0] <= k < some[1]``, which lie on the slice, those that are `wanted` are shifted by
-    ``shifts[k]`` (rows, columns), and only `partners` count. Returns rows ``(section, section of the other, voxels)``.
+    `plane` is the flat index at which the slice and the other one begin, the steps of rows and columns, and how many
+    there are. Of the sections ``some[0] <= k < some[1]``, which lie on the slice, those that are `wanted` are shifted
+    by ``shifts[k]`` (rows, columns), and only `partners` count. Returns rows ``(section, section of the other, voxels)``.
     """
     start, other, row_step, column_step, height, width = plane
     slots, rows = create_pairs(64, 3)
@@ -247,7 +247,7 @@ def _share_slice(ranks, groups, a, b):
 
 @jit
 def _join_chains(ranks, groups, a, b):
-    """Hang the chain of the root `b` onto that of the root `a`; they share no slice, and `b` does not end before `a`."""
+    """Hang the chain of the root `b` onto that of the root `a`; they share no slice, `b` does not end before `a`."""
     groups[CHAIN, b] = a
     i, j = groups[HEAD, a], groups[HEAD, b]
     if ranks[groups[TAIL, a]] < ranks[j]:
@@ -301,10 +301,10 @@ def _join_groups(following, groups, a, b):
 
 @jit
 def chain_sections(pairs, order, ranks, apart, following, groups):
-    """Unite the rows ``(earlier, later)`` of `pairs`, in the given order, where that leaves chains of one section a slice.
+    """Unite the rows ``(earlier, later)`` of `pairs`, in the given order, where that leaves one section to a slice.
 
-    Neither chain may have a section on the slices between the two, the chains no slice in common, and no pair of `apart`
-    may stand between their groups.
+    Neither chain may have a section on the slices between the two, the chains no slice in common, and no pair of
+    `apart` may stand between their groups.
     """
     for number in order:
         a, b = pairs[number, 0], pairs[number, 1]
@@ -313,9 +313,8 @@ def chain_sections(pairs, order, ranks, apart, following, groups):
         # Also where they are in one chain already.
         if (after >= 0 and ranks[after] <= ranks[b]) or (before >= 0 and ranks[before] >= ranks[a]):
             continue
-        if ranks[groups[TAIL, chain_a]] >= ranks[groups[HEAD, chain_b]] and _share_slice(
-            ranks, groups, chain_a, chain_b
-        ):
+        meet = ranks[groups[TAIL, chain_a]] >= ranks[groups[HEAD, chain_b]]
+        if meet and _share_slice(ranks, groups, chain_a, chain_b):
             continue
         root_a, root_b = find_root(groups[PARENT], a), find_root(groups[PARENT], b)
         if root_a != root_b:
