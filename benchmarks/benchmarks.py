@@ -1,7 +1,8 @@
 """The asv suite: time and peak memory of each verb at three sizes, and what the import and the first call cost.
 
 Volumes are copies of one phantom cell of 128 cubed, side by side, so they differ in size alone; seeds are the instances
-of every 16th slice, predictions are the instances with errors. Neither data nor a peer is needed.
+of every 16th slice, predictions are the instances with errors, slices are their components on each slice with shuffled
+ids, a tenth of them missing in gaps. Neither data nor a peer is needed.
 """
 
 from __future__ import annotations
@@ -16,8 +17,19 @@ import numpy as np
 
 import lpa3d
 from lpa3d import phantom
+from lpa3d._stitch import stitch
 
-from .compare import EVERY, THRESHOLDS, corrupt, keep_slices, renumber, tile, tile_instances
+from .compare import (
+    EVERY,
+    THRESHOLDS,
+    corrupt,
+    cut_slices,
+    draw_missing,
+    keep_slices,
+    renumber,
+    tile,
+    tile_instances,
+)
 
 SIDES = [128, 256, 512]
 TILE = 128
@@ -48,6 +60,10 @@ class Verb:
             predictions = corrupt(renumber(instances))
             np.save(f"predictions{side}.npy", predictions)
             np.save(f"found{side}.npy", tile(cell.classes, side) * (predictions > 0))
+            slices = cut_slices(instances)
+            np.save(f"slices{side}.npy", slices)
+            slices[draw_missing(side, 0)] = 0
+            np.save(f"gaps{side}.npy", slices)
 
     def setup(self, side: int) -> None:
         self.arrays = [np.load(f"{name}{side}.npy") for name in self.needs]
@@ -128,6 +144,35 @@ class EvaluateComponents(Verb):
         lpa3d.evaluate(*self.arrays, instances="components")
 
 
+class Stitch(Verb):
+    needs = ("slices", "gaps", "classes")
+
+    def time_stitch(self, side: int) -> None:
+        stitch(self.arrays[0])
+
+    def time_stitch_gaps(self, side: int) -> None:
+        stitch(self.arrays[1])
+
+    def time_stitch_classes(self, side: int) -> None:
+        stitch(self.arrays[1], classes=self.arrays[2])
+
+    def peakmem_stitch(self, side: int) -> None:
+        stitch(self.arrays[0])
+
+    def peakmem_stitch_gaps(self, side: int) -> None:
+        stitch(self.arrays[1])
+
+
+class Fuse(Verb):
+    needs = ("classes", "seeds", "predictions")
+
+    def time_fuse(self, side: int) -> None:
+        lpa3d.fuse(classes=self.arrays[0], instances=self.arrays[1], slices=self.arrays[2])
+
+    def peakmem_fuse(self, side: int) -> None:
+        lpa3d.fuse(classes=self.arrays[0], instances=self.arrays[1], slices=self.arrays[2])
+
+
 class Import:
     number = 1
     repeat = 5
@@ -136,7 +181,7 @@ class Import:
         return "import lpa3d"
 
     def timeraw_import_verbs(self) -> str:
-        return "from lpa3d import contacts, evaluate, label, merge, propagate"
+        return "from lpa3d import contacts, evaluate, fuse, label, merge, propagate"
 
 
 VOLUMES = f"""
@@ -144,6 +189,7 @@ import os, tempfile
 {{cache}}
 import numpy as np
 from lpa3d import phantom
+from lpa3d._stitch import stitch
 cell = phantom.cell((32, 64, 64))
 classes, instances, seeds = cell.classes, cell.instances, np.zeros_like(cell.instances)
 seeds[::{EVERY}] = instances[::{EVERY}]
@@ -160,6 +206,8 @@ CALLS = {
     "merge": "lpa3d.merge(instances)",
     "contacts": "lpa3d.contacts(instances)",
     "evaluate": "lpa3d.evaluate(instances, seeds)",
+    "stitch": "from lpa3d._stitch import stitch; stitch(instances)",
+    "fuse": "lpa3d.fuse(classes=classes, instances=seeds, slices=instances)",
 }
 
 

@@ -1,6 +1,6 @@
 """Run every peer beside lpa3d on the same arrays and print the ratios as Markdown tables.
 
-    python benchmarks/compare.py                              everything, some 25 minutes on 2 cores
+    python benchmarks/compare.py                              everything, some 32 minutes on 2 cores
     python benchmarks/compare.py --size 256 --only '^label'   a part of it, on smaller volumes
 
 1. *Arrays* are made once, as .npy files in a temporary folder (`ARRAYS`).
@@ -21,6 +21,7 @@ import functools
 import gc
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -72,6 +73,12 @@ BLOCKS = 100
 
 THRESHOLDS = (0.5, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)
 """IoU thresholds; the first is the main one."""
+
+MISSING = 0.1
+"""Part of the slices that is missing where slices are missing."""
+
+DRAWS = (0, 1, 2)
+"""Seeds of the draws of missing slices."""
 
 CROP = 64
 """Side of the crop on which a tool first runs: modules and kernels are loaded before memory is watched."""
@@ -247,11 +254,52 @@ def make_blocks(shift: int, data: Path | None, size: int) -> Array:
     return (along[:, None, None] * many + along[:, None]) * many + along + 1
 
 
+def cut_slices(labels: Array) -> Array:
+    """Return what a 2D tool finds on each slice: components with 8 neighbours, their ids from 1 and shuffled."""
+    import lpa3d
+
+    rng = np.random.default_rng(0)
+    slices = np.zeros(labels.shape, np.uint32)
+    for plane, section in zip(labels, slices, strict=True):
+        found = lpa3d.label(plane, connectivity=26)
+        section[...] = np.append(0, 1 + rng.permutation(int(found.max(initial=0))))[found]
+    return slices
+
+
+def draw_missing(depth: int, seed: int) -> Array:
+    """Return the positions of missing slices."""
+    return np.random.default_rng(seed).choice(depth, round(MISSING * depth), replace=False)
+
+
+def make_slices(kind: str, volume: str, complete: bool, data: Path | None, size: int) -> Array:
+    """Return per-slice labels of instances; some slices are empty if not `complete`."""
+    if kind == "connectomics":
+        labels = read_connectomics(data, size)
+    else:
+        labels = tile_instances(read_urocell(data, kind, "instance", volume), size)
+    slices = cut_slices(labels)
+    if not complete:
+        slices[draw_missing(len(slices), DRAWS[0])] = 0
+    return slices
+
+
+def make_stitched(kind: str, volume: str, data: Path | None, size: int) -> Array:
+    return stitch_lpa3d(make_slices(kind, volume, False, data, size))()
+
+
 PAIRS = [(kind, volume) for kind in ("fv", "mito") for volume in VOLUMES]
 
 ARRAYS: dict[str, Callable[[Path | None, int], Array]] = {
     **{f"{kind} {volume} mask": functools.partial(make_mask, kind, volume) for kind, volume in PAIRS},
     **{f"{kind} {volume} seeds": functools.partial(make_seeds, kind, volume) for kind, volume in PAIRS},
+    **{
+        f"{' '.join(pair).strip()} slices{'' if complete else ', 10 % missing'}": functools.partial(
+            make_slices, *pair, complete
+        )
+        for pair in (*PAIRS, ("connectomics", ""))
+        for complete in (True, False)
+    },
+    f"fv {VOLUMES[0]} stitched": functools.partial(make_stitched, "fv", VOLUMES[0]),
     "connectomics": read_connectomics,
     "connectomics points": make_points,
     "connectomics renumbered": make_instances,
@@ -439,6 +487,23 @@ def evaluate_sklearn(reference: Array, prediction: Array) -> Call:
     return lambda: {"rand_index": float(rand_score(reference.ravel(), prediction.ravel()))}
 
 
+def stitch_lpa3d(slices: Array, **options: Any) -> Call:
+    from lpa3d._stitch import stitch
+
+    return lambda: stitch(slices, **options)
+
+
+def fuse_lpa3d(**sources: Any) -> Call:
+    import lpa3d
+
+    return lambda: lpa3d.fuse(**sources)
+
+
+def label_first(**arrays: Array) -> Call:
+    """Label the first of the arrays: a measure of the machine for verbs that have no peer."""
+    return label_lpa3d(next(iter(arrays.values())), 6)
+
+
 CALLS: dict[str, dict[str, tuple[str, Callable[..., Call]]]] = {
     "label": {
         "lpa3d": ("lpa3d", label_lpa3d),
@@ -466,6 +531,14 @@ CALLS: dict[str, dict[str, tuple[str, Callable[..., Call]]]] = {
         "stardist matching": ("stardist", evaluate_stardist),
         "scikit-learn rand_score": ("sklearn", evaluate_sklearn),
     },
+    "stitch": {
+        "lpa3d": ("lpa3d", stitch_lpa3d),
+        "lpa3d label": ("lpa3d", label_first),
+    },
+    "fuse": {
+        "lpa3d": ("lpa3d", fuse_lpa3d),
+        "lpa3d label": ("lpa3d", label_first),
+    },
 }
 """For each verb, the tools that do it: their module, and what makes them ready."""
 
@@ -483,11 +556,12 @@ class Ours:
     floor: float | None = None
     aim: float | None = None
     bytes_per_voxel: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Contest:
-    """Calls of lpa3d and of peers on the same arrays; floors are ratios to the first peer."""
+    """Calls of lpa3d and of peers on the same arrays; floors are ratios to the first peer, or seconds."""
 
     section: str
     what: str
@@ -511,6 +585,8 @@ def list_contests(size: int) -> list[Contest]:
         *seeded_contests(),
         *contact_contests(size),
         *evaluate_contests(size),
+        *stitch_contests(size),
+        *fuse_contests(size),
     ]
 
 
@@ -607,6 +683,32 @@ def evaluate_contests(size: int) -> Iterable[Contest]:
     )  # fmt: skip
 
 
+def stitch_contests(size: int) -> Iterable[Contest]:
+    peers = ("lpa3d label",)
+    small = min(size, TILE)
+    names = [f"{kind} {volume}" for kind, volume in (("fv", VOLUMES[0]), ("fv", VOLUMES[1]), ("mito", VOLUMES[1]))]
+    for name in (*names, "connectomics"):
+        for missing in ("", ", 10 % missing"):
+            what, arrays = f"{name}{missing}, {small} cubed", {"slices": f"{name} slices{missing}"}
+            ours = Ours(options={"max_gap": 3}, bytes_per_voxel=5, seconds=1)
+            yield Contest("stitch", what, "stitch", small, arrays, (ours,), peers)
+    if size > small:
+        for missing in ("", ", 10 % missing"):
+            what, arrays = f"{names[0]}{missing}, {size} cubed", {"slices": f"{names[0]} slices{missing}"}
+            ours = Ours(options={"max_gap": 3}, bytes_per_voxel=5)
+            yield Contest("stitch", what, "stitch", size, arrays, (ours,), peers)
+
+
+def fuse_contests(size: int) -> Iterable[Contest]:
+    name = f"fv {VOLUMES[0]}"
+    arrays = {"classes": f"{name} mask", "slices": f"{name} stitched"}
+    ours = (
+        Ours("class map and slices"),
+        Ours("class map, instances and slices", arrays={"instances": f"{name} seeds"}),
+    )
+    yield Contest("fuse", name, "fuse", size, arrays, ours, ("lpa3d label",))
+
+
 # ------------------------------------------------------------------------------------------------- inside a process
 
 
@@ -639,7 +741,7 @@ def crop(array: Array) -> Array:
 
 
 def summarise(verb: str, result: Any) -> dict[str, float]:
-    """Return numbers of the answer by name: components, labelled voxels, touching pairs, or metrics."""
+    """Return numbers of the answer by name: components or objects, labelled voxels, touching pairs, or metrics."""
     if verb == "evaluate":
         return dict(result)
     if verb == "contacts":
@@ -648,7 +750,11 @@ def summarise(verb: str, result: Any) -> dict[str, float]:
         import SimpleITK
 
         result = SimpleITK.GetArrayFromImage(result)
-    return {"components": int(result.max())} if verb == "label" else {"labelled voxels": int(np.count_nonzero(result))}
+    if hasattr(result, "seeds"):
+        result = result.seeds
+    if verb in ("label", "stitch"):
+        return {"components": int(result.max())}
+    return {"labelled voxels": int(np.count_nonzero(result))}
 
 
 def measure(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -696,8 +802,14 @@ def call_first(task: Mapping[str, Any]) -> dict[str, Any]:
 
     verb = getattr(lpa3d, task["verb"])
     imported = time.perf_counter()
-    inputs = {"label": (volume,), "propagate": (volume, seeds), "evaluate": (instances, np.roll(instances, 1, axis=2))}
-    verb(*inputs[task["verb"]])
+    inputs: dict[str, dict[str, Array]] = {
+        "label": {"volume": volume},
+        "propagate": {"volume": volume, "seeds": seeds},
+        "evaluate": {"reference": instances, "prediction": np.roll(instances, 1, axis=2)},
+        "stitch": {"slices": np.where(np.arange(CROP)[:, None, None] % 5 == 3, 0, instances)},
+        "fuse": {"classes": volume, "instances": seeds, "slices": instances},
+    }
+    verb(**inputs[task["verb"]])
     ended = time.perf_counter()
     return {"import": imported - started, "call": ended - imported, "both": ended - started}
 
@@ -706,6 +818,30 @@ STEPS = ((0, 8), (0, 16), (0, 32), (1, 16), (2, 16))
 """Axis across which the annotated slices lie, and how many slices apart they are."""
 
 METHODS = ("lpa3d", "scikit-image watershed", "scipy nearest seed")
+
+
+STITCHED: dict[tuple[str, str], tuple[tuple[float, float], tuple[float, float]]] = {
+    ("fv", "0-0-0"): ((0.965, 0.985), (0.9, 0.96)),
+    ("fv", "3-2-1"): ((0.955, 0.98), (0.91, 0.96)),
+    ("mito", "3-2-1"): ((0.995, 1.0), (0.99, 1.0)),
+}
+"""Volumes that are stitched along z: floor and aim of the quality with all slices, and with missing ones."""
+
+LOST = -0.03
+"""How far the quality on all slices, finished by `fuse` and `propagate`, may be from that on the slices given."""
+
+FURTHER = (
+    *((*pair, axis) for pair in STITCHED for axis in (1, 2)),
+    *(("mito", volume, axis) for volume in ("0-0-0", "1-0-3") for axis in (0, 1, 2)),
+    *(("connectomics", "", axis) for axis in (0, 1, 2)),
+    ("phantom", "", 0),
+)
+"""Kind, volume and axis of what is stitched without a floor."""
+
+PHANTOM = (192, 320, 320)
+"""Shape of the phantom cell."""
+
+FINISHED = "lpa3d, fuse and propagate"
 
 
 def compare_quality(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -730,11 +866,133 @@ def compare_quality(task: Mapping[str, Any]) -> dict[str, Any]:
     return {"rows": rows}
 
 
+def count_shared(below: Array, above: Array) -> tuple[Array, Array]:
+    """Return the pairs of sections of two slices that overlap, sorted, and their common voxels."""
+    both = (below > 0) & (above > 0)
+    step = int(above.max(initial=0)) + 1
+    keys, voxels = np.unique(below[both] * step + above[both], return_counts=True)
+    return np.column_stack(np.divmod(keys, step)), voxels
+
+
+def join_sections(sections: Array, links: Sequence[Array]) -> Array:
+    """Return 3D ids: what is linked, directly or not, is one."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    ends = np.concatenate([np.empty((0, 2), np.int64), *links]).T
+    sides = (int(sections.max(initial=0)) + 1,) * 2
+    numbers = connected_components(coo_array((np.ones(ends.shape[1]), tuple(ends)), sides), directed=False)[1] + 1
+    numbers[0] = 0
+    labels: Array = numbers[sections]
+    return labels
+
+
+def stitch_greedy(sections: Array, classes: Array, threshold: float) -> Array:
+    """Pair the sections of neighbouring slices one to one, in decreasing intersection over union."""
+    areas = np.bincount(sections.ravel())
+    links = []
+    for below, above in itertools.pairwise(sections):
+        pairs, shared = count_shared(below, above)
+        iou = shared / (areas[pairs].sum(axis=1) - shared)
+        taken: set[int] = set()
+        chosen = []
+        for k in np.argsort(-iou, kind="stable").tolist():
+            ends = pairs[k].tolist()
+            if iou[k] > threshold and taken.isdisjoint(ends) and classes[ends[0]] == classes[ends[1]]:
+                taken.update(ends)
+                chosen.append(k)
+        links.append(pairs[chosen])
+    return join_sections(sections, links)
+
+
+def stitch_overlap(sections: Array, classes: Array) -> Array:
+    """Unite what shares more than half of the smaller section; what has no partner is compared over 2 and 3 slices."""
+    areas = np.bincount(sections.ravel())
+    links = []
+    # Whether a section has found any after it, and before it.
+    found = np.zeros((2, len(areas)), np.bool_)
+    for gap in (1, 2, 3):
+        some = []
+        for below, above in zip(sections[:-gap], sections[gap:], strict=True):
+            pairs, shared = count_shared(below, above)
+            ends = pairs.T
+            keep = (2 * shared > areas[pairs].min(axis=1)) & (classes[ends[0]] == classes[ends[1]])
+            some.append(pairs[keep & ~found[0, ends[0]] & ~found[1, ends[1]]])
+        links += some
+        for side, ends in enumerate(np.concatenate([np.empty((0, 2), np.int64), *some]).T):
+            found[side, ends] = True
+    return join_sections(sections, links)
+
+
+STITCHERS: dict[str, Callable[[Array, Array], Array]] = {
+    "greedy IoU > 0.25": functools.partial(stitch_greedy, threshold=0.25),
+    "greedy IoU > 0.1": functools.partial(stitch_greedy, threshold=0.1),
+    "overlap > 0.5": stitch_overlap,
+}
+"""What today's tools do, in plain NumPy: from sections with ids of their own, and the class of each, to 3D ids."""
+
+
+def read_objects(kind: str, volume: str, data: Path | None, size: int) -> tuple[Array, Array, bool]:
+    """Return a class map, its instances, and whether there are several classes."""
+    import lpa3d
+
+    if kind == "phantom":
+        cell = lpa3d.phantom.cell(PHANTOM if size >= TILE else lpa3d.phantom.SMALLEST_SHAPE, seed=1)
+        return cell.classes, cell.instances, True
+    if kind == "connectomics":
+        # A crop leaves pieces that only the tissue outside joins.
+        labels = lpa3d.label(read_connectomics(data, size), connectivity=26)
+        return (labels > 0).astype(np.uint8), labels, False
+    mask, labels = (read_urocell(data, kind, what, volume)[:size, :size, :size] for what in ("binary", "instance"))
+    return (mask > 0).astype(np.uint8), labels.astype(np.int32), False
+
+
+def compare_stitching(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Recover instances from their sections, all of them and without some slices; score that on the slices given.
+
+    With missing slices, `fuse` and `propagate` finish ours with the class map; that is scored on all slices.
+    """
+    import lpa3d
+
+    data = None if task["data"] is None else Path(task["data"])
+    try:
+        volumes = read_objects(task["kind"], task["volume"], data, task["size"])
+    except NotThereError as error:
+        return {"missing": str(error)}
+    classes, truth = (np.ascontiguousarray(np.moveaxis(part, task["axis"], 0)) for part in volumes[:2])
+    options = {"classes": classes} if volumes[2] else {}
+    complete = cut_slices(truth)
+
+    def rate(labels: Array, given: Array) -> tuple[float, float]:
+        metrics = lpa3d.evaluate(truth[given], labels[given])
+        return metrics["pq"], metrics["arand"]
+
+    rows = []
+    for draw in (None, *DRAWS):
+        given = np.ones(len(truth), np.bool_)
+        if draw is not None:
+            given[draw_missing(len(truth), draw)] = False
+        slices = np.where(given[:, None, None], complete, 0)
+        counts = slices.max(axis=(1, 2), initial=0).astype(np.int64)
+        sections = np.where(slices > 0, slices + (np.cumsum(counts) - counts)[:, None, None], 0)
+        class_of = np.zeros(int(sections.max(initial=0)) + 1, np.int64)
+        class_of[sections] = classes
+        scores = {name: rate(stitcher(sections, class_of), given) for name, stitcher in STITCHERS.items()}
+        labels = stitch_lpa3d(slices, **options)()
+        scores["lpa3d"] = rate(labels, given)
+        if draw is not None:
+            fused = lpa3d.fuse(classes=classes, slices=labels)
+            scores[FINISHED] = rate(lpa3d.propagate(fused.volume, fused.seeds), np.ones(len(truth), np.bool_))
+        rows.append({"what": task["what"], "draw": draw, "scores": scores})
+    return {"rows": rows}
+
+
 JOBS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "measure": measure,
     "make": make_arrays,
     "first": call_first,
     "quality": compare_quality,
+    "stitching": compare_stitching,
 }
 
 
@@ -830,6 +1088,7 @@ class Row:
     floor: float | None
     aim: float | None
     memory_floor: float | None
+    seconds: float | None
 
     @property
     def ratio(self) -> float:
@@ -880,10 +1139,10 @@ def run_contest(contest: Contest, chosen: Sequence[Ours], session: Session) -> l
             title = contest.title(ours)
             rows.append(
                 Row(contest.section, title, mine, tool, theirs, *((ours.floor, ours.aim) if first else (None, None)),
-                    ours.bytes_per_voxel if first else None)
+                    *((ours.bytes_per_voxel, ours.seconds) if first else (None, None)))
             )  # fmt: skip
-            # All tools of one verb but the seeded ones must give the same answer.
-            if contest.verb != "propagate":
+            # Of the other verbs the tools do not do the same.
+            if contest.verb in ("label", "contacts", "evaluate"):
                 for difference in list_differences(mine.answer, theirs.answer, tool):
                     session.note(f"{title}: {difference}.")
     return rows
@@ -940,6 +1199,9 @@ def speed_table(rows: Sequence[Row]) -> str:
     for row in rows:
         seconds = format_seconds(row.ours.median), format_seconds(row.theirs.median)
         verdict = judge(row.ratio, row.floor, row.aim)
+        if row.seconds is not None:
+            limit, met = judge(row.ours.median, row.seconds)
+            verdict = f"{limit} s", met
         lines.append((row.what, seconds[0], row.peer, seconds[1], format_ratio(row.ratio), *verdict))
     return format_table(columns, lines)
 
@@ -1036,7 +1298,7 @@ def run_startup(session: Session) -> dict[str, Any]:
                 f"`{statement}` loads {', '.join(loads) or 'nothing else'}; of {', '.join(HEAVY)}: {', '.join(heavy)}."
             )
     first: dict[str, Any] = {}
-    for verb in ("label", "propagate", "evaluate"):
+    for verb in ("label", "propagate", "evaluate", "stitch", "fuse"):
         with tempfile.TemporaryDirectory(dir=session.folder) as cache:
             for state, floor in (("cold", 15.0), ("warm kernel cache", 1.0)):
                 say(f"startup: first {verb}, {state}")
@@ -1163,6 +1425,90 @@ def quality_floors(rows: Sequence[Mapping[str, Any]]) -> str:
     return format_table(("what", "value", "floor", "met?"), lines)
 
 
+def name_stitched(kind: str, volume: str, axis: int) -> str:
+    along = "" if axis == 0 and (kind, volume) in STITCHED else f"along {'zyx'[axis]}"
+    return " ".join(filter(None, (kind, volume, along)))
+
+
+def list_stitched() -> dict[str, tuple[str, str, int]]:
+    """Return what is stitched, by name."""
+    return {name_stitched(*case): case for case in (*((*pair, 0) for pair in STITCHED), *FURTHER)}
+
+
+def run_stitching(session: Session, size: int, wanted: Callable[[str], object]) -> list[dict[str, Any]]:
+    """Stitch sections of known instances, and print the tables."""
+    session.notes.clear()
+    rows: list[dict[str, Any]] = []
+    data = None if session.data is None else str(session.data)
+    for name, (kind, volume, axis) in list_stitched().items():
+        if not wanted(f"stitching: {name}"):
+            continue
+        say(f"stitching: {name}")
+        task = {"what": name, "kind": kind, "volume": volume, "axis": axis, "data": data}
+        try:
+            done = session.do("stitching", task | {"size": size if kind == "phantom" else min(size, TILE)})
+        except FailedError as error:
+            session.failures.append(f"stitching: {name}: {error}")
+            continue
+        rows += done.get("rows", [])
+        if "missing" in done:
+            session.note(f"{name}: {done['missing']}.")
+    if rows or session.notes:
+        print("\n## stitching")
+    if rows:
+        print("", *stitching_tables(rows), sep="\n")
+    print_notes(session.notes)
+    return rows
+
+
+def stitching_tables(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """Yield quality and error of all methods where there are floors, what finishing costs, and the further volumes."""
+    methods = (*STITCHERS, "lpa3d")
+    main = {" ".join(pair): floors for pair, floors in STITCHED.items()}
+
+    def pick(name: str, missing: bool, method: str, which: int) -> list[float]:
+        same = [row for row in rows if row["what"] == name and (row["draw"] is not None) == missing]
+        return [row["scores"][method][which] for row in same]
+
+    def show(values: Sequence[float]) -> str:
+        text = f"{statistics.fmean(values):.3f}"
+        return text if len(values) == 1 else f"{text} ({min(values):.3f} to {max(values):.3f})"
+
+    names = list(dict.fromkeys(row["what"] for row in rows))
+    cases = [(name, missing) for missing in (False, True) for name in names if name in main]
+    if cases:
+        lines, errors, finished = [], [], []
+        for name, missing in cases:
+            what = f"{name}, 10 % missing" if missing else name
+            verdict = judge(statistics.fmean(pick(name, missing, "lpa3d", 0)), *main[name][missing], more=True)
+            lines.append((what, *(show(pick(name, missing, method, 0)) for method in methods), *verdict))
+            errors.append((what, *(show(pick(name, missing, method, 1)) for method in methods)))
+            if missing:
+                given, whole = (pick(name, missing, method, 0) for method in ("lpa3d", FINISHED))
+                lost = statistics.fmean(whole) - statistics.fmean(given)
+                finished.append((what, show(given), show(whole), f"{lost:+.3f}", *judge(lost, LOST, more=True)))
+        yield format_table(("panoptic quality", *methods, "floor", "met?"), lines)
+        yield ""
+        yield format_table(("adapted Rand error", *methods), errors)
+        yield "\nFinished by `fuse` and `propagate`:\n"
+        columns = ("panoptic quality", "on the slices given", "on all slices", "difference", "floor", "met?")
+        yield format_table(columns, finished)
+    lines = []
+    for name in names:
+        if name not in main:
+            cells = [
+                " / ".join(f"{statistics.fmean(pick(name, missing, method, which)):.3f}" for which in (0, 1))
+                for missing in (False, True)
+                for method in ("overlap > 0.5", "lpa3d", FINISHED)[: 2 + missing]
+            ]
+            lines.append((name, *cells))
+    if lines:
+        yield "\nFurther volumes:\n" if cases else ""
+        shown = ["panoptic quality / adapted Rand error", "overlap > 0.5", "lpa3d"]
+        shown += [f"{column}, 10 % missing" for column in shown[1:]] + [f"{FINISHED}, all slices"]
+        yield format_table(shown, lines)
+
+
 # ----------------------------------------------------------------------------------------------------------- the script
 
 
@@ -1229,6 +1575,7 @@ def main(words: Sequence[str] | None = None, work: Callable[..., dict[str, Any]]
     if args.list:
         titles = [f"{c.section}: {c.title(ours)}" for c in list_contests(args.size) for ours in c.ours]
         titles += ["scaling", "startup", *(f"quality: {kind} {name}" for kind, name in PAIRS)]
+        titles += [f"stitching: {name}" for name in list_stitched()]
         print(*filter(wanted, titles), sep="\n")
         return 0
     started = time.perf_counter()
@@ -1254,6 +1601,7 @@ def main(words: Sequence[str] | None = None, work: Callable[..., dict[str, Any]]
         if wanted("startup"):
             report["startup"] = run_startup(session)
         report["quality"] = run_quality(session, args.size, wanted)
+        report["stitching"] = run_stitching(session, args.size, wanted)
     report["failures"], report["minutes"] = session.failures, (time.perf_counter() - started) / 60
     print(f"\n{report['minutes']:.1f} minutes.")
     if session.failures:

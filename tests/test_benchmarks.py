@@ -67,7 +67,7 @@ def test_asv_statements(cls, name, monkeypatch, tmp_path):
 
 def test_every_verb_is_in_the_suite():
     assert len(METHODS) >= 12
-    assert set(suite.CALLS) == {"label", "propagate", "merge", "contacts", "evaluate"}
+    assert set(suite.CALLS) == {"label", "propagate", "merge", "contacts", "evaluate", "stitch", "fuse"}
 
 
 def test_asv_finds_no_benchmarks_in_the_script():
@@ -188,7 +188,7 @@ def test_the_script_on_data(data_dir, tmp_path, capsys):
         "--data",
         str(data_dir),
         "--only",
-        "propagate: fv 0|quality: fv 0|^evaluate: ",
+        "propagate: fv 0|quality: fv 0|^evaluate: |^stitch: (fv 0|conn)|^fuse|^stitching: fv 0-0-0( along x)?$",
     ]
     assert compare.main(words, work_here) == 0
     printed = capsys.readouterr().out
@@ -196,6 +196,11 @@ def test_the_script_on_data(data_dir, tmp_path, capsys):
     assert "lpa3d finds" not in printed
     assert "| fv 0-0-0, geodesic only, 6, cost " in printed
     assert "| fv, 1 slice in 16 along z, 0-0-0 " in printed
+    assert re.search(r"\| fv 0-0-0, 10 % missing, 32 cubed +\|.* lpa3d label .*\| +1 s \| +yes \|", printed)
+    assert "| connectomics, 32 cubed " in printed
+    assert "| fv 0-0-0, class map, instances and slices " in printed
+    assert printed.count("| fv 0-0-0, 10 % missing ") == 3
+    assert "Further volumes" in printed
 
 
 def test_a_failure_is_told(tmp_path, capsys):
@@ -235,6 +240,64 @@ def test_corrupt_makes_every_kind_of_error(arrays):
     assert (np.count_nonzero(shared[:, 1:], axis=0) > 1).any(), "joined"
     assert ((parts == 1) & (shared[:, 0] > 0)).any(), "eroded"
     assert ((parts == 1) & (shared[:, 0] == 0)).any(), "kept"
+
+
+def test_slices_are_cut_into_components():
+    labels = np.zeros((3, 4, 6), np.int32)
+    labels[0, 0, 0] = labels[0, 1, 1] = labels[0, 3, 4] = 7
+    labels[1, :, :2], labels[1, :, 2:] = 7, 8
+    slices = compare.cut_slices(labels)
+    np.testing.assert_array_equal(slices > 0, labels > 0)
+    assert slices[0, 0, 0] == slices[0, 1, 1] != slices[0, 3, 4]
+    assert [np.unique(plane[plane > 0]).tolist() for plane in slices] == [[1, 2], [1, 2], []]
+    np.testing.assert_array_equal(compare.cut_slices(labels), slices)
+
+
+def test_missing_slices_are_drawn():
+    missing = compare.draw_missing(256, 0)
+    assert len(np.unique(missing)) == 26
+    assert missing.min() >= 0
+    assert missing.max() < 256
+    assert set(missing) != set(compare.draw_missing(256, 1))
+
+
+def test_plain_stitchers():
+    """What they do to a branch, to an object that passes a gap, to one that leaps, and to classes."""
+    sections = np.zeros((5, 1, 20), np.int64)
+    sections[0, 0, :6] = 1
+    sections[1, 0, :2], sections[1, 0, 3:6] = 2, 3
+    sections[0, 0, 8:12] = 4
+    sections[2, 0, 8:12] = 5
+    sections[0, 0, 14:18] = 6
+    sections[1, 0, 17:19] = 7
+    classes = np.zeros(8, np.int64)
+
+    def find(name, classes=classes):
+        labels = compare.STITCHERS[name](sections, classes)
+        np.testing.assert_array_equal(labels > 0, sections > 0)
+        ids = [int(np.unique(labels[sections == k]).item()) for k in range(1, 8)]
+        return sorted(tuple(k + 1 for k, i in enumerate(ids) if i == one) for one in set(ids))
+
+    assert find("greedy IoU > 0.25") == [(1, 3), (2,), (4,), (5,), (6,), (7,)]
+    assert find("greedy IoU > 0.1") == [(1, 3), (2,), (4,), (5,), (6, 7)]
+    assert find("overlap > 0.5") == [(1, 2, 3), (4, 5), (6,), (7,)]
+    classes[3] = 1
+    assert find("greedy IoU > 0.1") == [(1, 2), (3,), (4,), (5,), (6, 7)]
+    assert find("overlap > 0.5") == [(1, 2), (3,), (4, 5), (6,), (7,)]
+    for stitcher in compare.STITCHERS.values():
+        assert not stitcher(np.zeros((2, 3, 4), np.int64), np.zeros(1, np.int64)).any()
+
+
+def test_the_script_stitches_without_data(tmp_path, capsys):
+    report = tmp_path / "report.json"
+    words = ["--size", "32", "--repeat", "1", "--data", str(tmp_path), "--json", str(report)]
+    assert compare.main([*words, "--only", "^(stitching|stitch|fuse): (fv 0-0-0|phantom)"], work_here) == 0
+    printed = capsys.readouterr().out
+    assert "- fv 0-0-0: no UroCell volumes." in printed
+    assert "Further volumes" not in printed
+    assert re.search(r"\| phantom along z( +\| +[\d.]+ / [\d.]+){5} \|", printed)
+    (name,) = {row["what"] for row in json.loads(report.read_text())["stitching"]}
+    assert name == "phantom along z"
 
 
 def test_blocks():
