@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ._label import label
     from ._merge import merge
     from ._propagate import propagate
+    from ._stitch import stitch
 
 __all__ = [
     "Conflicts",
@@ -28,6 +29,7 @@ __all__ = [
     "label",
     "merge",
     "propagate",
+    "stitch",
 ]
 
 __version__ = "0.1.0"
@@ -46,6 +48,7 @@ _HOMES = {
     "label": "_label",
     "merge": "_merge",
     "propagate": "_propagate",
+    "stitch": "_stitch",
 }
 
 
