@@ -1,5 +1,6 @@
 """The demo: its table, and the whole of it on tiny volumes."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -7,9 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from skimage.segmentation import watershed
 
+from lpa3d import _demo_case as case
+from lpa3d import _demo_parts as parts
+from lpa3d import _demo_slices as slices
 from lpa3d import cli, demo, io, phantom, plot
 
 
@@ -21,7 +28,7 @@ def in_process(monkeypatch):
         assert command[:3] == [sys.executable, "-m", "lpa3d"]
         return subprocess.CompletedProcess(command, cli.main([*command[3:], "--quiet"]))
 
-    monkeypatch.setattr(demo.subprocess, "run", run)
+    monkeypatch.setattr(parts.subprocess, "run", run)
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +41,27 @@ def small() -> phantom.Cell:
 
 def case_of(classes, truth, names):
     file = Path("nowhere")
-    return demo._Case("case", file, file, classes, truth, truth, classes, "", (1.0, 1.0, 1.0), "", names)
+    return case.Case("case", file, file, file, classes, truth, truth, classes, "", (1.0, 1.0, 1.0), "", names)
 
 
 def test_wrong_voxels_are_those_outside_the_match():
     truth = np.array([[[1, 1, 1, 2, 2, 0]]], np.uint16)
     merged = np.array([[[9, 9, 9, 9, 9, 0]]], np.uint16)
-    [e] = demo._evaluate(truth, [demo._Result("merged", merged, 0.0)])
-    np.testing.assert_array_equal(demo._wrong(truth, merged, e.pairs), [[[0, 0, 0, 1, 1, 0]]])
+    [e] = parts.evaluate_all(truth, [parts.Result("merged", merged, 0.0)])
+    np.testing.assert_array_equal(parts.find_wrong(truth, merged, e.pairs), [[[0, 0, 0, 1, 1, 0]]])
     for labels in (truth, (truth + 7) * (truth > 0), (truth + np.uint64(2**40)) * (truth > 0)):
-        [e] = demo._evaluate(truth, [demo._Result("same", labels, 0.0)])
-        assert not demo._wrong(truth, labels, e.pairs).any()
-    [e] = demo._evaluate(truth, [demo._Result("none", truth * 0, 0.0)])
-    np.testing.assert_array_equal(demo._wrong(truth, truth * 0, e.pairs), truth > 0)
+        [e] = parts.evaluate_all(truth, [parts.Result("same", labels, 0.0)])
+        assert not parts.find_wrong(truth, labels, e.pairs).any()
+    [e] = parts.evaluate_all(truth, [parts.Result("none", truth * 0, 0.0)])
+    np.testing.assert_array_equal(parts.find_wrong(truth, truth * 0, e.pairs), truth > 0)
 
 
 def test_an_instance_has_the_class_of_most_of_its_voxels():
     classes = np.array([[[-1, -1, 3, 0, 0, 3]]], np.int8)
     truth = np.array([[[5, 5, 5, 5, 6, 7]]])
-    case = case_of(classes, truth, {-1: "one", 3: "three"})
-    assert demo._class_of(truth, case) == {5: 1, 6: -1, 7: 2}
-    [per_class] = demo._evaluate_classes(case, [demo._Result("same", truth, 0.0)])
+    given = case_of(classes, truth, {-1: "one", 3: "three"})
+    assert demo._class_of(truth, given) == {5: 1, 6: -1, 7: 2}
+    [per_class] = demo._evaluate_classes(given, [parts.Result("same", truth, 0.0)])
     assert {name: (e["tp"], e["fp"], e["fn"]) for name, e in per_class.items()} == {
         "one": (1, 0, 0),
         "three": (1, 0, 0),
@@ -64,8 +71,8 @@ def test_an_instance_has_the_class_of_most_of_its_voxels():
 def test_the_table_names_the_costliest_errors():
     truth = np.array([[[1, 1, 1, 2, 2, 2, 0, 3, 3, 3, 3, 3]]], np.uint16)
     labels = np.array([[[4, 4, 4, 4, 4, 4, 0, 5, 5, 5, 6, 6]]], np.uint16)
-    results = [demo._Result("ours", labels, 1.0), demo._Result("theirs", truth, 2.0)]
-    scores = demo._evaluate(truth, results)
+    results = [parts.Result("ours", labels, 1.0), parts.Result("theirs", truth, 2.0)]
+    scores = parts.evaluate_all(truth, results)
     said = demo._table(case_of(truth, truth, {1: "mask"}), results, scores)
     assert "instance 4 of the result joins 1 + 2, at z 0:1, y 0:1, x 0:6" in said
     assert "instance 3 is cut into 5 + 6, at z 0:1, y 0:1, x 7:12" in said
@@ -78,7 +85,7 @@ def test_the_table_names_the_costliest_errors():
 
 
 def test_watershed_is_scikit_images_where_classes_are_apart(small):
-    seeds = demo._every_kth(small.instances, 8)
+    seeds = case.keep_every(small.instances, 8)
     assert not demo._classes_touch(small.classes)
     mask = small.classes > 0
     theirs = watershed(np.zeros(mask.shape), seeds.astype(np.int32), mask=mask, connectivity=1)
@@ -90,6 +97,72 @@ def test_watershed_stays_in_its_class_and_keeps_large_ids():
     seeds = np.array([[[2**40, 0, 0, 0, 7, 0]]], np.int64)
     assert demo._classes_touch(classes)
     np.testing.assert_array_equal(demo._watershed(classes, seeds), [[[2**40, 2**40, 2**40, 7, 7, 0]]])
+
+
+@given(arrays(st.sampled_from([np.bool_, np.int8, np.uint16, np.int64]), array_shapes(min_side=0)))
+def test_ids_are_those_of_numpy(labels):
+    ids, places = parts.find_ids(labels)
+    expected, inverse = np.unique(labels, return_inverse=True)
+    np.testing.assert_array_equal(ids, expected)
+    assert ids.dtype == labels.dtype
+    np.testing.assert_array_equal(places, inverse.reshape(labels.shape))
+
+
+# ------------------------------------------------------------------------------------------------------------ 2D labels
+
+
+def test_labels_of_slices_are_sections_with_errors(small):
+    predicted = slices.predict_slices(small.instances)
+    np.testing.assert_array_equal(predicted, slices.predict_slices(small.instances))
+    assert (predicted != slices.predict_slices(small.instances, seed=1)).any()
+    assert predicted.dtype == np.uint16
+    assert np.count_nonzero(~predicted.any(axis=(1, 2))) == 3
+    found = predicted[predicted.any(axis=(1, 2))]
+    assert np.unique(found[:, 30, 10]).size > 3
+    assert min(np.unique(plane, return_counts=True)[1].min() for plane in found) >= slices.SMALLEST
+    truth = small.instances[predicted.any(axis=(1, 2))]
+    assert 0.9 < np.count_nonzero((found > 0) & (truth > 0)) / np.count_nonzero(truth) < 1
+    assert not slices.predict_slices(np.zeros((3, 8, 8), np.uint16)).any()
+
+
+def test_sections_that_touch_are_pairs_of_ids():
+    sections = np.array([[1, 1, 0, 4], [2, 1, 3, 4], [2, 2, 3, 0]])
+    np.testing.assert_array_equal(slices._find_touching(sections), [[1, 2], [1, 3], [2, 3], [3, 4]])
+
+
+def test_greedy_links_take_the_best_pair_first():
+    given = np.array(
+        [
+            [[5, 5, 5, 0, 9, 9, 9, 9]],
+            [[2, 2, 7, 0, 7, 7, 7, 7]],  # 7 is closer to 9, 2 to 5
+            [[0, 0, 0, 0, 0, 0, 0, 0]],
+            [[2, 2, 7, 0, 7, 7, 7, 7]],
+            [[3, 3, 3, 3, 3, 3, 3, 3]],  # 3 continues one of them
+            [[3, 0, 0, 0, 0, 0, 0, 6]],  # too little of it
+        ],
+        np.uint16,
+    )
+    expected = [
+        [[1, 1, 1, 0, 2, 2, 2, 2]],
+        [[1, 1, 2, 0, 2, 2, 2, 2]],
+        [[0, 0, 0, 0, 0, 0, 0, 0]],
+        [[3, 3, 4, 0, 4, 4, 4, 4]],
+        [[4, 4, 4, 4, 4, 4, 4, 4]],
+        [[4, 0, 0, 0, 0, 0, 0, 5]],
+    ]
+    np.testing.assert_array_equal(slices.link_greedily(given), expected)
+    assert not slices.link_greedily(given[:0]).size
+
+
+def test_act_two_needs_the_truth_on_most_slices():
+    truth = np.ones((20, 4, 4), np.uint16)
+    names = {1: "mask"}
+    assert slices.why_not(case_of(truth, truth, names)) == ""
+    sparse = case.keep_every(truth, 5)
+    assert "labels less than half of the class map on 16 of 20 slices" in slices.why_not(case_of(truth, sparse, names))
+    assert "no labels" in slices.why_not(case_of(truth * 0, truth, names))
+    without = dataclasses.replace(case_of(truth, truth, names), truth=None, truth_file=None)
+    assert "it needs instances" in slices.why_not(without)
 
 
 # ---------------------------------------------------------------------------------------------------------- the whole
@@ -111,6 +184,12 @@ def test_demo_on_a_phantom(tmp_path, capfd, in_process):
     assert f"$ lpa3d propagate {folder}/classes.tif {folder}/seeds.tif {folder}/lpa3d.tif" in out
     for words in ("lpa3d propagate", "scikit-image's watershed", "connected components", "all instances", "nucleus"):
         assert words in out
+    assert f"$ lpa3d stitch {folder}/slices.tif {folder}/stitched.tif" in out
+    assert f"$ lpa3d fuse --classes {folder}/classes.tif --slices {folder}/stitched.tif" in out
+    act = out[out.index("Act 2: from") :]
+    qualities = [float(found) for found in re.findall(r"(?:stitch|slice|gaps) +\d+ +\d+ % +([.\d]+)", act)]
+    assert len(qualities) == 3
+    assert qualities[0] > 0.9 > qualities[2] > qualities[1]
     assert "error" not in err
     result, truth, classes = (io.read(folder / f"{name}.tif") for name in ("lpa3d", "instances", "classes"))
     assert result.dtype == truth.dtype
@@ -121,6 +200,10 @@ def test_demo_on_a_phantom(tmp_path, capfd, in_process):
     assert not result[classes == 0].any()
     assert_is_a_picture(folder / "demo.png", 2700)
     assert_is_a_picture(tmp_path / "small.png", 1500)
+    assert_is_a_picture(folder / "demo_slices.png", 2700)
+    assert_is_a_picture(tmp_path / "small_slices.png", 1500)
+    filled = io.read(folder / "lpa3d_slices.tif")
+    np.testing.assert_array_equal(filled > 0, classes > 0)
 
 
 def test_demo_on_a_folder_with_truth(tmp_path, capsys, small, in_process):
@@ -133,11 +216,13 @@ def test_demo_on_a_folder_with_truth(tmp_path, capsys, small, in_process):
     before = sorted(data.iterdir())
     assert cli.main(["demo", "--data", str(data), "--output", str(out), "--every", "8"]) == 0
     assert sorted(data.iterdir()) == before
-    np.testing.assert_array_equal(io.read(out / "seeds.nii.gz"), demo._every_kth(small.instances, 8))
+    np.testing.assert_array_equal(io.read(out / "seeds.nii.gz"), case.keep_every(small.instances, 8))
     assert_is_a_picture(out / "demo.png", 2700)
     said = capsys.readouterr().out
     assert re.search(r"all instances \(\d+\)", said)
     assert "class 4" in said
+    assert_is_a_picture(out / "demo_slices.png", 2700)
+    assert io.read(out / "slices.nii.gz").shape == small.classes.shape
     # Again: what the demo made before is replaced.
     assert cli.main(["demo", "--data", str(data), "--output", str(out), "--every", "8"]) == 0
 
@@ -146,12 +231,14 @@ def test_demo_on_a_folder_with_seeds_alone(tmp_path, capsys, small, in_process, 
     data = tmp_path / "mine"
     data.mkdir()
     np.save(data / "classes.npy", small.classes == 4)
-    np.save(data / "seeds.npy", np.where(small.classes == 4, demo._every_kth(small.instances, 8), 0))
+    np.save(data / "seeds.npy", np.where(small.classes == 4, case.keep_every(small.instances, 8), 0))
     monkeypatch.chdir(tmp_path)
     assert cli.main(["demo", "--data", "mine"]) == 0
     assert_is_a_picture(tmp_path / "demo" / "mine" / "demo.png", 2700)
     said = capsys.readouterr().out
     assert "recovered" not in said
+    assert "Act 2, from 2D labels of every slice, is left out: it needs instances.*" in said
+    assert not (tmp_path / "demo" / "mine" / "demo_slices.png").exists()
     assert "Picture: " in said
 
 
@@ -226,12 +313,21 @@ def test_colors_are_distinct():
         assert np.linalg.norm(colors[1:-step] - colors[1 + step :], axis=1).min() > 0.12
 
 
+def test_borders_are_dark_unless_all_is_border():
+    grey, colors = np.full((12, 12), 200, np.uint8), plot.distinct_colors(14)
+    one = np.ones((12, 12), np.int32)
+    one[:, 6:] = 2
+    lines = np.arange(1, 13)[:, None] + np.zeros((12, 12), np.int32)
+    assert (plot._overlay(grey, one, colors)[:, 5] < plot._overlay(grey, one, colors)[:, 4]).all()
+    np.testing.assert_allclose(plot._overlay(grey, lines, colors)[:, 0], colors[1:13] * (0.68 + 0.32 * 200 / 255))
+
+
 def test_the_detail_is_where_instances_touch():
     labels = np.zeros((40, 60), np.uint16)
     labels[5:30, 2:10] = 9
     labels[20:36:2, 40:50] = 1
     labels[21:36:2, 40:50] = 2
-    down, across = demo._crowded(labels, 16)
+    down, across = parts.find_crowd(labels, 16)
     assert (down.stop - down.start, across.stop - across.start) == (16, 16)
     assert set(np.unique(labels[down, across])) >= {1, 2}
 
@@ -240,8 +336,8 @@ def test_image_of_any_kind_becomes_grey():
     rng = np.random.default_rng(0)
     classes = np.ones((2, 3, 4), np.uint8)
     for raw in (rng.normal(size=classes.shape), rng.integers(0, 2**16, classes.shape), np.zeros(classes.shape), None):
-        grey = demo._grey(raw, classes)
+        grey = case.make_grey(raw, classes)
         assert (grey.shape, grey.dtype) == (classes.shape, np.uint8)
     raw = rng.normal(size=classes.shape)
     raw[0, 0, 0] = np.nan
-    assert demo._grey(raw, classes).std() > 0
+    assert case.make_grey(raw, classes).std() > 0

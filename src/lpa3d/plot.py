@@ -388,7 +388,10 @@ def _overlay(grey: Array, labels: Array, colors: Colors | None) -> Colors:
         base = np.where((labels > 0)[..., None], np.array(ERROR_COLOR), 0.45 + 0.5 * base)
         return np.asarray(base, np.float32)
     shaded = np.where((labels > 0)[..., None], colors[labels] * (0.68 + 0.32 * base), 0.25 + 0.72 * base)
-    shaded[_borders(labels)] *= 0.55
+    borders = _borders(labels)
+    # Where ids change from line to line, as in a cut through 2D labels, all is border and dark lines set nothing apart.
+    if 2 * np.count_nonzero(borders) < np.count_nonzero(labels):
+        shaded[borders] *= 0.55
     return np.asarray(shaded, np.float32)
 
 
