@@ -17,7 +17,6 @@ import numpy as np
 
 import lpa3d
 from lpa3d import phantom
-from lpa3d._stitch import stitch
 
 from .compare import (
     EVERY,
@@ -148,19 +147,19 @@ class Stitch(Verb):
     needs = ("slices", "gaps", "classes")
 
     def time_stitch(self, side: int) -> None:
-        stitch(self.arrays[0])
+        lpa3d.stitch(self.arrays[0])
 
     def time_stitch_gaps(self, side: int) -> None:
-        stitch(self.arrays[1])
+        lpa3d.stitch(self.arrays[1])
 
     def time_stitch_classes(self, side: int) -> None:
-        stitch(self.arrays[1], classes=self.arrays[2])
+        lpa3d.stitch(self.arrays[1], classes=self.arrays[2])
 
     def peakmem_stitch(self, side: int) -> None:
-        stitch(self.arrays[0])
+        lpa3d.stitch(self.arrays[0])
 
     def peakmem_stitch_gaps(self, side: int) -> None:
-        stitch(self.arrays[1])
+        lpa3d.stitch(self.arrays[1])
 
 
 class Fuse(Verb):
@@ -181,7 +180,7 @@ class Import:
         return "import lpa3d"
 
     def timeraw_import_verbs(self) -> str:
-        return "from lpa3d import contacts, evaluate, fuse, label, merge, propagate"
+        return "from lpa3d import contacts, evaluate, fuse, label, merge, propagate, stitch"
 
 
 VOLUMES = f"""
@@ -189,7 +188,6 @@ import os, tempfile
 {{cache}}
 import numpy as np
 from lpa3d import phantom
-from lpa3d._stitch import stitch
 cell = phantom.cell((32, 64, 64))
 classes, instances, seeds = cell.classes, cell.instances, np.zeros_like(cell.instances)
 seeds[::{EVERY}] = instances[::{EVERY}]
@@ -206,7 +204,7 @@ CALLS = {
     "merge": "lpa3d.merge(instances)",
     "contacts": "lpa3d.contacts(instances)",
     "evaluate": "lpa3d.evaluate(instances, seeds)",
-    "stitch": "from lpa3d._stitch import stitch; stitch(instances)",
+    "stitch": "lpa3d.stitch(instances)",
     "fuse": "lpa3d.fuse(classes=classes, instances=seeds, slices=instances)",
 }
 

@@ -488,9 +488,9 @@ def evaluate_sklearn(reference: Array, prediction: Array) -> Call:
 
 
 def stitch_lpa3d(slices: Array, **options: Any) -> Call:
-    from lpa3d._stitch import stitch
+    import lpa3d
 
-    return lambda: stitch(slices, **options)
+    return lambda: lpa3d.stitch(slices, **options)
 
 
 def fuse_lpa3d(**sources: Any) -> Call:
