@@ -1014,7 +1014,7 @@ class Section:
                 total = max(sum(weights), (2**30 // 204800) ** 3)
                 near = list(zip(weights, (m for _, m in near), strict=True))
                 motion = tuple(rint(sum(w * m[k] for w, m in near), total) for k in (0, 1))
-        most = 16 * 8 * gap
+        most = 16 * 16 * gap
         return tuple((1, -1)[side] * rint(min(max(m, -most), most), 16) for m in motion)
 
 
@@ -1037,7 +1037,7 @@ def list_sections(slices, classes, axis, bad):
     return sections, present
 
 
-def stitch(slices, classes=None, axis=0, max_gap=3, branching=True, bad_slices=(), must_link=(), cannot_link=()):
+def stitch(slices, classes=None, axis=0, max_gap=5, branching=True, bad_slices=(), must_link=(), cannot_link=()):
     """Unite sections; None where the constraints contradict each other."""
     sections, present = list_sections(slices, classes, axis, set(bad_slices))
     named = {(s.at, s.name): s for s in sections}
@@ -1085,7 +1085,7 @@ def stitch(slices, classes=None, axis=0, max_gap=3, branching=True, bad_slices=(
         return {pair: n for pair, n in counts.items() if n}
 
     shared = defaultdict(int)
-    for distance in range(1, len(present)):
+    for distance in (1, 2):
         places = list(enumerate(zip(present, present[distance:], strict=False)))
         for gap in range(1, max_gap + 1):
             links = {}
@@ -1130,7 +1130,7 @@ def branch(sections, shared, unite, kept_apart):
             onward, back = tip.beside(1 - side), tip.beside(side)
             if onward is None and (other.beside(1 - side) is not None or length[tip] < 3):
                 junction[pair] = n
-                if back is not None and 5 * tip.area > 3 * back.area and n > tip.area:
+                if back is not None and 5 * tip.area > 3 * back.area and 10 * n > 2 * 3 * tip.area:
                     blunt[pair] = n
 
     def rate(pairs):
@@ -1145,14 +1145,14 @@ def branch(sections, shared, unite, kept_apart):
             small = min((0, 1), key=lambda k: (largest[ends[k]], ends[k]))
             key = ends[small], ends[1 - small]
             total[key] += shared[pair]
-            if junction[pair] > pair[small].area:
+            if 10 * junction[pair] > 2 * 3 * pair[small].area:
                 most[key] = max(most[key], junction[pair])
             most_blunt[key] = max(most_blunt[key], blunt[pair])
         result = {}
         for key, whole in total.items():
             values = []
-            for m, one_in in ((most[key], 5), (most_blunt[key], 20)):
-                values.append((m / whole) * (m / (2 * largest[key[0]])) * one_in)
+            for m, (low, high) in ((most[key], (3, 20)), (most_blunt[key], (1, 20))):
+                values.append((m / whole) * (m / (2 * largest[key[0]])) * high / low)
             if max(values) > 1:
                 result[key] = max(values)
         return result, groups

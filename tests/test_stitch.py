@@ -57,7 +57,7 @@ def draw_case(seed):
     classes = classes.astype(np.uint8)
     arguments = {
         "axis": 0,
-        "max_gap": int(random.integers(1, 5)),
+        "max_gap": int(random.integers(1, 7)),
         "branching": bool(random.random() < 0.8),
         "bad_slices": np.flatnonzero(random.random(len(slices)) < random.choice([0, 0.25])).tolist(),
     }
@@ -83,7 +83,7 @@ def draw_case(seed):
     return slices, arguments
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.integers(0, 2**32 - 1).map(draw_case))
 def test_equals_the_plain_restatement(case):
     """Any axis, gaps, classes, constraints, and which constraints contradict each other."""
@@ -174,7 +174,7 @@ def two_vesicles(covered):
     return slices, shuffle(broken, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("covered", [[6], [6, 7], [13], [0]])
+@pytest.mark.parametrize("covered", [[6], [13], [0]])
 def test_vesicles_under_a_big_section_do_not_fuse(covered):
     """Whether the big section is between their sections, or the last or first one."""
     slices, broken = two_vesicles(covered)
@@ -209,6 +209,18 @@ def test_motion_across_a_gap():
         names = np.unique(found[slices == k])
         assert len(names[names > 0]) == 1
         assert (slices[found == names[-1]] == k).all()
+
+
+def test_section_that_is_missing():
+    """A chain leaps one slice that has other sections, not two."""
+    slices = np.zeros((9, 8, 12), np.int64)
+    slices[:, 2:6, 1:5] = 1
+    slices[:, 2:6, 7:11] = 2
+    slices[4, :, :6] = 0
+    assert pieces(stitch(slices)) == 2
+    assert pieces(stitch(slices, max_gap=1)) == 3
+    slices[5, :, :6] = 0
+    assert pieces(stitch(slices)) == 3
 
 
 def test_missing_and_bad_slices():

@@ -42,11 +42,11 @@ WIDE = 2**32
 """Volumes of as many voxels get 64-bit numbers."""
 
 COVERED = (3, 10)
-"""Sections are chained only if they share more than this part of the smaller one."""
+"""Sections are evidence only if they share more than this part of the smaller one, or of the one that ends there."""
 
-SINGLE = (1, 5)
-"""Groups are united only if their largest junction, squared, is more than this part of (all that they share) times (the
-largest section of the smaller one). Branches and fragments have .22 to 1, touching neighbours less than .15."""
+SINGLE = (3, 20)
+"""Groups are united only if their largest junction, squared, is more than this part of (all that they share) times
+(the largest section of the smaller group). Branches and fragments have .2 to 1, touching neighbours hardly .15."""
 
 SINGLE_BLUNT = (1, 20)
 BLUNT = (3, 5)
@@ -56,14 +56,15 @@ the area of the one before it. Branches do, and the ends of neighbours are round
 WHOLE = 3
 """Sections of a chain that is no fragment. A fragment joins one group, and must not tie two of them together."""
 
-JOINED = (1, 2)
-"""And only if that junction covers more than this part of the smaller group's section there."""
+SKIPPED = 1
+"""Slices that have sections, but none of a chain, and that it may leap. With 2 and more, chains take what belongs to
+others; with 0, one section that is missing or fused with another breaks a chain."""
 
 STEPS = 2
-"""Slices over which a section's own motion is measured."""
+"""Slices over which a section's own motion is measured; 1 is worse, 3 and 4 are not better."""
 
-MOST = 8
-"""Voxels that a section may move from slice to slice."""
+MOST = 16
+"""Voxels that a section may move from slice to slice; 8 did the same where voxels are cubes."""
 
 REACH = 60
 """Voxels within which neighbours tell a section's motion."""
@@ -123,7 +124,7 @@ def stitch(
     *,
     classes: Any = None,
     axis: int = 0,
-    max_gap: int = 3,
+    max_gap: int = 5,
     branching: bool = True,
     bad_slices: Iterable[int] = (),
     must_link: Iterable[Any] = (),
@@ -146,8 +147,8 @@ def stitch(
         none, and sections that lie on it alone join only each other.
     axis : {0, 1, 2}, default 0
         The axis that slices lie across; -1 is the last. 0 for a 2D array, which is one slice.
-    max_gap : int, default 3
-        Sections are united directly only if their slices are at most so far apart: 3 bridges two missing slices.
+    max_gap : int, default 5
+        Sections are united directly only if their slices are at most so far apart: 5 bridges four missing slices.
     branching : bool, default True
         Whether objects may have several sections on one slice. Without it each has at most one, but for `must_link`.
     bad_slices : iterable of int, optional
@@ -179,23 +180,24 @@ def stitch(
 
     Notes
     -----
-    *Chains.* Pairs of sections of equal class are taken from neighbouring slices first, then over one more slice, and
-    so on up to `max_gap`; inside that by decreasing intersection over union (ties: the sections that come first in
-    raster order). A pair is chained if it shares more than 3/10 of the smaller section, if neither chain has a section
-    between the two, and if the two chains meet on no slice. The last rule keeps a big section that lies over two
-    objects from joining them: it goes to one of them, and the other goes on behind it.
+    *Chains.* Pairs of sections of equal class are taken from neighbouring slices first (missing slices do not count),
+    then from those that one slice parts; inside that from small to large distances up to `max_gap`, and by decreasing
+    intersection over union (ties: the sections that come first in raster order). A pair is chained if it shares more
+    than 3/10 of the smaller section, if neither chain has a section between the two, and if the two chains meet on no
+    slice. The last rule keeps a big section that lies over two objects from joining them: it goes to one of them, and
+    the other goes on behind it.
 
     *Gaps.* Where slices are missing, or a section was, both sections are first moved to where they are expected on the
     other slice: as their chain moved over the two slices before, else as the nearest chains around them.
 
     *Branches.* Two chains are united where the last (or first) section of one of them lies on a section of the other,
     which goes on beyond. Let m be what the two sections share, S all that the two chains share on neighbouring slices,
-    and A the largest section of the smaller chain. Asked are either m^2 > S A / 5 and that m is more than half of the
-    smaller chain's section; or m^2 > S A / 20, m more than half of the section that ends, and that one larger than
+    and A the largest section of the smaller chain. Asked are either m^2 > 3 S A / 20 and that m is more than 3/10 of
+    the smaller chain's section; or m^2 > S A / 20, m more than 3/10 of the section that ends, and that one larger than
     3/5 of the next of its chain: branches end bluntly, neighbours are round. Neighbours that touch share little on
     many slices, branches much on one. This unites chains of three sections or more; then each of the groups and
     fragments that are left joins the one that it fits best, and is rated again, so that no speck ties two objects
-    together.
+    together. Two objects that a big section covers on one slice stay two.
 
     All evidence is integer counts, or one float64 expression of them. The result depends neither on the number of
     threads nor on what the ids are, and flips only flip it, but for ties and the order of numbers. docs/algorithm.md
@@ -299,7 +301,7 @@ class _Chains:
         unmoved = self._count_neighbors(max_gap)
         gaps = slices[unmoved.sections[:, 1]] - slices[unmoved.sections[:, 0]]
         neighbors = [_Pairs(unmoved.sections, unmoved.shared)]
-        for distance in range(1, len(present)):
+        for distance in range(1, min(SKIPPED + 1, len(present) - 1) + 1):
             apart = present[distance:] - present[:-distance]
             for gap in np.unique(apart[apart <= max_gap]).tolist():
                 if gap == 1:
@@ -441,7 +443,7 @@ class _Chains:
             back = backward[tip]
             alike = (back >= 0) & (areas[tip] * BLUNT[1] > BLUNT[0] * areas[back])
             junction |= ends
-            blunt |= ends & alike & (shared * JOINED[1] > 2 * JOINED[0] * areas[tip])
+            blunt |= ends & alike & (shared * COVERED[1] > 2 * COVERED[0] * areas[tip])
         whole = (lengths[pairs] >= WHOLE).all(axis=1)
         alike = self.classes[pairs[:, 0]] == self.classes[pairs[:, 1]]
 
@@ -472,7 +474,7 @@ class _Chains:
         turned = (sizes[:, 1] < sizes[:, 0]) | ((sizes[:, 1] == sizes[:, 0]) & (ends[:, 1] < ends[:, 0]))
         own = areas[np.where(turned, neighbors.sections[chosen, 1], neighbors.sections[chosen, 0])]
         ends[turned] = ends[turned, ::-1]
-        covered = junction[chosen] & (shared * JOINED[1] > 2 * JOINED[0] * own)
+        covered = junction[chosen] & (shared * COVERED[1] > 2 * COVERED[0] * own)
         order = np.lexsort((ends[:, 1], ends[:, 0]))
         first = np.flatnonzero(np.append(True, (np.diff(ends[order], axis=0) != 0).any(axis=1))[: len(order)])
         links = ends[order[first]]

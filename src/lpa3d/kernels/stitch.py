@@ -24,9 +24,9 @@ chain's root: its first and last section. Of a group's root: its list of entries
 
 @leaf
 def find_run(ids, start, stop, across):
-    """Return where the run of equal ids from `start` on ends: at the next voxel if slices lie across the rows."""
+    """Return where the run of equal ids from `start` on ends: of ids that are not 0, only inside a slice."""
     end = start + 1
-    if not across:
+    if ids[start] == 0 or not across:
         while end < stop and ids[end] == ids[start]:
             end += 1
     return end
@@ -42,7 +42,8 @@ def list_sections(ids, shape, axis, first, last, usable, out):
     _, height, width = shape
     slots, rows = create_pairs(1024, 10)
     used = 0
-    latest = np.full(shape[axis], -1, np.int64)
+    # A neighbour's section is most likely this one, and saves looking it up.
+    above = height * width if axis == 1 else width
     for number in range(first, last):
         z = number // height
         y = number - z * height
@@ -55,12 +56,13 @@ def list_sections(ids, shape, axis, first, last, usable, out):
             x = begin - start
             at = z if axis == 0 else y if axis == 1 else x
             if value == 0 or not usable[at]:
+                # Runs of id 0 may cross slices.
                 for i in range(begin, end):
                     out[i] = 0
                 begin = end
                 continue
-            k = latest[at]
-            if k < 0 or rows[k, ID] != value:
+            k = np.int64(out[begin - above]) - 1 if begin - above >= first * width else np.int64(-1)
+            if k < 0 or rows[k, ID] != value or rows[k, SLICE] != at:
                 if used == rows.shape[0]:
                     slots, rows = grow_pairs(slots, rows, used, 2 * used)
                 slot = find_pair(slots, rows, at, value)
@@ -71,7 +73,6 @@ def list_sections(ids, shape, axis, first, last, usable, out):
                     used += 1
                     rows[k, SLICE], rows[k, ID], rows[k, FIRST] = at, value, begin
                     rows[k, ROW_LO], rows[k, COLUMN_LO] = max(shape), max(shape)
-                latest[at] = k
             row = y if axis == 0 else z
             column = y if axis == 2 else x
             n = end - begin
@@ -158,7 +159,7 @@ def count_shifted(sections, plane, some, boxes, shifts, wanted, partners):
 
     `plane` is the flat index at which the slice and the other one begin, the steps of rows and columns, and how many
     there are. Of the sections ``some[0] <= k < some[1]``, which lie on the slice, those that are `wanted` are shifted
-    by ``shifts[k]`` (rows, columns), and only `partners` count. Returns rows ``(section, section of the other, voxels)``.
+    by ``shifts[k]`` (rows, columns), and only `partners` count. Returns rows ``(section, other section, voxels)``.
     """
     start, other, row_step, column_step, height, width = plane
     slots, rows = create_pairs(64, 3)
