@@ -112,9 +112,9 @@ def test_ids_are_those_of_numpy(labels):
 
 
 def test_labels_of_slices_are_sections_with_errors(small):
-    predicted = slices.predict_slices(small.instances)
-    np.testing.assert_array_equal(predicted, slices.predict_slices(small.instances))
-    assert (predicted != slices.predict_slices(small.instances, seed=1)).any()
+    predicted = slices.predict_slices(small.instances, small.classes)
+    np.testing.assert_array_equal(predicted, slices.predict_slices(small.instances, small.classes))
+    assert (predicted != slices.predict_slices(small.instances, small.classes, seed=1)).any()
     assert predicted.dtype == np.uint16
     assert np.count_nonzero(~predicted.any(axis=(1, 2))) == 3
     found = predicted[predicted.any(axis=(1, 2))]
@@ -122,12 +122,18 @@ def test_labels_of_slices_are_sections_with_errors(small):
     assert min(np.unique(plane, return_counts=True)[1].min() for plane in found) >= slices.SMALLEST
     truth = small.instances[predicted.any(axis=(1, 2))]
     assert 0.9 < np.count_nonzero((found > 0) & (truth > 0)) / np.count_nonzero(truth) < 1
-    assert not slices.predict_slices(np.zeros((3, 8, 8), np.uint16)).any()
+    assert not slices.predict_slices(*np.zeros((2, 3, 8, 8), np.uint16)).any()
 
 
 def test_sections_that_touch_are_pairs_of_ids():
     sections = np.array([[1, 1, 0, 4], [2, 1, 3, 4], [2, 2, 3, 0]])
     np.testing.assert_array_equal(slices._find_touching(sections), [[1, 2], [1, 3], [2, 3], [3, 4]])
+
+
+def test_sections_keep_to_the_class_of_most_of_them():
+    sections = np.array([[1, 1, 1, 1, 0, 2, 2, 3, 3, 3]])
+    slices._cut_to_class(sections, np.array([[0, 0, 0, -4, 7, 7, 7, 7, -4, -4]]))
+    np.testing.assert_array_equal(sections, [[1, 1, 1, 1, 0, 2, 2, 0, 3, 3]])
 
 
 def test_greedy_links_take_the_best_pair_first():

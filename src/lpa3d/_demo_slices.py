@@ -71,7 +71,7 @@ def play(case: Case, output: Path, seed: int, thumbnail: Path | None) -> None:
         return
     assert case.truth is not None
     assert case.truth_file is not None
-    slices = predict_slices(case.truth, seed)
+    slices = predict_slices(case.truth, case.classes, seed)
     slices_file = write_like(case.truth_file, slices, output, "slices")
     given = slices.any(axis=(1, 2))
     missing = np.flatnonzero(case.truth.any(axis=(1, 2)) & ~given).tolist()
@@ -104,8 +104,11 @@ def why_not(case: Case) -> str:
 # ------------------------------------------------------------------------------------------------------ the 2D labels
 
 
-def predict_slices(truth: Array, seed: int = 0) -> Array:
-    """Return sections as a 2D network finds them: ids that mean nothing from slice to slice, wrong in places."""
+def predict_slices(truth: Array, classes: Array, seed: int = 0) -> Array:
+    """Return sections as a 2D network finds them: ids that mean nothing from slice to slice, wrong in places.
+
+    Each has the class of most of its pixels and leaves out those of other classes, as both are of one network.
+    """
     import lpa3d
 
     rng = np.random.default_rng(seed)
@@ -116,6 +119,7 @@ def predict_slices(truth: Array, seed: int = 0) -> Array:
         touching = _find_touching(sections)
         for kept, other in touching[rng.random(len(touching)) < JOINED]:
             sections[sections == other] = kept
+        _cut_to_class(sections, classes[z])
         areas = np.bincount(sections.ravel())
         ids = 1 + rng.permutation(len(areas))
         ids[(areas < SMALLEST) | (rng.random(len(areas)) < LOST)] = 0
@@ -146,6 +150,14 @@ def _find_touching(sections: Array) -> Array:
     return np.unique(np.sort(pairs, axis=1), axis=0)
 
 
+def _cut_to_class(sections: Array, classes: Array) -> None:
+    """Clear, in place, the pixels of each section that lie on another class than most of it; background is none."""
+    kinds, ranks = find_ids(classes)
+    counts = np.zeros((int(sections.max(initial=0)) + 1, len(kinds)), np.int64)
+    np.add.at(counts, (sections, ranks), kinds[ranks] != 0)
+    sections[(kinds[ranks] != 0) & (ranks != counts.argmax(axis=1)[sections])] = 0
+
+
 # -------------------------------------------------------------------------------------------------------- the methods
 
 
@@ -155,15 +167,15 @@ def _recover(case: Case, slices: Array, slices_file: Path, output: Path) -> tupl
 
     stitched_file, ours_file = output / "stitched.tif", output / "lpa3d_slices.tif"
     volume, seeds = output / "fused_classes.tif", output / "fused_seeds.tif"
-    run_command("stitch", slices_file, stitched_file)
+    run_command("stitch", slices_file, stitched_file, "--classes", case.classes_file)
     sources = ("--classes", case.classes_file, "--slices", stitched_file, "--priority", *TRUST)
     run_command("fuse", *sources, "--volume", volume, "--seeds", seeds)
     run_command("propagate", volume, seeds, ours_file)
     stitched, ours = io.read(stitched_file), io.read(ours_file)
 
     present = slices.any(axis=(1, 2))
-    lpa3d.stitch(slices[:2])  # loads what is compiled by now
-    again, seconds = time_call(lpa3d.stitch, slices)
+    lpa3d.stitch(slices[:2], classes=case.classes[:2])  # loads what is compiled by now
+    again, seconds = time_call(lpa3d.stitch, slices, classes=case.classes)
     if not np.array_equal(again, stitched):
         raise RuntimeError("lpa3d.stitch and the command line gave different labels")
     next_slice, next_seconds = time_call(link_greedily, slices)
