@@ -442,6 +442,7 @@ ONES = np.ones((2, 3, 4), int)
         ({"classes": ONES, "complete_slices": [1]}, InputError, "pass instances= or slices="),
         ({"instances": ONES, "priority": "instances"}, InputTypeError, "priority is 'instances'"),
         ({"instances": ONES, "priority": 3}, InputTypeError, "priority is 3"),
+        ({"instances": ONES, "priority": {"instances"}}, InputTypeError, "in the order of trust"),
         ({"instances": ONES, "priority": ["slices"]}, InputError, "without 'instances', which is given"),
         ({"instances": ONES, "priority": ["instances", "sam"]}, InputError, "unknown: 'sam'"),
         ({"instances": ONES, "priority": ["instances"] * 2}, InputError, "stands twice"),
@@ -450,6 +451,17 @@ ONES = np.ones((2, 3, 4), int)
         ({"instances": ONES, "instance_classes": {1: "er"}}, InputTypeError, "no integer"),
         ({"instances": ONES, "instance_classes": {1: 0}}, InputError, "the class 0, which is background"),
         ({"instances": ONES, "instance_classes": {1: -1}}, InputError, "classes from 0 to"),
+        ({"instances": ONES, "instance_classes": {0: 1}}, InputError, "a class to id 0; ids are from 1"),
+        (
+            {"classes": -ONES.astype("int8"), "instances": ONES, "instance_classes": {1: 200}},
+            InputError,
+            r"classes.astype\('int16'\)",
+        ),
+        (
+            {"classes": ONES.astype("uint64"), "instances": ONES, "instance_classes": {1: -1}},
+            InputError,
+            "in the dtype uint64 of classes$",
+        ),
         (
             {"classes": ONES.astype("uint8"), "instances": ONES, "instance_classes": {1: 300}},
             InputError,

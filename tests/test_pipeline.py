@@ -113,7 +113,7 @@ def test_it_is_the_verbs_by_hand(files, capsys):
     assert [step["step"] for step in report["steps"]] == list(_pipeline.STEPS)
     steps = {step["step"]: step for step in report["steps"]}
     assert steps["stitch"]["parameters"]["bad_slices"] == [2]
-    assert steps["stitch"]["parameters"]["max_gap"] == 3
+    assert steps["stitch"]["parameters"]["max_gap"] == 5
     assert steps["propagate"]["parameters"]["unseeded"] == "label"
     assert steps["stitch"]["counts"]["objects"] == int(stitched.max())
     counts = steps["fuse"]["counts"]
@@ -586,6 +586,18 @@ END = '[outputs]\nlabels = "out.npy"\n'
             "[stitch] classes is true, but there is no",
         ),
         (
+            f"{START}[stitch]\n[fuse]\nslice_classes = {{7 = 0}}\n[evaluate]\n{END}",
+            "config.toml: [fuse] slice_classes gives id 7 the class 0, which is background",
+        ),
+        (
+            f"{START}[stitch]\n[fuse]\nslice_classes = {{7 = 300}}\n[evaluate]\n{END}",
+            "[fuse] slice_classes gives id 7 the class 300; classes from 0 to 255 are possible",
+        ),
+        (
+            f'[inputs]\nclasses = "classes.tif"\n[fuse]\ncomplete_slices = [1]\n{END}',
+            "[fuse] complete_slices is about labels, but there are none; give [inputs] instances or slices",
+        ),
+        (
             f"{START}[fuse]\n[evaluate]\n[propagate]\nsweeps = 0\n{END}confidence = 'c.npy'",
             "[outputs] confidence comes from diffusion, but [propagate] sweeps is 0",
         ),
@@ -625,6 +637,11 @@ def test_configuration_that_cannot_be_read(files):
     assert_refused(run("pipeline", "none.toml"), "cannot read none.toml: No such file")
     Path("config.toml").write_bytes(b"[inputs]\nslices = '\xff'\n")
     assert_refused(run("pipeline", "config.toml"), "config.toml is no TOML file: it is not UTF-8 text")
+
+
+def test_a_configuration_may_begin_with_a_byte_order_mark(files, capsys):
+    Path("config.toml").write_text(f"{START}[fuse]\n[evaluate]\n{END}", encoding="utf-8-sig")
+    assert cli.main(["pipeline", "config.toml", "--dry-run", "-q"]) == 0
 
 
 def test_the_configuration_is_not_overwritten(files, capsys):
@@ -673,7 +690,7 @@ def test_dry_run(files, monkeypatch, capsys):
     lines = said.out.splitlines()
     assert lines[:2] == ["inputs", "  slices            slices.tif, 8 12 14, uint16"]
     assert re.findall(r"^  \d (\w+)", said.out, re.MULTILINE) == list(_pipeline.STEPS)
-    assert "  1 stitch          axis=0 max_gap=3 branching=True bad_slices=(2,)" in said.out
+    assert "  1 stitch          axis=0 max_gap=5 branching=True bad_slices=(2,)" in said.out
     assert "  labels            out_labels.tif" in lines
     Path("out_labels.tif").touch()
     pipeline(ALL, "--dry-run", code=2)

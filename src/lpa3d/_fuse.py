@@ -13,7 +13,7 @@ Stages
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple
@@ -28,7 +28,7 @@ from ._unite import list_some
 from .errors import InputError, InputTypeError
 from .kernels import fuse as kernels
 
-__all__ = ["Conflicts", "Fused", "Provenance", "fuse"]
+__all__ = ["Conflicts", "Fused", "Provenance", "check_mapping", "fuse"]
 
 SLAB_VOXELS = 2**20
 """Voxels of a slab: smaller ones leave more rows to add up, larger ones take more memory for each thread."""
@@ -323,10 +323,12 @@ def fuse(
     canonical = {name: class_map(a, name) if name == CLASSES else instance_ids(a, name) for name, a in given.items()}
     whole = next(iter(canonical.values())).shape
     complete = _check_slices(complete_slices, whole[side], labels)
-    maps = {
-        INSTANCES: _check_mapping(instance_classes, "instance_classes", INSTANCES, classes, given),
-        SLICES: _check_mapping(slice_classes, "slice_classes", SLICES, classes, given),
-    }
+    maps = {}
+    for source, mapping in ((INSTANCES, instance_classes), (SLICES, slice_classes)):
+        name = f"{source[:-1]}_classes"
+        maps[source] = check_mapping(mapping, name, None if classes is None else classes.dtype)
+        if mapping is not None and source not in given:
+            raise InputError(f"{name} gives classes to the ids of {source}, which are not given; pass {source}= too")
     class_dtype = _class_dtype(classes, maps)
     sources = [canonical[name] for name in labels] + [None, None]
 
@@ -360,7 +362,8 @@ def fuse(
 def _check_priority(priority: Any, given: Mapping[str, Any]) -> list[str]:
     """Return the given sources, the most trusted first."""
     need = "the sources in the order of trust are needed, e.g. priority=('instances', 'slices', 'classes')"
-    names = None if isinstance(priority, str) or not isinstance(priority, Iterable) else list(priority)
+    # A set has no order: it would change from run to run.
+    names = None if isinstance(priority, (str, Set)) or not isinstance(priority, Iterable) else list(priority)
     if names is None or not all(isinstance(name, str) for name in names):
         raise InputTypeError(f"priority is {priority!r}; {need}")
     unknown = [name for name in names if name not in (CLASSES, *LABELS)]
@@ -404,32 +407,36 @@ def _check_slices(complete: Any, depth: int, labels: Sequence[str]) -> Ints:
     return np.array(sorted(slices), np.int64)
 
 
-def _check_mapping(mapping: Any, name: str, source: str, classes: Any, given: Mapping[str, Any]) -> dict[int, int]:
-    """Return the classes of ids as Python integers; empty without a mapping."""
+def check_mapping(mapping: Any, name: str, dtype: np.dtype[Any] | None) -> dict[int, int]:
+    """Return the classes of ids as Python integers; empty without a mapping.
+
+    `dtype` is that of the class map, where there is one.
+    """
     if mapping is None:
         return {}
     if not isinstance(mapping, Mapping):
         raise InputTypeError(
             f"{name} is a {type(mapping).__qualname__}; a mapping of id to class is needed, e.g. {name}={{7: 1}}"
         )
-    if source not in given:
-        raise InputError(f"{name} gives classes to the ids of {source}, which are not given; pass {source}= too")
     try:
         pairs = {operator.index(key): operator.index(value) for key, value in mapping.items()}
     except TypeError:
         raise InputTypeError(
             f"{name} holds an id or a class that is no integer; e.g. {name}={{7: 1}} is needed"
         ) from None
-    dtype = np.dtype(np.uint64) if classes is None else classes.dtype
-    low, high = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    held = np.dtype(np.uint64) if dtype is None else dtype
+    low, high = (0, 1) if held.kind == "b" else (int(np.iinfo(held).min), int(np.iinfo(held).max))
     for key, value in pairs.items():
+        if not 1 <= key <= MAX_ID:
+            raise InputError(f"{name} gives a class to id {key}; ids are from 1 to 2**63 - 1")
         if value == 0:
             raise InputError(f"{name} gives id {key} the class 0, which is background; to drop it, set its voxels to 0")
         if not low <= value <= high:
-            wider = "" if classes is None else f", e.g. by classes.astype({np.min_scalar_type(value).name!r})"
+            fitting = np.result_type(held, np.min_scalar_type(value))
+            wider = f": make it wider, e.g. by classes.astype({fitting.name!r})" if fitting.kind in "iu" else ""
             raise InputError(
                 f"{name} gives id {key} the class {value}; classes from {low} to {high} are possible"
-                + (wider and f" in the dtype {dtype} of classes: make it wider{wider}")
+                + (f" in the dtype {dtype} of classes{wider}" if dtype is not None else "")
             )
     return pairs
 

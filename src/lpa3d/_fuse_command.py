@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from ._job import Job
 from ._stitch_command import check_slices
 from ._tables import format_columns
 from .errors import InputError
-from .io import plan
+from .io import Volume, plan
 
 if TYPE_CHECKING:
     from ._fuse import Conflicts, Fused
@@ -38,6 +38,7 @@ __all__ = [
     "ROLES",
     "SOURCES",
     "add_fuse_arguments",
+    "check_mappings",
     "check_priority",
     "count_fused",
     "describe_conflicts",
@@ -126,6 +127,8 @@ def run_fuse(job: Job) -> None:
         check_same_shape(first, file)
         check_same_place(job, first, file)
     check_slices(args.complete_slices, "--complete-slices", first.shape, args.axis)
+    if args.complete_slices and not {"instances", "slices"} & set(files):
+        raise InputError("--complete-slices is about labels, but there are none; pass --instances or --slices")
     tables = [text for name in ("instance", "slice") for text in getattr(args, f"{name}_classes") if "=" not in text]
     inputs = [file.path for file in files.values()] + [Path(name) for name in tables]
     targets = {
@@ -139,6 +142,7 @@ def run_fuse(job: Job) -> None:
         f"{name}_classes": read_classes(getattr(args, f"{name}_classes"), f"--{name}-classes") or None
         for name in ("instance", "slice")
     }
+    check_mappings({f"--{name.replace('_', '-')}": mapping for name, mapping in mappings.items()}, files)
     arrays: dict[str, Any] = {name: job.read(file, ROLES[name]) for name, file in files.items()}
     from lpa3d import fuse
 
@@ -178,7 +182,7 @@ def read_classes(texts: Iterable[str], name: str) -> dict[int, int]:
     classes: dict[int, int] = {}
     for text in texts:
         match = _CLASS.fullmatch(text)
-        if not match and "=" in text:
+        if not match and ("=" in text or (":" in text and not Path(text).exists())):
             raise InputError(f"{name}: {text!r} is no id with its class, such as 7=1")
         rows: Iterable[Any] = (
             [(int(match[1]), int(match[2]))]
@@ -189,6 +193,18 @@ def read_classes(texts: Iterable[str], name: str) -> dict[int, int]:
             if classes.setdefault(one_id, value) != value:
                 raise InputError(f"{name} gives id {one_id} two classes, {classes[one_id]} and {value}; one is needed")
     return classes
+
+
+def check_mappings(mappings: Mapping[str, Any], files: Mapping[str, Volume]) -> None:
+    """Refuse classes that no object can have, before any array is read."""
+    classes = files.get("classes")
+    # Whole numbers that a file stores as floats are read as some integers.
+    dtype = None if classes is None or classes.dtype.kind == "f" else classes.dtype
+    if any(mapping for mapping in mappings.values()):
+        from ._fuse import check_mapping
+
+        for name, mapping in mappings.items():
+            check_mapping(mapping, name, dtype)
 
 
 def count_fused(fused: Fused) -> dict[str, Any]:

@@ -322,7 +322,8 @@ def read_config(name: str) -> Config:
     """
     try:
         with open(name, "rb") as file:
-            given = tomllib.load(file)
+            # Some editors begin a file with a mark, which is no TOML.
+            given = tomllib.loads(file.read().decode("utf-8-sig"))
     except OSError as error:
         raise InputError(f"cannot read {name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -429,6 +430,10 @@ def _check_keywords(steps: Mapping[str, Any], inputs: Mapping[str, str], outputs
     fuse, merge = steps.get("fuse", {}), steps.get("merge", {})
     if "priority" in fuse:
         fuse["priority"] = check_priority(fuse["priority"], "[fuse] priority", [key for key in ROLES if key in inputs])
+    if fuse.get("complete_slices") and not {"instances", "slices"} & set(inputs):
+        raise InputError(
+            "[fuse] complete_slices is about labels, but there are none; give [inputs] instances or slices"
+        )
     for key in ("instance", "slice"):
         if f"{key}_classes" in fuse and f"{key}s" not in inputs:
             raise InputError(f"[fuse] {key}_classes is about [inputs] {key}s, which is not there")
@@ -450,8 +455,8 @@ def _check_keywords(steps: Mapping[str, Any], inputs: Mapping[str, str], outputs
             raise InputError(f"[evaluate] {key} needs [inputs] reference_classes")
 
 
-def _read_sections(name: str) -> Any:
-    return read_links([name])
+def _read_sections(key: str) -> Callable[[str], Any]:
+    return lambda name: read_links([name], key)
 
 
 def _read_pairs(name: str) -> Any:
@@ -464,8 +469,8 @@ def _read_scores(name: str) -> Any:
 
 
 TABLES: dict[tuple[str, str], Callable[[str], Any]] = {
-    ("stitch", "must_link"): _read_sections,
-    ("stitch", "cannot_link"): _read_sections,
+    ("stitch", "must_link"): _read_sections("must_link"),
+    ("stitch", "cannot_link"): _read_sections("cannot_link"),
     ("fuse", "instance_classes"): lambda name: read_classes([name], "instance_classes"),
     ("fuse", "slice_classes"): lambda name: read_classes([name], "slice_classes"),
     ("merge", "must_link"): _read_pairs,

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from . import __version__
 from ._counts import count_labels, summarize
 from ._evaluate_command import check_limited_classes, check_options, errors_to_csv, find_misses, pairs_to_csv, to_text
-from ._fuse_command import ROLES, count_fused, describe_conflicts, describe_fused, format_conflicts
+from ._fuse_command import ROLES, check_mappings, count_fused, describe_conflicts, describe_fused, format_conflicts
 from ._inputs import check_same_place, check_same_shape, find_spacing, format_count, format_sizes
 from ._job import Job
 from ._outputs import Output
@@ -91,6 +91,7 @@ def run_pipeline(job: Job) -> None:
         check_same_shape(first, file)
         check_same_place(job, first, file)
     _check_slices(config, first.shape)
+    _check_mappings(config, files)
     job.args.spacing = config.spacing
     spacing, geometry = find_spacing(job, *files.values())
     targets = _plan_outputs(job, config, files)
@@ -116,6 +117,13 @@ def _check_evaluation(config: Config) -> None:
             check_options(args)
             if args.class_names:
                 check_limited_classes(args.class_names.values(), args)
+
+
+def _check_mappings(config: Config, files: Mapping[str, Volume]) -> None:
+    """Refuse classes that the class map cannot hold, before hours of other steps."""
+    keywords = config.steps.get("fuse", {})
+    with _in_section(config, "fuse"):
+        check_mappings({key: keywords[key] for key in ("instance_classes", "slice_classes") if key in keywords}, files)
 
 
 def _check_slices(config: Config, shape: tuple[int, ...]) -> None:

@@ -51,9 +51,9 @@ def add_stitch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-gap",
         type=int,
-        default=3,
+        default=5,
         metavar="N",
-        help="farthest apart, in slices, that two sections are linked (default 3)",
+        help="farthest apart, in slices, that two sections are linked (default 5)",
     )
     parser.add_argument(
         "--no-branching",
@@ -97,7 +97,7 @@ def run_stitch(job: Job) -> None:
     geometry = find_geometry(*(file for file in (source, classes) if file is not None))
     target = plan(job.outputs, args.output, source.shape, inputs)
     check_slices(args.bad_slices, "--bad-slices", source.shape, args.axis)
-    must, cannot = (read_links(texts) for texts in given.values())
+    must, cannot = (read_links(texts, f"--{name}-link") for name, texts in given.items())
     slices = job.read(source, "slices")
     class_map = None if classes is None else job.read(classes, "a class map")
     from lpa3d import stitch
@@ -128,11 +128,13 @@ def check_slices(slices: Sequence[int], name: str, shape: Sequence[int], axis: i
         raise InputError(f"{name} holds {beyond[0]}; slices across {'zyx'[axis]} are 0 to {length - 1}")
 
 
-def read_links(texts: Iterable[str]) -> list[tuple[Section, Section]]:
+def read_links(texts: Iterable[str], name: str) -> list[tuple[Section, Section]]:
     """Return the pairs of sections that ``Z:ID,Z:ID`` and files name."""
     pairs: list[tuple[Section, Section]] = []
     for text in texts:
         match = _LINK.fullmatch(text)
+        if not match and ":" in text and not Path(text).exists():
+            raise InputError(f"{name}: {text!r} is no pair of sections, such as 3:17,4:9, and no file")
         rows: Iterable[Sequence[int]] = (
             [tuple(map(int, match.groups()))]
             if match
