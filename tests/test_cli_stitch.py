@@ -403,7 +403,6 @@ def test_bad_input_before_any_work(files, words, message, capsys, monkeypatch):
     [
         ("stitch slices.npy out.npy --must-link 0:10,1:77", "--must-link names 1 section"),
         ("stitch slices.npy out.npy --bad-slices 2 --cannot-link 0:10,2:99", "is one of --bad-slices"),
-        ("stitch slices.npy out.npy --classes classes.npy", "lie on more than one class"),
         (f"fuse --classes two.npy --instances expert.npy {WRITES}", "--instance-classes 7="),
     ],
 )

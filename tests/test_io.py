@@ -485,7 +485,8 @@ def test_folder_is_in_the_order_of_its_numbers(tmp_path):
     ):
         np.testing.assert_array_equal(io.read(same), array)
     assert note_of(name) == (
-        f"{name}: 12 PNG images as slices 1 to 12: fib1_slice_1.png to fib1_slice_12.png, by their numbers"
+        f"{name}: 12 PNG images as slices 0 to 11 (numbers 1 to 12; options count slices from 0): fib1_slice_1.png to "
+        "fib1_slice_12.png, by their numbers"
     )
 
 

@@ -15,6 +15,7 @@ Stages
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ from ._neighbors import UNIT
 from ._overlap import count_overlaps
 from ._threads import num_threads, run_all, split
 from ._unite import list_some, unite_musts
-from .errors import InputError, InputTypeError
+from .errors import InputError, InputTypeError, Lpa3dWarning
 from .kernels import stitch as kernels
 from .kernels.sections import average_motions
 from .kernels.unite import find_smallest, unite_allowed
@@ -143,8 +144,9 @@ def stitch(
         one slice it is one section, connected or not. Slices without any id count as missing. Any memory order and
         byte order. Not modified.
     classes : ndarray of bool or any integer dtype, shape as `slices`, optional
-        Class map: sections of different classes never join. A section has the one class of its voxels; class 0 is
-        none, and sections that lie on it alone join only each other.
+        Class map: sections of different classes never join. A section has the class of most of its voxels (ties: the
+        smaller one), and a warning counts those that lie on several; class 0 is none, and sections that lie on it
+        alone join only each other.
     axis : {0, 1, 2}, default 0
         The axis that slices lie across; -1 is the last. 0 for a 2D array, which is one slice.
     max_gap : int, default 5
@@ -167,8 +169,8 @@ def stitch(
     Raises
     ------
     InputError
-        If a section lies on two classes, if constraints contradict each other (the message names the chain of
-        `must_link` pairs) or name a section that there is not, or if another argument has an unusable value.
+        If constraints contradict each other (the message names the chain of `must_link` pairs) or name a section that
+        there is not, or if another argument has an unusable value.
     InputTypeError
         If an argument has an unusable type or dtype.
 
@@ -200,7 +202,7 @@ def stitch(
     together. Two objects that a big section covers on one slice stay two.
 
     All evidence is integer counts, or one float64 expression of them. The result depends neither on the number of
-    threads nor on what the ids are, and flips only flip it, but for ties and the order of numbers. docs/algorithm.md
+    threads nor on what the ids are, and flips only flip it, but for ties and the order of numbers. docs/mixed_labels.md
     has every rule and the figures that it rests on: on the sections of UroCell's vesicles and mitochondria [1]_ the
     panoptic quality is .98 to 1 along every axis, with a tenth of the slices missing as well.
 
@@ -577,27 +579,33 @@ def _list_sections(ids: npt.NDArray[Any], axis: int, usable: Flags, flat: npt.ND
 
 
 def _find_classes(classes: Any, sections: _Sections, numbers: npt.NDArray[Any]) -> tuple[Ints, list[Any]]:
-    """Return the class of each section as a position in a list of classes, and that list."""
+    """Return the class of each section as a position in a list of classes, and that list.
+
+    It is the class, not 0, of most of the section's voxels; ties: the one whose bits are the smaller number.
+    """
     groups = np.zeros(len(sections), np.int64)
     if classes is None:
         return groups, []
-    pairs = count_overlaps(numbers, classes).pairs
-    found = pairs[(pairs[:, 0] > 0) & (pairs[:, 1] != 0)]
-    values, positions = np.unique(found[:, 1], return_inverse=True)
+    table = count_overlaps(numbers, classes)
+    rows = np.flatnonzero((table.pairs[:, 0] > 0) & (table.pairs[:, 1] != 0))
+    owners, codes, voxels = table.pairs[rows, 0] - 1, table.pairs[rows, 1], table.voxels[rows]
+    order = np.lexsort((codes, -voxels, owners))
+    owners, codes, voxels = owners[order], codes[order], voxels[order]
+    first = np.append(True, owners[1:] != owners[:-1])[: len(owners)]
+    values, positions = np.unique(codes[first], return_inverse=True)
+    groups[owners[first]] = positions + 1
     # Messages say what the caller wrote; the kernel saw the bits as numbers of another sign.
     bits = np.dtype(f"u{classes.dtype.itemsize}")
     names = [0, *values.astype(bits).view(classes.dtype).tolist()]
-    several = np.flatnonzero(found[1:, 0] == found[:-1, 0])
-    if several.size:
-        k = several[0]
-        spread = np.unique(found[several, 0]) - 1
-        raise InputError(
-            f"{len(spread)} section(s) (slice, id) lie on more than one class: "
-            f"{list_some([sections.name(section) for section in spread[:6].tolist()])}; "
-            f"{sections.name(int(spread[0]))} is on {names[positions[k] + 1]} and {names[positions[k + 1] + 1]}. Give "
-            f"the parts of such a section different ids, or set classes to one of them there"
+    several = np.unique(owners[~first])
+    if len(several):
+        warnings.warn(
+            f"{len(several)} of {len(sections)} sections lie on more than one class, and have that of most of their "
+            f"voxels; {int(voxels[~first].sum())} voxels lie on others: (slice, id) "
+            f"{list_some([sections.name(section) for section in several[:6].tolist()])}",
+            Lpa3dWarning,
+            stacklevel=3,
         )
-    groups[found[:, 0] - 1] = positions + 1
     return groups, names
 
 
@@ -635,10 +643,17 @@ def _write_numbers(smallest: Ints, firsts: Ints, flat: npt.NDArray[Any]) -> None
     run_all(lambda part: kernels.replace_numbers(numbers, flat[slice(*part)]), bounds)
 
 
+def _check_index(value: Any) -> int:
+    """Return a whole number; True and False are none here."""
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
 def _check_axis(axis: Any, ndim: int) -> int:
     """Return the axis of ``(Z, Y, X)`` that slices lie across."""
     try:
-        value = operator.index(axis)
+        value = _check_index(axis)
     except TypeError:
         raise InputTypeError(f"axis is {axis!r}; 0, 1 or 2 is needed") from None
     if ndim == 2 and value != 0:
@@ -650,9 +665,9 @@ def _check_axis(axis: Any, ndim: int) -> int:
 
 def _check_gap(max_gap: Any) -> int:
     """Return the largest distance of slices whose sections are united."""
-    need = "a whole number of slices, at least 1, is needed, e.g. max_gap=3"
+    need = "a whole number of slices, at least 1, is needed, e.g. max_gap=5"
     try:
-        value = operator.index(max_gap)
+        value = _check_index(max_gap)
     except TypeError:
         raise InputTypeError(f"max_gap is {max_gap!r}; {need}") from None
     if value < 1:
@@ -664,9 +679,12 @@ def _check_bad(bad_slices: Any, depth: int) -> Flags:
     """Return which slices are usable."""
     need = f"positions from 0 to {depth - 1} across the axis are needed, e.g. bad_slices=[7, 31]"
     try:
-        bad = sorted({operator.index(z) for z in bad_slices})
+        given = list(bad_slices)
+        bad = sorted({operator.index(z) for z in given})
     except TypeError:
         raise InputTypeError(f"bad_slices is {bad_slices!r}; {need}") from None
+    if any(isinstance(z, bool) for z in given):
+        raise InputTypeError(f"bad_slices holds True or False; {need} (numpy.flatnonzero makes them of a mask)")
     if bad and not 0 <= bad[0] <= bad[-1] < depth:
         raise InputError(f"bad_slices holds {bad[0]} to {bad[-1]}; {need}")
     usable = np.ones(depth, np.bool_)

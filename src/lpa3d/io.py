@@ -787,7 +787,9 @@ def _open_images(location: Location) -> Volume:
         remarks.append(f"other files are ignored: {_some(others)}")
     paths = list(chosen.values())
     ordered = f"{paths[0].name} to {paths[-1].name}, by their numbers" if len(paths) > 1 else paths[0].name
-    note = f"{location.name}: {_images(kind, len(paths))} as slices {first} to {last}: {ordered}"
+    # Options name slices by position, whatever the names begin with.
+    numbers = f" (numbers {first} to {last}; options count slices from 0)" if first else ""
+    note = f"{location.name}: {_images(kind, len(paths))} as slices 0 to {length - 1}{numbers}: {ordered}"
 
     def fetch(lo: int, hi: int) -> Array:
         slab = np.zeros((hi - lo, *shape), dtype)
