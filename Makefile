@@ -12,7 +12,7 @@ export PYTHONUTF8 := 1
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
-demo: $(VENV)/.demo ## run the command line on a phantom cell (DATA=folder: on your own files) and draw demo/demo.png
+demo: $(VENV)/.demo ## run the command line on a phantom cell (DATA=folder: on your own files); pictures in demo/
 	$(BIN)/lpa3d demo $(if $(DATA),--data "$(DATA)") $(if $(OUTPUT),--output "$(OUTPUT)") $(DEMO_OPTIONS)
 
 picture: $(VENV)/.demo ## make the README's picture, docs/images/demo.png, from the phantom
@@ -26,7 +26,7 @@ lint: $(VENV)/.dev ## check style (ruff) and types (mypy)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.bench ## run every peer beside lpa3d, some 20 minutes (DATA=folder, BENCH_OPTIONS="--size 256 --only label")
+bench: $(VENV)/.bench ## run every peer beside lpa3d, some 30 minutes (DATA=folder, BENCH_OPTIONS="--size 256 --only label")
 	$(BIN)/python benchmarks/compare.py $(if $(DATA),--data "$(DATA)") $(BENCH_OPTIONS)
 
 clean: ## remove the environment, what the demo made, and all caches
