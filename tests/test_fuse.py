@@ -57,7 +57,7 @@ def cases(draw, needed=(), orders=ORDERS):
     for name, given_ids in (("instance", ids), ("slice", range(1, 12))):
         if f"{name}s" in names and draw(st.booleans()):
             arguments[f"{name}_classes"] = {
-                int(i): int(random.integers(1, 4)) for i in given_ids if random.random() < 0.5
+                int(i): int(random.integers(1, 4)) for i in given_ids if i > 0 and random.random() < 0.5
             }
     if {"instances", "slices"} & names:
         arguments["complete_slices"] = draw(st.lists(st.integers(0, shape[axis] - 1), max_size=3))
@@ -141,7 +141,7 @@ def test_names_of_the_less_trusted_do_not_matter(arguments, permutation):
     mapping = arguments.get(f"{other[:-1]}_classes", {})
     known = {int(new[i]): c for i, c in mapping.items() if i in new}
     # Classes that no object has count as classes that there are.
-    known |= {-1 - i: c for i, c in mapping.items() if i not in new}
+    known |= {10**6 + k: c for k, (i, c) in enumerate(mapping.items()) if i not in new}
     one = fused_or_none(arguments)
     two = fused_or_none({**arguments, other: renamed} | ({f"{other[:-1]}_classes": known} if known else {}))
     assert (one is None) == (two is None)
