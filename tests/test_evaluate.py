@@ -83,6 +83,17 @@ def test_table_of_any_width(first, second, data):
     }
 
 
+@given(shapes(), st.sets(st.sampled_from([-(2**63), -(2**40), -5, -1, 1, 2**40, FAR])), st.integers(0, 2**32 - 1))
+def test_table_of_codes_of_any_sign(shape, codes, seed):
+    """Class maps of eight bytes are counted by their bits, which may be negative numbers."""
+    random = np.random.default_rng(seed)
+    labels, classes = random.integers(0, 4, shape), random.choice([0, *codes], shape).astype("int64")
+    table = count_overlaps(labels, classes)
+    rows = naive_table(labels, classes)
+    assert list(map(tuple, table.pairs.tolist())) == sorted(rows)
+    assert table.voxels.tolist() == [rows[pair][0] for pair in sorted(rows)]
+
+
 @given(pairs_of_ids(), st.data())
 def test_table_adds_up_over_any_cut(case, data):
     reference, prediction, ignore = case

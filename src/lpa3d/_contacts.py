@@ -27,9 +27,9 @@ from ._checks import (
     seal,
 )
 from ._neighbors import neighbor_offsets
+from ._pairs import flag_first, sort_pairs
 from ._tables import Table
 from ._threads import num_threads, run_all, split
-from ._unite import flag_first, sort_pairs
 from .errors import InputError
 from .kernels.contacts import COLUMNS, LIMB, count_contacts
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from ._conventions import Convention
 from ._overlap import VOID, Overlaps
+from ._pairs import flag_first
 from .kernels.matching import match_rows
 
 __all__ = [
@@ -99,7 +100,7 @@ def tabulate_instances(overlaps: Overlaps) -> Instances:
 def _sort_ids(ids: Ints) -> Ints:
     """Return the distinct ids above 0, ascending."""
     ids = np.sort(ids[ids > 0])
-    return ids[_flag_first(ids)]
+    return ids[flag_first(ids)]
 
 
 def _add(places: Ints, voxels: Ints, take: Flags, size: int) -> Ints:
@@ -301,7 +302,7 @@ def _list_candidates(instances: Instances, order: Ints, convention: Convention) 
     # Two predictions reach 0.5 with one reference only if they are its halves and overlap nothing else, so the first of
     # them in the ranking has it whatever else is matched.
     by_rank = np.lexsort((rank[columns], rows))
-    return candidates[by_rank[_flag_first(rows[by_rank])]][::-1]
+    return candidates[by_rank[flag_first(rows[by_rank])]][::-1]
 
 
 def _take_references(instances: Instances, candidates: Ints, wanted: Flags) -> Ints:
@@ -321,13 +322,6 @@ def _flag_largest(groups: Ints, values: npt.NDArray[Any], size: int) -> Flags:
     np.maximum.at(largest, groups, values)
     flags: Flags = values == largest[groups]
     return flags
-
-
-def _flag_first(values: Ints) -> Flags:
-    """Return whether each of `values`, equal ones together, differs from the one before it."""
-    first = np.ones(len(values), np.bool_)
-    first[1:] = values[1:] != values[:-1]
-    return first
 
 
 def _average_precision(hits: Flags, references: int, convention: Convention) -> float:
@@ -377,7 +371,7 @@ def score_aggregated(instances: Instances, convention: Convention) -> dict[str, 
     rows, count = instances.pairs[:, 0], len(instances.reference)
     best = np.flatnonzero(_flag_largest(rows, instances.iou, count))
     best = best[_flag_largest(rows[best], instances.voxels[best], count)]
-    best = best[_flag_first(rows[best])]
+    best = best[flag_first(rows[best])]
     disjoint = _assign(instances, np.arange(len(rows)), 0)
     return {
         "aji": _aggregate(instances, best, convention),

@@ -20,8 +20,9 @@ import numpy.typing as npt
 from ._checks import canonical_connectivity, canonical_out, instance_ids
 from ._classes import check_classes, group_ids
 from ._contacts import Contacts, check_spacing, count_pairs, list_ids, tabulate
+from ._pairs import flag_first, sort_pairs
 from ._relabel import relabel
-from ._unite import check_links, check_pairs, find_positions, flag_first, sort_pairs, unite_ids
+from ._unite import check_links, check_pairs, find_positions, unite_ids
 from .errors import InputError, InputTypeError
 
 __all__ = ["merge"]

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import MAX_ID, as_bits, seal
+from ._checks import as_bits, seal
+from ._pairs import sort_pairs
 from ._threads import num_threads, run_all, split
 from .kernels import overlap as kernels
 from .kernels.overlap import VOID
@@ -60,19 +61,8 @@ def add_overlaps(tables: Iterable[Overlaps]) -> Overlaps:
     voxels = np.concatenate([np.empty(0, np.int64), *(part.voxels for part in parts)])
     boxes = np.concatenate([np.empty((0, 2, 3), np.int32), *(part.boxes for part in parts)])
     total = Overlaps(np.empty_like(pairs), np.empty_like(voxels), np.empty_like(boxes))
-    n = kernels.add_rows(_sort_pairs(pairs), pairs, voxels, boxes, total.pairs, total.voxels, total.boxes)
+    n = kernels.add_rows(sort_pairs(pairs), pairs, voxels, boxes, total.pairs, total.voxels, total.boxes)
     return Overlaps(total.pairs[:n], total.voxels[:n], total.boxes[:n])
-
-
-def _sort_pairs(pairs: Ints) -> Ints:
-    """Return the order that sorts the rows of `pairs` by their first, then their second id."""
-    if not len(pairs):
-        return np.empty(0, np.int64)
-    low, width = int(pairs[:, 0].min()), int(pairs[:, 1].max()) + 1
-    if (int(pairs[:, 0].max()) - low + 1) * width > MAX_ID:
-        return np.lexsort((pairs[:, 1], pairs[:, 0]))
-    # One key is sorted in half of the time of two.
-    return np.argsort((pairs[:, 0] - low) * width + pairs[:, 1], kind="stable")
 
 
 def count_overlaps(

@@ -27,6 +27,7 @@ from ._checks import MAX_ID, as_bits, canonical_out, instance_ids, seal
 from ._classes import check_classes
 from ._neighbors import UNIT
 from ._overlap import count_overlaps
+from ._pairs import flag_first, sort_pairs
 from ._threads import num_threads, run_all, split
 from ._unite import list_some, unite_musts
 from .errors import InputError, InputTypeError, Lpa3dWarning
@@ -459,7 +460,7 @@ class _Chains:
                 return
             # Each group joins the one that it belongs to most, and what then is left is rated again.
             order = np.lexsort((links[:, 1], -evidence, links[:, 0]))
-            best = order[np.append(True, np.diff(links[order, 0]) != 0)]
+            best = order[flag_first(links[order, 0])]
             self._accept(links[best], evidence[best])
 
     def _rate(
@@ -477,8 +478,8 @@ class _Chains:
         own = areas[np.where(turned, neighbors.sections[chosen, 1], neighbors.sections[chosen, 0])]
         ends[turned] = ends[turned, ::-1]
         covered = junction[chosen] & (shared * COVERED[1] > 2 * COVERED[0] * own)
-        order = np.lexsort((ends[:, 1], ends[:, 0]))
-        first = np.flatnonzero(np.append(True, (np.diff(ends[order], axis=0) != 0).any(axis=1))[: len(order)])
+        order = sort_pairs(ends)
+        first = np.flatnonzero(flag_first(ends[order]))
         links = ends[order[first]]
         if not len(links):
             return links, np.empty(0)
@@ -512,9 +513,9 @@ class _Chains:
 
 def _gather(pairs: Ints, shared: Ints, how: np.ufunc) -> _Pairs:
     """Return the pairs sorted and each once, with `shared` of equal pairs reduced by `how`."""
-    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    order = sort_pairs(pairs)
     pairs, shared = pairs[order], shared[order]
-    first = np.flatnonzero(np.append(True, (pairs[1:] != pairs[:-1]).any(axis=1))[: len(pairs)])
+    first = np.flatnonzero(flag_first(pairs))
     return _Pairs(pairs[first], how.reduceat(shared, first) if len(first) else shared)
 
 
@@ -535,9 +536,9 @@ def _list_sections(ids: npt.NDArray[Any], axis: int, usable: Flags, flat: npt.ND
 
     parts = run_all(find, slabs)
     rows = np.concatenate([np.empty((0, 10), np.int64), *parts])
-    order = np.lexsort((rows[:, kernels.ID], rows[:, kernels.SLICE]))
-    keys = rows[order][:, [kernels.SLICE, kernels.ID]]
-    new = np.append(True, (keys[1:] != keys[:-1]).any(axis=1))[: len(keys)]
+    keys = rows[:, [kernels.SLICE, kernels.ID]]
+    order = sort_pairs(keys)
+    new = flag_first(keys[order])
     first = np.flatnonzero(new)
     table = rows[order[first]]
     for reduce, columns in (
@@ -591,7 +592,7 @@ def _find_classes(classes: Any, sections: _Sections, numbers: npt.NDArray[Any]) 
     owners, codes, voxels = table.pairs[rows, 0] - 1, table.pairs[rows, 1], table.voxels[rows]
     order = np.lexsort((codes, -voxels, owners))
     owners, codes, voxels = owners[order], codes[order], voxels[order]
-    first = np.append(True, owners[1:] != owners[:-1])[: len(owners)]
+    first = flag_first(owners)
     values, positions = np.unique(codes[first], return_inverse=True)
     groups[owners[first]] = positions + 1
     # Messages say what the caller wrote; the kernel saw the bits as numbers of another sign.

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._checks import MAX_ID
+from ._pairs import flag_first, sort_pairs
 from .errors import InputError, InputTypeError
 from .kernels.unite import find_smallest, unite_all, unite_allowed
 
@@ -27,9 +28,7 @@ __all__ = [
     "check_links",
     "check_pairs",
     "find_positions",
-    "flag_first",
     "list_some",
-    "sort_pairs",
     "unite_ids",
     "unite_musts",
 ]
@@ -74,18 +73,6 @@ def check_links(links: Iterable[Any], name: str) -> Ids:
     pairs = check_pairs(links, name, f"pairs of ids are needed, e.g. {name}=[(3, 7), (7, 12)]")
     pairs = pairs[sort_pairs(pairs)]
     return pairs[flag_first(pairs)]
-
-
-def flag_first(pairs: Ids) -> npt.NDArray[np.bool_]:
-    """Return whether each row of the sorted `pairs` differs from the row before it."""
-    first = np.ones(len(pairs), np.bool_)
-    first[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
-    return first
-
-
-def sort_pairs(pairs: Ids) -> npt.NDArray[np.int64]:
-    """Return the order that sorts the rows of `pairs` by their first, then their second id; equal rows keep theirs."""
-    return np.lexsort((pairs[:, 1], pairs[:, 0]))
 
 
 def find_positions(ids: Ids, wanted: Ids, name: str) -> npt.NDArray[np.int64]:
