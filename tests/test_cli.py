@@ -62,6 +62,19 @@ def run(*args: object, code: str | None = None, **kwargs: object) -> subprocess.
     )
 
 
+def assert_refused_unread(words, message, files, capsys, monkeypatch):
+    """A command ends with exit code 2 and one line, before a volume is read; what is in `files` stays as it is."""
+    before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
+    monkeypatch.setattr(io.Volume, "read", None)
+    assert cli.main(words) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("lpa3d: error: ")
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in files.rglob("*")} == before
+
+
 def assert_refused(done: subprocess.CompletedProcess, message: str, code: int = 2) -> None:
     assert done.returncode == code, done.stderr
     assert re.search(message, done.stderr), done.stderr
@@ -387,15 +400,7 @@ def test_bad_input_before_any_work(files, words, message, capsys, monkeypatch):
     np.save("small.npy", np.zeros((2, 3, 4), "uint8"))
     Path("bad.csv").write_text("id_a,id_b\n1.5,3\n")
     Path("half.csv").write_text("3,7\n")
-    before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
-    monkeypatch.setattr(io.Volume, "read", None)
-    assert cli.main(words.split()) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("lpa3d: error: ")
-    assert message in said.err
-    assert said.err.count("\n") == 1
-    assert {path: path.stat().st_mtime_ns for path in files.rglob("*")} == before
+    assert_refused_unread(words.split(), message, files, capsys, monkeypatch)
 
 
 def test_errors_of_the_verb_are_bad_input(files):

@@ -16,7 +16,7 @@ import pytest
 import lpa3d
 from lpa3d import _evaluate_command, cli, io, phantom
 from lpa3d._conventions import CONVENTIONS
-from test_cli import SUFFIXES, assert_refused, interrupted, names, run
+from test_cli import SUFFIXES, assert_refused, assert_refused_unread, interrupted, names, run
 
 SPACING = (40.0, 8.0, 8.0)
 VERB = lpa3d.evaluate
@@ -663,15 +663,7 @@ def test_bad_input_before_any_work(files, words, message, capsys, monkeypatch):
     Path("half.csv").write_text("3\n")
     Path("blank.csv").write_text("class,name\n\n")
     Path("pairs.csv").write_text("id_a,id_b\n3,4\n")
-    before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
-    monkeypatch.setattr(io.Volume, "read", None)
-    assert cli.main(["evaluate", *words.split()]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("lpa3d: error: ")
-    assert message in said.err
-    assert said.err.count("\n") == 1
-    assert {path: path.stat().st_mtime_ns for path in files.rglob("*")} == before
+    assert_refused_unread(["evaluate", *words.split()], message, files, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize(

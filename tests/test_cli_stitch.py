@@ -13,7 +13,7 @@ from PIL import Image
 import lpa3d
 from lpa3d import cli, io
 from lpa3d._fuse_command import KINDS, SOURCES, describe_conflicts
-from test_cli import SUFFIXES, interrupted, names
+from test_cli import SUFFIXES, assert_refused_unread, interrupted, names
 
 DEPTH = 8
 BAD, EMPTY = 2, 5
@@ -387,15 +387,7 @@ def test_bad_input_before_any_work(files, words, message, capsys, monkeypatch):
     np.save("small.npy", np.zeros((2, 3, 4), "uint8"))
     np.save("flat.npy", sections()[0])
     Path("bad.csv").write_text("slice_a,id_a,slice_b,id_b\n1.5,3,2,1\n")
-    before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
-    monkeypatch.setattr(io.Volume, "read", None)
-    assert cli.main(words.split()) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("lpa3d: error: ")
-    assert message in said.err
-    assert said.err.count("\n") == 1
-    assert {path: path.stat().st_mtime_ns for path in files.rglob("*")} == before
+    assert_refused_unread(words.split(), message, files, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 import lpa3d
 from lpa3d import _pipeline, _propagate, cli, io, phantom
-from test_cli import assert_refused, interrupted, names, run
+from test_cli import assert_refused, assert_refused_unread, interrupted, names, run
 from test_cli_stitch import BAD, DEPTH, class_map, expert, sections
 
 SPACING = (40.0, 8.0, 8.0)
@@ -607,15 +607,7 @@ def test_bad_configurations_before_any_work(files, text, message, capsys, monkey
     np.save("float.npy", np.zeros((DEPTH, 12, 14), "float32"))
     np.save("small.npy", np.zeros((2, 3, 4), "uint8"))
     Path("config.toml").write_text(text)
-    before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
-    monkeypatch.setattr(io.Volume, "read", None)
-    assert cli.main(["pipeline", "config.toml", "-q"]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("lpa3d: error: ")
-    assert message in said.err
-    assert said.err.count("\n") == 1
-    assert {path: path.stat().st_mtime_ns for path in files.rglob("*")} == before
+    assert_refused_unread(["pipeline", "config.toml", "-q"], message, files, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize(
