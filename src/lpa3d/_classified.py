@@ -10,14 +10,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._classes import group_ids
+from ._classes import find_classes, group_ids
 from ._label import WIDE, Components, Slab, find_components
 from ._overlap import VOID, Overlaps, add_overlaps, count_overlaps, count_rows
 from ._threads import run_all
 from ._unite import list_some
 from .errors import InputError
 
-__all__ = ["Classified", "Sides", "count_classes", "count_components", "count_ids", "write_components"]
+__all__ = [
+    "Classified",
+    "Sides",
+    "classify_classes",
+    "classify_components",
+    "classify_ids",
+    "count_classes",
+    "count_components",
+    "count_ids",
+    "write_components",
+]
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
@@ -134,6 +144,19 @@ def count_ids(sides: Sides, classes: tuple[Any, Any] | None) -> Classified:
         If an id has no class, or two.
     """
     overlaps = count_overlaps(sides.reference, sides.prediction, sides.ignore)
+    if classes is not None:
+        classes = find_classes(classes[0], sides.reference), find_classes(classes[1], sides.prediction)
+    return classify_ids(overlaps, classes)
+
+
+def classify_ids(overlaps: Overlaps, classes: tuple[Any, Any] | None) -> Classified:
+    """Classify the table of instance ids; `classes` holds for both sides what `_classes.group_ids` takes.
+
+    Raises
+    ------
+    InputError
+        If an id has no class, or two.
+    """
     if classes is None:
         none = np.full(len(overlaps.pairs), -1)
         return Classified(overlaps, [], none, none)
@@ -142,7 +165,7 @@ def count_ids(sides: Sides, classes: tuple[Any, Any] | None) -> Classified:
         ids = np.unique(overlaps.pairs[:, which])
         ids = ids[ids > 0]
         source = f"classes[{which}]"
-        of, names = group_ids(classes[which], source, ids, getattr(sides, name), name)
+        of, names = group_ids(classes[which], source, ids, name)
         nowhere = ids[[names[number] == 0 for number in of.tolist()]]
         if nowhere.size:
             raise InputError(
@@ -155,7 +178,11 @@ def count_ids(sides: Sides, classes: tuple[Any, Any] | None) -> Classified:
 
 def count_classes(sides: Sides) -> Classified:
     """Count classes: no instances."""
-    overlaps = count_overlaps(sides.reference, sides.prediction, sides.ignore)
+    return classify_classes(count_overlaps(sides.reference, sides.prediction, sides.ignore))
+
+
+def classify_classes(overlaps: Overlaps) -> Classified:
+    """Classify the table of classes."""
     values = [np.unique(ids[ids > 0]) for ids in overlaps.pairs.T]
     return _classify(overlaps, [(np.arange(len(ids)), ids.tolist()) for ids in values])
 
@@ -187,11 +214,16 @@ def count_components(sides: Sides, connectivity: int) -> tuple[Classified, tuple
         return count_rows(numbers[0], numbers[1], None if mask is None else mask[at], shape, first)
 
     overlaps = add_overlaps(run_all(count, zip(*(one.slabs for one in components), strict=True)))
+    return classify_components(overlaps, (of[0], of[1])), (components[0], components[1])
+
+
+def classify_components(overlaps: Overlaps, classes: tuple[Ints, Ints]) -> Classified:
+    """Classify the table of components; `classes` holds for both sides the class of each number, from 0 on."""
     found = []
-    for ids, classes in zip(overlaps.pairs.T, of, strict=True):
-        names, places = np.unique(classes[np.unique(ids[ids > 0])], return_inverse=True)
+    for ids, of in zip(overlaps.pairs.T, classes, strict=True):
+        names, places = np.unique(of[np.unique(ids[ids > 0])], return_inverse=True)
         found.append((places, names.tolist()))
-    return _classify(overlaps, found), (components[0], components[1])
+    return _classify(overlaps, found)
 
 
 def _bits(volume: Array) -> Array:

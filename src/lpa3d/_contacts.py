@@ -37,9 +37,12 @@ __all__ = [
     "Contacts",
     "Counts",
     "add_counts",
+    "canonical_image",
     "check_spacing",
     "contacts",
+    "count_box",
     "count_pairs",
+    "image_scale",
     "list_ids",
     "tabulate",
 ]
@@ -137,22 +140,27 @@ def add_counts(tables: Iterable[Counts]) -> Counts:
 
 def count_pairs(labels: npt.NDArray[Any], image: npt.NDArray[Any] | None, connectivity: int) -> Counts:
     """Count the touching voxel pairs of canonical ``(Z, Y, X)`` labels, and sum a checked `image` on them."""
-    labels = seal(as_bits(labels))
-    scale = 1.0 if image is None else float(_image_scale(image))
-    image = seal(np.empty((0, 0, 0), np.uint8) if image is None else image)
     offsets = neighbor_offsets(connectivity)
     forward = offsets[len(offsets) // 2 :]
-
-    def count(box: npt.NDArray[np.int64]) -> Counts:
-        rows = count_contacts(labels, image, scale, forward, box)
-        return Counts(rows[:, :2], rows[:, 2:])
-
-    return add_counts(run_all(count, _boxes(labels.shape)))
+    return add_counts(run_all(lambda box: count_box(labels, image, forward, box), _boxes(labels.shape)))
 
 
-def _image_scale(image: npt.NDArray[Any]) -> int:
-    """Return how many units of the exact sums make 1."""
-    return FLOAT_SCALE if image.dtype.kind == "f" else 1
+def count_box(
+    labels: npt.NDArray[Any],
+    image: npt.NDArray[Any] | None,
+    offsets: npt.NDArray[np.int64],
+    box: npt.NDArray[np.int64],
+) -> Counts:
+    """Count the pairs of a voxel in `box` ``(start, stop)`` and the one at some forward `offsets`; rows not sorted."""
+    scale = 1.0 if image is None else float(image_scale(image.dtype))
+    values = np.empty((0, 0, 0), np.uint8) if image is None else image
+    rows = count_contacts(seal(as_bits(labels)), seal(values), scale, offsets, box)
+    return Counts(rows[:, :2], rows[:, 2:])
+
+
+def image_scale(dtype: np.dtype[Any]) -> int:
+    """Return how many units of the exact sums of an image of `dtype` make 1."""
+    return FLOAT_SCALE if dtype.kind == "f" else 1
 
 
 def _boxes(shape: tuple[int, ...]) -> list[npt.NDArray[np.int64]]:
@@ -167,14 +175,14 @@ def _boxes(shape: tuple[int, ...]) -> list[npt.NDArray[np.int64]]:
     return boxes
 
 
-def list_ids(counts: Counts, labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Return the sorted ids of `labels`, whose counts are given.
+def list_ids(counts: Counts, corner: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return the sorted ids of labels, given their counts and their first voxel ``(1,)`` (none of an empty volume).
 
     Every label touches another one or the background, unless it fills the volume.
     """
     ids = np.unique(counts.pairs)
-    if not ids.size and labels.size:
-        ids = labels.reshape(-1)[:1].astype(np.int64)
+    if not ids.size:
+        ids = corner.astype(np.int64)
     return ids[ids > 0]
 
 
@@ -222,9 +230,15 @@ def check_spacing(spacing: Any, ndim: int) -> tuple[float, float, float]:
 
 
 def _check_image(image: Any, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return `image` as canonical integers, float32 or float64 that can be summed exactly."""
+    """Return `image` as `canonical_image` does, 3D."""
     array = check_array(image, "image")
     same_shape(array, "image", labels, "labels")
+    array = canonical_image(array)
+    return array[np.newaxis] if array.ndim == 2 else array
+
+
+def canonical_image(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return an image, or a part of one, as canonical integers, float32 or float64 that can be summed exactly."""
     if array.dtype.kind == "b":
         array = array.view(np.uint8)
     dtype = array.dtype.newbyteorder("=")
@@ -240,8 +254,7 @@ def _check_image(image: Any, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
             raise InputError(
                 f"image holds values from {low} to {high}; they must be below {limit} in magnitude: divide the image"
             )
-    array = np.ascontiguousarray(array, dtype)
-    return array[np.newaxis] if array.ndim == 2 else array
+    return np.ascontiguousarray(array, dtype)
 
 
 def contacts(labels: Any, *, image: Any = None, spacing: Any = (1, 1, 1), connectivity: int = 6) -> Contacts:
@@ -316,4 +329,4 @@ def contacts(labels: Any, *, image: Any = None, spacing: Any = (1, 1, 1), connec
     ids = instance_ids(labels, "labels")
     sizes = check_spacing(spacing, np.ndim(labels))
     checked = None if image is None else _check_image(image, labels)
-    return tabulate(count_pairs(ids, checked, steps), sizes, None if checked is None else _image_scale(checked))
+    return tabulate(count_pairs(ids, checked, steps), sizes, None if checked is None else image_scale(checked.dtype))

@@ -12,26 +12,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ._checks import canonical_connectivity, canonical_out, instance_ids
-from ._classes import check_classes, group_ids
-from ._contacts import Contacts, check_spacing, count_pairs, list_ids, tabulate
+from ._classes import check_classes, find_classes, group_ids
+from ._contacts import Contacts, Counts, check_spacing, count_pairs, list_ids, tabulate
 from ._pairs import flag_first, sort_pairs
 from ._relabel import relabel
 from ._unite import check_links, check_pairs, find_positions, unite_ids
 from .errors import InputError, InputTypeError
 
-__all__ = ["merge"]
+__all__ = ["Rules", "check_rules", "decide", "merge"]
 
 MIN_CONTACT = 0.5
 """Half the surface, above what real neighbours share (see the notes of `merge`); or a score of more likely than not."""
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Rules:
+    """What decides which labels are united, whatever the labels.
+
+    Attributes
+    ----------
+    connectivity : int
+    spacing : tuple of float
+    scores : tuple of ndarray, or None
+        Sorted pairs ``(n, 2)`` and the score of each; None takes the shares of the surface.
+    threshold : float
+        Least evidence.
+    must_link, cannot_link : (n, 2) int64
+        As `check_links` returns them.
+    """
+
+    connectivity: int
+    spacing: tuple[float, float, float]
+    scores: tuple[Ids, Floats] | None
+    threshold: float
+    must_link: Ids
+    cannot_link: Ids
 
 
 def merge(
@@ -146,28 +171,61 @@ def merge(
     array([[1, 1, 1, 1, 3, 3]])
     """
     volume = instance_ids(labels, "labels")
-    steps = canonical_connectivity(connectivity)
-    sizes = check_spacing(spacing, np.ndim(labels))
-    scored = None if scores is None else _check_scores(scores)
-    threshold = _check_threshold(min_contact, scored is not None)
-    must, apart = check_links(must_link, "must_link"), check_links(cannot_link, "cannot_link")
+    rules = check_rules(
+        labels.ndim,
+        scores=scores,
+        spacing=spacing,
+        connectivity=connectivity,
+        min_contact=min_contact,
+        must_link=must_link,
+        cannot_link=cannot_link,
+    )
     class_of = check_classes(classes, "classes", labels, "labels")
     target = canonical_out(out, labels.shape, labels.dtype, (labels, classes))
 
-    counts = count_pairs(volume, None, steps)
-    ids = list_ids(counts, volume)
-    groups, names = group_ids(class_of, "classes", ids, volume, "labels")
-    if scored is None:
-        table = tabulate(counts, sizes)
+    counts = count_pairs(volume, None, rules.connectivity)
+    ids = list_ids(counts, volume.reshape(-1)[:1])
+    changed, new_ids = decide(rules, counts, ids, find_classes(class_of, volume))
+    result = relabel(volume, changed, new_ids, labels.dtype, target)
+    return result.reshape(labels.shape) if out is None else out
+
+
+def check_rules(
+    ndim: int,
+    *,
+    scores: Any,
+    spacing: Any,
+    connectivity: Any,
+    min_contact: Any,
+    must_link: Iterable[Any],
+    cannot_link: Iterable[Any],
+) -> Rules:
+    """Check the arguments of `merge` that are no volumes, for labels of `ndim` dimensions."""
+    steps = canonical_connectivity(connectivity)
+    sizes = check_spacing(spacing, ndim)
+    scored = None if scores is None else _check_scores(scores)
+    threshold = _check_threshold(min_contact, scored is not None)
+    must, apart = check_links(must_link, "must_link"), check_links(cannot_link, "cannot_link")
+    return Rules(steps, sizes, scored, threshold, must, apart)
+
+
+def decide(rules: Rules, counts: Counts, ids: Ids, classes: Any) -> tuple[Ids, Ids]:
+    """Return the ids that change, ascending, and the new one of each.
+
+    `ids` are all ids of the labels that `counts` is of, ascending; `classes` is what `group_ids` takes.
+    """
+    groups, names = group_ids(classes, "classes", ids, "labels")
+    if rules.scores is None:
+        table = tabulate(counts, rules.spacing)
         pairs, evidence = np.stack([table.id_a, table.id_b], axis=1), table.share
     else:
-        pairs, evidence = scored
+        pairs, evidence = rules.scores
         find_positions(ids, pairs, "scores")
-    strong = evidence >= threshold
-    merged = unite_ids(ids, pairs[strong], evidence[strong], groups, names, must_link=must, cannot_link=apart)
+    strong = evidence >= rules.threshold
+    links = {"must_link": rules.must_link, "cannot_link": rules.cannot_link}
+    merged = unite_ids(ids, pairs[strong], evidence[strong], groups, names, **links)
     changed = merged != ids
-    result = relabel(volume, ids[changed], merged[changed], labels.dtype, target)
-    return result.reshape(labels.shape) if out is None else out
+    return ids[changed], merged[changed]
 
 
 def _check_threshold(min_contact: Any, scored: bool) -> float:
