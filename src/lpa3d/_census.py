@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ._pairs import flag_first, sort_pairs
 from ._threads import num_threads, run_all, split
-from .errors import InputError, Lpa3dWarning
+from .errors import InputError
 from .kernels import census as kernels
 
-__all__ = ["Census", "annotated_slices", "rank_labels", "take_census"]
+__all__ = [
+    "Census",
+    "Count",
+    "Slices",
+    "add_rows",
+    "annotated_slices",
+    "count_mask",
+    "count_seeds",
+    "rank_labels",
+    "rank_table",
+    "settle_census",
+    "take_census",
+]
 
 PLANAR = (15, 16)
 """Seeds lie on annotated slices if these hold at least this share of them."""
@@ -32,6 +45,8 @@ SHOWN = 10
 """Ids that a message names before it says how many more there are."""
 
 Ints = npt.NDArray[np.int64]
+Slices = tuple[Ints, Ints, Ints]
+"""A count per slice across each axis."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +58,18 @@ class Census:
     ids, classes
         The kept ids, ascending, and the class of each; classes as the int64 of the same bits.
     seeded
-        Kept seeds per slice across each axis.
+        Seeds off the background per slice across each axis.
     dropped
         Whether seeds on the mask were dropped, too (conflicts that went to the majority).
+    notes
+        What the caller is warned of.
     """
 
     ids: Ints
     classes: Ints
-    seeded: tuple[Ints, Ints, Ints]
+    seeded: Slices
     dropped: bool
+    notes: list[str]
 
 
 def _name(ids: Ints) -> str:
@@ -59,13 +77,41 @@ def _name(ids: Ints) -> str:
     return shown if len(ids) <= SHOWN else f"{shown} and {len(ids) - SHOWN} more"
 
 
+@dataclass(frozen=True)
+class Count:
+    """The seeds of a volume or of a part of it; counts of parts add up.
+
+    Attributes
+    ----------
+    rows
+        Distinct rows (id, class, voxels), sorted.
+    seeded
+        Seeds off the background per slice across each axis.
+    """
+
+    rows: Ints
+    seeded: Slices
+
+
 def take_census(
     volume: npt.NDArray[Any], seeds: npt.NDArray[Any], seed_conflicts: str, class_dtype: np.dtype[Any]
 ) -> Census:
-    """Count the seeds, refuse or settle ids on two classes, and warn of seeds on the background.
+    """Count the seeds and decide which are kept.
 
-    `class_dtype` is the dtype that the caller's classes had: messages show them in it.
+    Parameters
+    ----------
+    volume, seeds
+        Canonical arrays of one shape.
+    seed_conflicts
+        ``'raise'``: an id on two classes is an error. ``'majority'``: only its seeds on the class with most are kept.
+    class_dtype
+        The dtype of the caller's class map: messages show them in it.
     """
+    return settle_census(count_seeds(volume, seeds), seed_conflicts, class_dtype)
+
+
+def count_seeds(volume: npt.NDArray[Any], seeds: npt.NDArray[Any]) -> Count:
+    """Count the seeds of a volume, or of a part of one."""
     slabs = split(volume.shape[0], num_threads())
     seeded = [np.zeros((len(slabs), length), dtype=np.int64) for length in volume.shape]
 
@@ -74,15 +120,42 @@ def take_census(
         table = kernels.count_seeds(volume, seeds, *slabs[number], table, *(counts[number] for counts in seeded))
         return np.asarray(table[table[:, 2] > 0])
 
-    rows = np.concatenate([np.zeros((0, 3), dtype=np.int64), *run_all(count, range(len(slabs)))])
-    rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
-    first = np.ones(len(rows), dtype=bool)
-    first[1:] = (rows[1:, :2] != rows[:-1, :2]).any(axis=1)
-    counts = np.add.reduceat(rows[:, 2], np.flatnonzero(first)) if len(rows) else rows[:, 2]
-    ids, classes = rows[first, 0], rows[first, 1]
+    return Count(add_rows(run_all(count, range(len(slabs)))), _add_slices(seeded))
 
+
+def add_rows(tables: Sequence[Ints]) -> Ints:
+    """Return the distinct (id, class) of all `tables`, sorted, with the sums of their voxels."""
+    rows = np.concatenate([np.zeros((0, 3), dtype=np.int64), *tables])
+    rows = rows[sort_pairs(rows[:, :2])]
+    first = flag_first(rows[:, :2])
+    if len(rows):
+        sums = np.add.reduceat(rows[:, 2], np.flatnonzero(first))
+        rows = rows[first]
+        rows[:, 2] = sums
+    return rows
+
+
+def count_mask(volume: npt.NDArray[Any]) -> Slices:
+    """Return the voxels of the mask per slice across each axis."""
+    slabs = split(volume.shape[0], num_threads())
+    masked = [np.zeros((len(slabs), length), dtype=np.int64) for length in volume.shape]
+    run_all(
+        lambda number: kernels.count_foreground(volume, *slabs[number], *(counts[number] for counts in masked)),
+        range(len(slabs)),
+    )
+    return _add_slices(masked)
+
+
+def _add_slices(parts: list[Ints]) -> Slices:
+    z, y, x = (counts.sum(axis=0) for counts in parts)
+    return z, y, x
+
+
+def settle_census(count: Count, seed_conflicts: str, class_dtype: np.dtype[Any]) -> Census:
+    """Decide from all that was counted which seeds are kept, with what the caller should know; see `take_census`."""
+    ids, classes, counts = count.rows.T
     inside = classes != 0
-    dropped = False
+    notes = []
     kept_ids, kept_classes, kept_counts = ids[inside], classes[inside], counts[inside]
     conflicting = np.unique(kept_ids[1:][kept_ids[1:] == kept_ids[:-1]])
     if len(conflicting) and seed_conflicts == "raise":
@@ -100,65 +173,57 @@ def take_census(
         )
     if len(conflicting):
         # Most voxels first; a tie goes to the smaller class.
-        order = np.lexsort((kept_classes, -kept_counts, kept_ids))
-        lead = np.concatenate([[True], kept_ids[order][1:] != kept_ids[order][:-1]])
+        order = np.lexsort((kept_classes.astype(np.uint64), -kept_counts, kept_ids))
+        lead = flag_first(kept_ids[order])
         lost = int(kept_counts[order][~lead].sum())
         kept_ids, kept_classes = kept_ids[order][lead], kept_classes[order][lead]
-        dropped = True
-        warnings.warn(
+        notes.append(
             f"{lost} seed voxels of {len(conflicting)} ids ({_name(conflicting)}) lie on a class where their id has "
-            "fewer voxels than on another; they were dropped",
-            Lpa3dWarning,
-            stacklevel=4,
+            "fewer voxels than on another; they were dropped"
         )
     if not inside.all():
         vanished = np.setdiff1d(ids[~inside], kept_ids)
         gone = (
             f"; {len(vanished)} ids vanish by that: {_name(vanished)}" if len(vanished) else "; no id vanishes by that"
         )
-        warnings.warn(
-            f"{int(counts[~inside].sum())} seed voxels lie on the background and were dropped{gone}",
-            Lpa3dWarning,
-            stacklevel=4,
-        )
-    return Census(kept_ids, kept_classes, tuple(counts.sum(axis=0) for counts in seeded), dropped)
+        notes.append(f"{int(counts[~inside].sum())} seed voxels lie on the background and were dropped{gone}")
+    dropped = len(conflicting) > 0
+    return Census(np.ascontiguousarray(kept_ids), np.ascontiguousarray(kept_classes), count.seeded, dropped, notes)
 
 
-def rank_labels(
-    volume: npt.NDArray[Any], seeds: npt.NDArray[Any], census: Census, labels: npt.NDArray[np.uint32]
-) -> None:
-    """Write the rank 1..n of each kept seed's id to `labels`, which is 0."""
+def rank_table(census: Census) -> Ints:
+    """Return the hash table of the kept (id, class) with their ranks 1..n, for `kernels.census.rank_seeds`."""
     size = 1024
     while size < 2 * len(census.ids):
         size *= 2
     ranks = np.zeros((size, 3), dtype=np.int64)
     kernels.make_ranks(census.ids, census.classes, ranks)
+    return ranks
+
+
+def rank_labels(volume: npt.NDArray[Any], seeds: npt.NDArray[Any], ranks: Ints, labels: npt.NDArray[np.uint32]) -> None:
+    """Write the rank 1..n of each kept seed's id to `labels`, which is 0; `ranks` is a `rank_table`."""
     run_all(lambda part: kernels.rank_seeds(volume, seeds, *part, ranks, labels), split(volume.shape[0], num_threads()))
 
 
-def annotated_slices(volume: npt.NDArray[Any], census: Census, axes: tuple[int, ...]) -> tuple[int, list[int]] | None:
+def annotated_slices(seeded: Slices, masked: Slices, axes: tuple[int, ...]) -> tuple[int, list[int]] | None:
     """Return which of `axes` the annotated slices lie across and their positions, or None where seeds are not planar.
 
-    The axis with the largest usual share of labelled mask is taken, and none if two tie.
+    `seeded` and `masked` are the voxels of the mask per slice across each axis: those with a seed, and all. The axis
+    with the largest usual share of the mask is taken, and none if two tie.
     """
-    slabs = split(volume.shape[0], num_threads())
-    masked = [np.zeros((len(slabs), length), dtype=np.int64) for length in volume.shape]
-    run_all(
-        lambda number: kernels.count_foreground(volume, *slabs[number], *(counts[number] for counts in masked)),
-        range(len(slabs)),
-    )
     found = []
     for candidate in axes:
-        seeded, mask = census.seeded[candidate], masked[candidate].sum(axis=0)
-        places = np.flatnonzero(seeded)
+        with_seeds, mask = seeded[candidate], masked[candidate]
+        places = np.flatnonzero(with_seeds)
         if len(places) < 2:
             continue
-        share = seeded[places] / mask[places]
+        share = with_seeds[places] / mask[places]
         order = np.argsort(share, kind="stable")
-        weight = np.cumsum(seeded[places][order])
+        weight = np.cumsum(with_seeds[places][order])
         usual = float(share[order][np.searchsorted(weight, -(-int(weight[-1]) // 2))])
         delimiting = places[share >= usual / DELIMITING]
-        planar = int(seeded[delimiting].sum()) * PLANAR[1] >= int(weight[-1]) * PLANAR[0]
+        planar = int(with_seeds[delimiting].sum()) * PLANAR[1] >= int(weight[-1]) * PLANAR[0]
         dense = int(mask[delimiting].sum()) * DENSE > int(mask.sum()) * (DENSE - 1)
         if usual >= 1 / COMPLETE and planar and not dense and len(delimiting) >= 2:
             found.append((usual, candidate, [int(z) for z in delimiting]))

@@ -15,15 +15,20 @@ import numpy.typing as npt
 
 from ._geodesic import NO_COST, Labels, Links
 from ._levels import Fronts, cut_planes, flat_strides
-from ._neighbors import neighbor_offsets
+from ._neighbors import UNIT, neighbor_offsets
 from ._rounds import run_rounds
 from ._threads import num_threads, run_all, split
 from .kernels import diffuse as kernels
 
-__all__ = ["diffuse"]
+__all__ = ["conductances", "diffuse"]
 
 SMALL = 2000
 """Below so many listed voxels times sweeps per plane one thread is faster than several."""
+
+
+def conductances(weights: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the conductance of each step, which falls with the square of its length as that of a lattice does."""
+    return np.maximum(1, np.rint(65536 * (UNIT / weights) ** 2)).astype(np.int64)
 
 
 def diffuse(
@@ -59,7 +64,8 @@ def diffuse(
     """
     flat_confidence = np.full(labels.size if return_confidence else 0, 65535, dtype=np.uint16)
     by_label = np.asarray(sweeps)
-    for turns in np.unique(by_label[1:] if by_label.ndim else by_label):
+    # Few values of many labels: counted faster than sorted.
+    for turns in np.flatnonzero(np.bincount(by_label[1:])) if by_label.ndim else [by_label]:
         if turns > 0 and labels.size:
             chosen = by_label == turns if by_label.ndim else np.empty(0, dtype=bool)
             hops = _count_hops(labels, links, connectivity, chosen, int(turns))

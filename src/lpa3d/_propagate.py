@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import math
 import operator
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._census import annotated_slices, rank_labels, take_census
+from ._census import annotated_slices, count_mask, count_seeds, rank_labels, rank_table, take_census
 from ._checks import (
     MAX_ID,
     canonical_connectivity,
@@ -35,7 +34,7 @@ from ._checks import (
     max_id,
     same_shape,
 )
-from ._diffuse import diffuse
+from ._diffuse import conductances, diffuse
 from ._geodesic import cut_links, link_voxels, spread
 from ._label import find_components
 from ._levels import flat_strides
@@ -43,10 +42,24 @@ from ._neighbors import UNIT, step_weights
 from ._reattach import clear_unseeded, reattach
 from ._sections import label_sections
 from ._threads import num_threads, run_all, split
-from .errors import InputError, InputTypeError, Lpa3dWarning
+from ._warn import warn
+from .errors import InputError, InputTypeError
 from .kernels import census as kernels
 
-__all__ = ["propagate"]
+__all__ = [
+    "Rules",
+    "check_cost",
+    "check_rules",
+    "fresh_ids",
+    "list_beyond",
+    "lone_note",
+    "missing_note",
+    "propagate",
+    "result_dtype",
+    "select",
+    "steps_of_cost",
+    "sweeps_of_labels",
+]
 
 SWEEPS_SECTIONS = 8
 SWEEPS = 32
@@ -63,6 +76,31 @@ logger = logging.getLogger("lpa3d")
 Progress = Callable[[str, float], None]
 
 
+def steps_of_cost(values: npt.NDArray[Any], steps: npt.NDArray[np.uint16]) -> tuple[float, float]:
+    """Write a cost in fixed point, 16 for 1; return its smallest and largest value for `check_cost`."""
+    if not values.size:
+        return 1.0, 1.0
+    values = values.astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if math.isfinite(low) and math.isfinite(high):
+        steps[...] = np.clip(np.rint(values * COST_UNIT), 1, MOST_Q)
+    return low, high
+
+
+def check_cost(ranges: Iterable[tuple[float, float]]) -> None:
+    """Refuse a cost whose parts have the smallest and largest values `ranges`."""
+    low, high = 0.0, 0.0
+    for smallest, largest in ranges:
+        if not (math.isfinite(smallest) and math.isfinite(largest)):
+            raise InputError("cost holds NaN or infinite values; pass numpy.nan_to_num(cost) or mend them")
+        low, high = min(low, smallest), max(high, largest)
+    if low < 0 or high > MOST_COST:
+        raise InputError(
+            f"cost holds values from {low:g} to {high:g}; 0 to {MOST_COST} are possible, and 1 leaves a step at its "
+            "length"
+        )
+
+
 def _cost_steps(cost: Any, volume: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[np.uint16]:
     """Check `cost` and return it in fixed point, 16 for 1."""
     array = check_array(cost, "cost")
@@ -70,19 +108,7 @@ def _cost_steps(cost: Any, volume: npt.NDArray[Any], shape: tuple[int, ...]) -> 
         raise InputError(f"cost has shape {array.shape} but volume has shape {shape}; they must be the same")
     array = array.reshape(volume.shape)
     steps = np.empty(volume.shape, dtype=np.uint16)
-
-    def convert(part: tuple[int, int]) -> None:
-        values = array[part[0] : part[1]].astype(np.float64)
-        if not np.isfinite(values).all():
-            raise InputError("cost holds NaN or infinite values; pass numpy.nan_to_num(cost) or mend them")
-        if values.size and (values.min() < 0 or values.max() > MOST_COST):
-            raise InputError(
-                f"cost holds values from {values.min():g} to {values.max():g}; 0 to {MOST_COST} are possible, and 1 "
-                "leaves a step at its length"
-            )
-        steps[part[0] : part[1]] = np.clip(np.rint(values * COST_UNIT), 1, MOST_Q)
-
-    run_all(convert, [(z, z + 1) for z in range(volume.shape[0])])
+    check_cost(run_all(lambda z: steps_of_cost(array[z], steps[z]), range(volume.shape[0])))
     return steps
 
 
@@ -121,7 +147,64 @@ def _choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
         raise InputError(f"{name} is {value!r}; one of {', '.join(map(repr, choices))} is needed")
 
 
-def _result_dtype(dtype: np.dtype[Any], most: int) -> np.dtype[Any]:
+@dataclass(frozen=True)
+class Rules:
+    """What a call asks for, checked: all its options but those that are arrays."""
+
+    connectivity: int
+    spacing: tuple[float, float, float]
+    weights: npt.NDArray[np.int64]
+    """The weight of each step to a neighbour."""
+    axes: tuple[int, ...]
+    """Those that annotated slices may lie across."""
+    missing: list[int]
+    """Missing slices, ascending."""
+    sweeps: int | None
+    limit: int | None
+    """The largest path weight of `max_distance`."""
+    fresh_ids: bool
+    seed_conflicts: str
+    return_confidence: bool
+
+
+def check_rules(
+    shape: tuple[int, ...],
+    *,
+    connectivity: Any,
+    spacing: Any,
+    max_distance: Any,
+    sweeps: Any,
+    slice_axis: Any,
+    missing_slices: Any,
+    unseeded: Any,
+    seed_conflicts: Any,
+    return_confidence: Any,
+) -> Rules:
+    """Check the options of `propagate` for a volume of `shape`, two or three sides."""
+    neighbors = canonical_connectivity(connectivity)
+    sides = canonical_spacing(spacing, len(shape))
+    weights = step_weights(neighbors, sides)
+    axes = _axes(slice_axis, len(shape))
+    missing = _missing(missing_slices, shape[0], len(shape))
+    _choice(unseeded, "unseeded", ("drop", "label"))
+    _choice(seed_conflicts, "seed_conflicts", ("raise", "majority"))
+    if sweeps is not None and not (_is_index(sweeps) and 0 <= sweeps <= MOST_SWEEPS):
+        raise InputError(f"sweeps is {sweeps!r}; a whole number from 0 to {MOST_SWEEPS} is needed")
+    if return_confidence and sweeps == 0:
+        raise InputError("confidence comes from diffusion, but sweeps is 0; leave sweeps out, or return_confidence")
+    limit = None
+    if max_distance is not None:
+        if not (isinstance(max_distance, int | float | np.number) and max_distance >= 0):
+            raise InputError(f"max_distance is {max_distance!r}; a length >= 0 in the unit of spacing is needed")
+        reach = float(max_distance) / min(sides) * UNIT
+        limit = None if math.isinf(reach) else int(reach)
+    return Rules(
+        neighbors, sides, weights, axes, missing, None if sweeps is None else int(sweeps), limit, unseeded == "label",
+        seed_conflicts, bool(return_confidence),
+    )  # fmt: skip
+
+
+def result_dtype(dtype: np.dtype[Any], most: int) -> np.dtype[Any]:
     """Return the narrowest dtype of the same signedness, at least `dtype`, that holds `most`."""
     for size in (1, 2, 4, 8):
         wider = np.dtype(f"{dtype.kind}{size}")
@@ -254,44 +337,29 @@ def propagate(
     shape = check_array(volume, "volume").shape
     class_dtype = volume.dtype
     same_shape(check_array(seeds, "seeds"), "seeds", check_array(volume, "volume"), "volume")
-    neighbors = canonical_connectivity(connectivity)
-    sides = canonical_spacing(spacing, len(shape))
-    weights = step_weights(neighbors, sides)
-    axes = _axes(slice_axis, len(shape))
-    missing = _missing(missing_slices, shape[0], len(shape))
-    _choice(unseeded, "unseeded", ("drop", "label"))
-    _choice(seed_conflicts, "seed_conflicts", ("raise", "majority"))
-    if sweeps is not None and not (_is_index(sweeps) and 0 <= sweeps <= MOST_SWEEPS):
-        raise InputError(f"sweeps is {sweeps!r}; a whole number from 0 to {MOST_SWEEPS} is needed")
-    if return_confidence and sweeps == 0:
-        raise InputError("confidence comes from diffusion, but sweeps is 0; leave sweeps out, or return_confidence")
-    limit = None
-    if max_distance is not None:
-        if not (isinstance(max_distance, int | float | np.number) and max_distance >= 0):
-            raise InputError(f"max_distance is {max_distance!r}; a length >= 0 in the unit of spacing is needed")
-        reach = float(max_distance) / min(sides) * UNIT
-        limit = None if math.isinf(reach) else int(reach)
+    rules = check_rules(
+        shape, connectivity=connectivity, spacing=spacing, max_distance=max_distance, sweeps=sweeps,
+        slice_axis=slice_axis, missing_slices=missing_slices, unseeded=unseeded, seed_conflicts=seed_conflicts,
+        return_confidence=return_confidence,
+    )  # fmt: skip
     classes = class_map(volume)
     given = instance_ids(seeds, "seeds")
     most = max_id(given)
-    dtype = given.dtype if unseeded == "drop" else _result_dtype(given.dtype, most + given.size)
+    dtype = result_dtype(given.dtype, most + given.size) if rules.fresh_ids else given.dtype
     target = canonical_out(out, shape, dtype, (volume, seeds, cost))
     steps = None if cost is None else _cost_steps(cost, classes, shape)
     tell = progress if progress is not None else _say_nothing
 
-    job = _Job(
-        classes, given, steps, neighbors, sides, weights, axes, sweeps, limit, unseeded == "label", seed_conflicts,
-        return_confidence, most, dtype, class_dtype,
-    )  # fmt: skip
-    if missing:
+    job = _Job(classes, given, steps, rules, most, dtype, class_dtype)
+    if rules.missing:
         # Without the missing slices their neighbours are neighbours, in every stage.
-        present = np.setdiff1d(np.arange(shape[0]), missing)
-        lost = int(np.count_nonzero(given[missing]))
+        present = np.setdiff1d(np.arange(shape[0]), rules.missing)
+        lost = int(np.count_nonzero(given[rules.missing]))
         if lost:
-            warnings.warn(f"{lost} seed voxels lie on missing_slices and were dropped", Lpa3dWarning, stacklevel=2)
+            warn(missing_note(lost))
         result, confidence = _run(job.take(present), None, tell)
         whole = np.zeros(shape, dtype) if target is None else target
-        whole[missing] = 0
+        whole[rules.missing] = 0
         whole[present] = result
         result = whole
         if confidence is not None:
@@ -302,6 +370,11 @@ def propagate(
         result, confidence = _run(job, target, tell)
     result = out if out is not None else result.reshape(shape)
     return result if confidence is None else (result, confidence.reshape(shape))
+
+
+def missing_note(lost: int) -> str:
+    """Return what the caller is told of seeds on missing slices."""
+    return f"{lost} seed voxels lie on missing_slices and were dropped"
 
 
 def _is_index(value: Any) -> bool:
@@ -319,15 +392,7 @@ class _Job:
     volume: npt.NDArray[Any]
     seeds: npt.NDArray[Any]
     cost: npt.NDArray[np.uint16] | None
-    connectivity: int
-    spacing: tuple[float, float, float]
-    weights: npt.NDArray[np.int64]
-    axes: tuple[int, ...]
-    sweeps: int | None
-    limit: int | None
-    fresh_ids: bool
-    seed_conflicts: str
-    return_confidence: bool
+    rules: Rules
     most: int
     """The largest id of the seeds."""
     dtype: np.dtype[Any]
@@ -343,58 +408,61 @@ def _run(
     job: _Job, target: npt.NDArray[Any] | None, tell: Progress
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint16] | None]:
     """Run the stages; return the labels, in `target` if that is given, and the confidence if asked for."""
-    volume, seeds = job.volume, job.seeds
+    volume, seeds, rules = job.volume, job.seeds, job.rules
     slabs = split(volume.shape[0], num_threads())
     tell("seeds", 0.0)
-    census = take_census(volume, seeds, job.seed_conflicts, job.class_dtype)
+    census = take_census(volume, seeds, rules.seed_conflicts, job.class_dtype)
+    for note in census.notes:
+        warn(note)
     if target is None:
         target = np.zeros(volume.shape, dtype=job.dtype)
     else:
         target[...] = 0
     # Ranks are worked on where the result will stand, if they fit there.
     labels = target.view(np.uint32) if job.dtype.itemsize == 4 else np.zeros(volume.shape, dtype=np.uint32)
-    rank_labels(volume, seeds, census, labels)
+    rank_labels(volume, seeds, rank_table(census), labels)
     if census.dropped:
         seeds = seeds.copy()
         flat_labels, flat_seeds = labels.reshape(-1), seeds.reshape(-1)
         run_all(lambda part: kernels.restrict_seeds(flat_labels, *part, flat_seeds), split(seeds.size, num_threads()))
 
-    links = link_voxels(volume, job.connectivity)
+    links = link_voxels(volume, rules.connectivity)
+    seeded = census.seeded
     beyond = None
-    if job.limit is not None:
+    if rules.limit is not None:
         tell("reached set", 0.1)
         reached = labels.copy()
-        spread(reached, links, job.weights, job.connectivity, cost=job.cost, limit=job.limit)
-        # Where components with a seed go on beyond the distance: those are not components without one.
-        strides = flat_strides(volume.shape, job.connectivity)
-        beyond = _map_voxels(kernels.list_borders, volume, reached.reshape(-1), links.reshape(-1), strides)
-        cut_links(links, reached, job.connectivity)
+        spread(reached, links, rules.weights, rules.connectivity, cost=job.cost, limit=rules.limit)
+        beyond = list_beyond(volume, reached, links, rules.connectivity)
+        cut_links(links, reached, rules.connectivity)
         # From here on what was not reached is background.
-        volume = _map_voxels(kernels.select_voxels, volume, reached.reshape(-1), True)
+        volume = select(volume, reached, labelled=True)
         del reached
+        if census.dropped:
+            # Seeds that a majority dropped may lie on what was not reached.
+            seeded = count_seeds(volume, job.seeds).seeded
     drawn = np.zeros(len(census.ids) + 1, dtype=bool)
-    planar = annotated_slices(volume, census, job.axes) if job.axes else None
+    planar = annotated_slices(seeded, count_mask(volume), rules.axes) if rules.axes else None
     if planar is not None:
         tell("sections", 0.1)
         axis, annotated = planar
         logger.info("%d annotated slices across axis %d", len(annotated), axis)
         class_of = np.concatenate([[0], census.classes]).astype(np.uint64).astype(volume.dtype)
-        drawn = label_sections(volume, labels, class_of, axis, annotated, job.spacing)
+        drawn = label_sections(volume, labels, class_of, axis, annotated, rules.spacing)
         if drawn.any():
-            clear_unseeded(labels, seeds, job.connectivity)
+            clear_unseeded(labels, seeds, rules.connectivity)
     tell("geodesic", 0.3)
-    spread(labels, links, job.weights, job.connectivity, cost=job.cost)
+    spread(labels, links, rules.weights, rules.connectivity, cost=job.cost)
 
     confidence = None
-    sweeps = np.where(drawn, SWEEPS_SECTIONS, SWEEPS) if job.sweeps is None else np.full(len(drawn), job.sweeps)
-    if job.sweeps != 0:
+    if rules.sweeps != 0:
         tell("diffusion", 0.5)
         confidence = diffuse(
-            labels, links, seeds, _conductances(job), job.connectivity, sweeps,
-            cost=job.cost, return_confidence=job.return_confidence,
+            labels, links, seeds, conductances(rules.weights), rules.connectivity, sweeps_of_labels(drawn, rules),
+            cost=job.cost, return_confidence=rules.return_confidence,
         )  # fmt: skip
         tell("reattachment", 0.9)
-        reattach(labels, links, seeds, job.weights, job.connectivity, cost=job.cost, confidence=confidence)
+        reattach(labels, links, seeds, rules.weights, rules.connectivity, cost=job.cost, confidence=confidence)
     del links
 
     tell("ids", 0.95)
@@ -410,9 +478,27 @@ def _run(
     return target, confidence
 
 
-def _conductances(job: _Job) -> npt.NDArray[np.int64]:
-    """Return the conductance of each step, which falls with the square of its length as that of a lattice does."""
-    return np.maximum(1, np.rint(65536 * (UNIT / job.weights) ** 2)).astype(np.int64)
+def sweeps_of_labels(drawn: npt.NDArray[np.bool_], rules: Rules) -> npt.NDArray[np.int64]:
+    """Return the sweeps of diffusion for each label, given whether the sections of its class were drawn."""
+    if rules.sweeps is not None:
+        return np.full(len(drawn), rules.sweeps)
+    return np.where(drawn, SWEEPS_SECTIONS, SWEEPS)
+
+
+def select(volume: npt.NDArray[Any], labels: npt.NDArray[np.uint32], *, labelled: bool) -> npt.NDArray[Any]:
+    """Return the class map of the voxels that have a label, or have none."""
+    return _map_voxels(kernels.select_voxels, volume, labels.reshape(-1), labelled)
+
+
+def list_beyond(
+    volume: npt.NDArray[Any], reached: npt.NDArray[np.uint32], links: npt.NDArray[Any], connectivity: int
+) -> npt.NDArray[Any]:
+    """Return the class map of the voxels without a label that are linked to one with a label.
+
+    There components with a seed go on beyond the distance: those are not components without one.
+    """
+    strides = flat_strides(volume.shape, connectivity)
+    return _map_voxels(kernels.list_borders, volume, reached.reshape(-1), links.reshape(-1), strides)
 
 
 def _map_voxels(kernel: Callable[..., None], volume: npt.NDArray[Any], *args: Any) -> npt.NDArray[Any]:
@@ -430,29 +516,37 @@ def _settle_unseeded(
 
     What `beyond` marks is linked to a component with a seed, too far from it.
     """
-    rest = _map_voxels(kernels.select_voxels, job.volume, labels.reshape(-1), False)
-    components = find_components(rest, job.connectivity)
+    rest = select(job.volume, labels, labelled=False)
+    components = find_components(rest, job.rules.connectivity)
     lone = np.ones(components.count, dtype=bool)
     if beyond is not None:
         lone &= ~components.hold_seed(rest, beyond)
     count = int(lone.sum())
-    if not job.fresh_ids:
+    if not job.rules.fresh_ids:
         if count:
             components.clear(rest, lone)
-            voxels = int(np.count_nonzero(rest))
-            warnings.warn(
-                f"{count} components ({voxels} voxels) hold no seed and stay 0; pass unseeded='label' to give them "
-                "ids of their own",
-                Lpa3dWarning,
-                stacklevel=4,
-            )
+            warn(lone_note(count, int(np.count_nonzero(rest))))
         count = 0
-    elif count > MAX_ID - job.most:
-        raise InputError(f"{count} fresh ids after the largest id, {job.most}, do not fit below 2**63")
+    ids = fresh_ids(count, job.most)
     if count:
         numbers = np.where(lone, known + np.cumsum(lone), 0).astype(components.numbers.dtype)
         # Runs are written beyond their ends, so not into what is labelled.
         fresh = np.zeros(labels.shape, dtype=np.uint32)
         replace(components, numbers=numbers[components.numbers - 1]).write_labels(fresh, clear=False)
         labels += fresh
-    return np.arange(job.most + 1, job.most + 1 + count, dtype=np.int64)
+    return np.arange(ids.start, ids.stop, dtype=np.int64)
+
+
+def lone_note(count: int, voxels: int) -> str:
+    """Return what the caller is told of components without a seed."""
+    return (
+        f"{count} components ({voxels} voxels) hold no seed and stay 0; pass unseeded='label' to give them ids of "
+        "their own"
+    )
+
+
+def fresh_ids(count: int, most: int) -> range:
+    """Return the ids of `count` components without a seed, after the largest id, `most`."""
+    if count > MAX_ID - most:
+        raise InputError(f"{count} fresh ids after the largest id, {most}, do not fit below 2**63")
+    return range(most + 1, most + 1 + count)
