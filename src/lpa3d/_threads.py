@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from .errors import InputError
 
-__all__ = ["num_threads", "run_all", "split"]
+__all__ = ["num_threads", "run_all", "serial", "split"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
+_state = threading.local()
+
+
+@contextmanager
+def serial() -> Iterator[None]:
+    """Let `num_threads` be 1 on this thread: tiles run side by side, so each of them is worked on by one thread."""
+    before = getattr(_state, "serial", False)
+    _state.serial = True
+    try:
+        yield
+    finally:
+        _state.serial = before
+
+
 def num_threads() -> int:
     """Return the number of threads: ``LPA3D_NUM_THREADS``, or every core that this process may use."""
+    if getattr(_state, "serial", False):
+        return 1
     text = os.environ.get("LPA3D_NUM_THREADS", "").strip()
     if not text:
         if hasattr(os, "sched_getaffinity"):

@@ -1074,7 +1074,7 @@ def plan(outputs: Outputs, name: str | os.PathLike[str], shape: Sequence[int], i
     if location.format == "tiff" and not math.prod(shape):
         raise InputError(f"a TIFF file cannot hold the empty shape {tuple(shape)}; write a .npy or a .zarr")
     if location.format == "zarr":
-        target = _zarr_target(location)
+        target = zarr_target(location)
         return Target(location, outputs.add(location.name, target, ".zarr", inputs, folder=True), outputs)
     target = Path(os.path.realpath(location.path))
     suffix = ".nii.gz" if location.name.lower().endswith(".nii.gz") else target.suffix
@@ -1084,7 +1084,7 @@ def plan(outputs: Outputs, name: str | os.PathLike[str], shape: Sequence[int], i
     return Target(location, output, outputs)
 
 
-def _zarr_target(location: Location) -> Path:
+def zarr_target(location: Location) -> Path:
     """Return the folder that a new zarr array makes appear: itself, or the first missing group around it."""
     path = Path(os.path.realpath(location.path))
     depth = next((i for i, part in enumerate(path.parts) if part.lower().endswith(".zarr")), len(path.parts) - 1)

@@ -1,0 +1,176 @@
+"""How large tiles are and how many are worked on at once: a memory budget decides both."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._threads import num_threads
+from ..errors import InputError, InputTypeError
+from .grid import Place
+
+__all__ = ["Plan", "available_memory", "choose_tile", "parse_memory"]
+
+UNITS = {"": 1, "b": 1} | {f"{letter}b": 1000**k for k, letter in enumerate("kmgt", 1)}
+UNITS |= {f"{letter}ib": 1024**k for k, letter in enumerate("kmgt", 1)}
+
+LARGEST = 2**24
+"""Voxels of a tile, 256 cubed, beyond which larger ones gain nothing (without a halo)."""
+
+FIXED = 250 * 10**6
+"""Bytes that the process itself needs: Python, NumPy, compiled code, zarr."""
+
+
+def parse_memory(memory: Any) -> int:
+    """Return a budget such as ``"4GB"``, ``"512 MiB"`` or a number of bytes."""
+    if isinstance(memory, bool) or not isinstance(memory, (int, float, str)):
+        raise InputTypeError(f"memory is {memory!r}; a budget is needed, e.g. memory='4GB'")
+    if isinstance(memory, str):
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", memory)
+        if not match or match[2].lower() not in UNITS:
+            raise InputError(f"memory is {memory!r}; a budget is needed, e.g. memory='4GB' or '512MiB'")
+        memory = float(match[1]) * UNITS[match[2].lower()]
+    if not (math.isfinite(memory) and memory > 0):
+        raise InputError(f"memory is {memory!r}; a budget > 0 is needed, e.g. memory='4GB'")
+    return int(memory)
+
+
+def available_memory() -> int:
+    """Return the bytes that this process may still use: of the machine, or of its container if that has less."""
+    free = 2**33
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+    except OSError:
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+            free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        if limit != "max":
+            free = min(free, max(int(limit) - used, 0))
+    except (OSError, ValueError):
+        pass
+    return free
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is cut.
+
+    Attributes
+    ----------
+    tile : tuple of int
+        Voxels of a tile along each axis.
+    workers : int
+        Tiles that are worked on at once.
+    memory : int
+        Bytes that they need together, the process included.
+    """
+
+    tile: Place
+    workers: int
+    memory: int
+
+
+def tile_bytes(tile: Sequence[int], shape: Sequence[int], halo: int, bytes_per_voxel: float) -> int:
+    """Return what one tile needs, its halo included."""
+    return int(bytes_per_voxel * math.prod(min(t + 2 * halo, n) for t, n in zip(tile, shape, strict=True)))
+
+
+def choose_tile(
+    shape: Place,
+    chunks: Place,
+    *,
+    tile: Any = None,
+    memory: Any = None,
+    ndim: int = 3,
+    bytes_per_voxel: float,
+    halo: int = 0,
+    workers: int | None = None,
+) -> Plan:
+    """Choose the tile and the number of workers for a budget.
+
+    Parameters
+    ----------
+    shape, chunks
+        Of the volume that is read; tiles of whole chunks decode each of them once.
+    tile : int or sequence of int, optional
+        What the caller asks for.
+    memory : str or int, optional
+        The budget in all; by default half of what is free.
+    bytes_per_voxel, halo
+        What a voxel of a tile and its halo needs while it is worked on.
+    workers : int, optional
+        Most tiles at once, by default one for each core.
+
+    Raises
+    ------
+    InputError
+        If not even one tile fits into the budget; the message says what does.
+    """
+    budget = available_memory() // 2 if memory is None else parse_memory(memory)
+    most = num_threads() if workers is None else workers
+    if tile is not None:
+        chosen = canonical_tile(tile, ndim)
+    else:
+        chosen = _search(shape, chunks, max(budget - FIXED, 0), most, bytes_per_voxel, halo)
+    one = max(1, tile_bytes(chosen, shape, halo, bytes_per_voxel))
+    workers = min(most, (budget - FIXED) // one)
+    if workers < 1:
+        advice = "a smaller tile, or more memory" if tile is not None else "more memory"
+        given = f"memory={memory!r}" if memory is not None else f"half of the free memory, {budget / 1e9:.1f} GB,"
+        raise InputError(
+            f"{given} is too little: a tile of {chosen} with its halo of {halo} needs {one / 1e9:.2f} GB besides "
+            f"{FIXED / 1e9:.2f} GB for the process; pass {advice}, e.g. "
+            f"memory='{math.ceil((one + FIXED) / 1e8) / 10}GB'"
+        )
+    return Plan(chosen, int(workers), int(workers) * one + FIXED)
+
+
+def canonical_tile(tile: Any, ndim: int) -> Place:
+    """Return a tile as three sides."""
+    try:
+        sides = (int(tile),) * 3 if not isinstance(tile, (str, Sequence)) else tuple(int(n) for n in tile)
+    except (TypeError, ValueError):
+        raise InputTypeError(f"tile is {tile!r}; a side or sides (z, y, x) are needed, e.g. tile=256") from None
+    if ndim == 2 and len(sides) == 2:
+        sides = (1, *sides)
+    if len(sides) != 3 or min(sides) < 1:
+        raise InputError(f"tile is {tile!r}; a positive side or three of them (z, y, x) are needed, e.g. tile=256")
+    return sides[0], sides[1], sides[2]
+
+
+def _search(shape: Place, chunks: Place, room: int, workers: int, bytes_per_voxel: float, halo: int) -> Place:
+    """Return the tile that decodes and computes the least twice, of those that fit."""
+    axes = []
+    for n, c in zip(shape, chunks, strict=True):
+        sides = {c * 2**k for k in range(12) if c * 2**k < n} | {s for s in (32, 64, 128, 256, 512) if s < n}
+        # Chunks of one slice must not make tiles of one slice.
+        axes.append(sorted(sides | {n}))
+    # Enough tiles for all workers, unless they become tiny.
+    most = max(min(LARGEST * (8 if halo else 1), math.prod(shape) // (2 * workers)), 2**18)
+    best: tuple[tuple[float, ...], Place] | None = None
+    for z, y, x in itertools.product(*axes):
+        tile = (z, y, x)
+        size = math.prod(tile)
+        need = workers * tile_bytes(tile, shape, halo, bytes_per_voxel)
+        decoded = computed = 1.0
+        for t, n, c in zip(tile, shape, chunks, strict=True):
+            # Chunks that a tile meets, when the tiles do not start where chunks do.
+            decoded *= max(1.0, ((1 if t >= n else -(-t // c) + (t % c != 0)) * c) / t) if t < n else 1.0
+            computed *= min(t + 2 * halo, n) / t
+        rough = decoded + 2 * computed + 2**18 / size
+        # What does not fit comes last, the smallest first.
+        score = (float(need > room) * need, float(max(size - most, 0)), rough, float(z + y + x))
+        if best is None or score < best[0]:
+            best = (score, tile)
+    assert best is not None
+    return best[1]

@@ -1,0 +1,330 @@
+"""Arrays outside memory: inputs that are read box by box, and outputs that are written tile by tile.
+
+Inputs are zarr arrays (format 2 or 3, sharded or not), paths and URLs of such, and dask arrays. Outputs are zarr arrays
+of format 3 that this package makes; a tile holds whole chunks (whole shards), so two tiles never write one file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._checks import MAX_ID
+from ..errors import InputError, InputTypeError
+from .grid import Box, Place
+
+__all__ = [
+    "Layout",
+    "Sink",
+    "Source",
+    "canonical_shape",
+    "check_classes",
+    "check_id_values",
+    "check_ids",
+    "choose_layout",
+    "create_array",
+    "is_url",
+    "open_source",
+    "same_shape",
+]
+
+Array = npt.NDArray[Any]
+
+
+def is_url(place: Any) -> bool:
+    """Return whether `place` is a URL such as ``s3://bucket/volume.zarr``."""
+    return isinstance(place, str) and "://" in place
+
+
+def canonical_shape(shape: Sequence[int]) -> Place:
+    """Return a 2D or 3D shape as ``(Z, Y, X)``."""
+    z, y, x = (1,) * (3 - len(shape)) + tuple(int(n) for n in shape)
+    return z, y, x
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stored input. Picklable: a worker in another process opens it anew.
+
+    Attributes
+    ----------
+    name : str
+        What messages call it.
+    array
+        The zarr or dask array.
+    lead : int
+        Leading axes of length 1 that are left out.
+    shape : tuple of int
+        ``(Z, Y, X)``; a 2D array is one slice.
+    ndim : int
+        2 or 3, as the caller sees it.
+    dtype
+        In native byte order.
+    chunks : tuple of int
+        What is read at once, along the three axes.
+    """
+
+    name: str
+    array: Any
+    lead: int
+    shape: Place
+    ndim: int
+    dtype: np.dtype[Any]
+    chunks: Place
+
+    @property
+    def is_dask(self) -> bool:
+        """Return whether it is a dask array."""
+        return hasattr(self.array, "dask")
+
+    def read(self, box: Box) -> Array:
+        """Return the voxels of a box as a new C-ordered array in native byte order."""
+        index = (0,) * self.lead + box.slices[3 - self.ndim :]
+        part = self.array[index]
+        if self.is_dask:
+            part = part.compute(scheduler="synchronous")
+        out = np.ascontiguousarray(part, dtype=self.dtype).reshape(box.shape)
+        return out if out.flags.writeable else out.copy()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what must be the same when a run is resumed (JSON): form, and a digest of what is stored.
+
+        The digest of an array in a local folder is that of names, sizes and times of its files, that of a dask array
+        its name, which dask derives from where it comes from. Of other stores only the metadata are compared.
+        """
+        about: dict[str, Any] = {"name": self.name, "shape": list(self.shape[3 - self.ndim :]), "dtype": self.dtype.str}
+        if self.is_dask:
+            return about | {"digest": str(self.array.name)}
+        metadata = json.dumps(self.array.metadata.to_dict(), sort_keys=True, default=str)
+        digest = hashlib.sha256(metadata.encode())
+        folder = local_folder(self.array)
+        if folder is not None:
+            for path, _, files in sorted(os.walk(folder)):
+                for file in sorted(files):
+                    stat = os.stat(os.path.join(path, file))
+                    digest.update(f"{os.path.relpath(path, folder)}/{file} {stat.st_size} {stat.st_mtime_ns}".encode())
+        return about | {"digest": digest.hexdigest()}
+
+
+def local_folder(array: Any) -> Path | None:
+    """Return the folder of a zarr array, None if it lies in another store."""
+    root = getattr(array.store, "root", None)
+    if not isinstance(root, (str, Path)) or type(array.store).__name__ != "LocalStore":
+        return None
+    return Path(root) / str(array.path)
+
+
+def open_source(array: Any, role: str) -> Source:
+    """Open an input: the path or URL of a zarr array, a zarr array, or a dask array.
+
+    Raises
+    ------
+    InputError, InputTypeError
+        If there is none, or it has not 2 or 3 dimensions, or a dtype that is not bool, integer or float.
+    """
+    name = role
+    if isinstance(array, (str, os.PathLike)):
+        name = os.fspath(array)
+        array = _open_url(name) if is_url(name) else _open_path(name)
+    shape = tuple(int(n) for n in array.shape)
+    if any(not math.isfinite(n) for n in array.shape):
+        raise InputError(f"{role} is a dask array of unknown shape {array.shape}; pass {role}.compute_chunk_sizes()")
+    lead = 0
+    while len(shape) - lead > 3 and shape[lead] == 1:
+        lead += 1
+    shape = shape[lead:]
+    if len(shape) not in (2, 3):
+        raise InputError(f"{role} has {len(shape)} dimensions, shape {shape}; (Z, Y, X) or (Y, X) is needed")
+    dtype = np.dtype(array.dtype)
+    if dtype.kind not in "buif":
+        raise InputTypeError(f"{role} has dtype {dtype}; an array of bool or integers is needed")
+    if hasattr(array, "dask"):
+        chunks = tuple(max(sizes, default=1) for sizes in array.chunks)
+    else:
+        chunks = tuple(array.chunks)
+    return Source(
+        name,
+        array,
+        lead,
+        canonical_shape(shape),
+        len(shape),
+        dtype.newbyteorder("="),
+        canonical_shape([max(1, int(n)) for n in chunks[lead:]]),
+    )
+
+
+def _open_path(name: str) -> Any:
+    """Open a local zarr array, or the only one of a group."""
+    import zarr
+
+    from ..io import locate, open_volume
+
+    location = locate(name)
+    if location.format != "zarr":
+        raise InputTypeError(
+            f"{name} is a file of another format, which is read as a whole: pass lpa3d.io.read({name!r}), or "
+            f"store it as zarr: lpa3d.io.write('{Path(name).stem}.zarr', lpa3d.io.read({name!r}))"
+        )
+    with open_volume(name) as volume:
+        return zarr.open_array(str(volume.path), mode="r")
+
+
+def _open_url(name: str) -> Any:
+    """Open a zarr array in object storage."""
+    import zarr
+
+    try:
+        return zarr.open_array(name, mode="r")
+    except ImportError as error:
+        raise InputError(f"{name} needs a library that is not installed: {error}; pip install fsspec s3fs") from error
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        raise InputError(f"{name} is no zarr array that can be opened: {error}") from error
+
+
+def check_classes(source: Source, role: str) -> None:
+    """Refuse a class map of floats."""
+    if source.dtype.kind == "f":
+        raise InputTypeError(
+            f"{role} has dtype {source.dtype}; a class map is bool or integer. Threshold it first, or pass the image "
+            f"as cost= of propagate"
+        )
+
+
+def check_ids(source: Source, role: str) -> None:
+    """Refuse instance ids of floats."""
+    if source.dtype.kind == "f":
+        raise InputTypeError(f"{role} has dtype {source.dtype}; ids are integers: store {role} as int64 first")
+
+
+def check_id_values(ids: Array, role: str, box: Box) -> None:
+    """Refuse ids that are negative or above 2**63 - 1."""
+    if ids.dtype.kind == "i" and ids.size and int(ids.min()) < 0:
+        raise InputError(
+            f"{role} holds negative ids, the smallest at {box} is {int(ids.min())}; 0 is none, ids are > 0"
+        )
+    if ids.dtype == np.uint64 and ids.size and int(ids.max()) > MAX_ID:
+        raise InputError(f"{role} holds ids up to {int(ids.max())} (at {box}); at most 2**63 - 1 is possible")
+
+
+def same_shape(source: Source, role: str, other: Source, other_role: str) -> None:
+    """Refuse two inputs of different shapes."""
+    if source.shape != other.shape or source.ndim != other.ndim:
+        shapes = [one.shape[3 - one.ndim :] for one in (source, other)]
+        raise InputError(f"{role} has shape {shapes[0]} but {other_role} has shape {shapes[1]}; they must be the same")
+
+
+# ------------------------------------------------------------------------------------------------------------ outputs
+
+
+@dataclass(frozen=True)
+class Sink:
+    """An output in the making. Picklable."""
+
+    array: Any
+    shape: Place
+    ndim: int
+
+    def write(self, box: Box, values: Array) -> None:
+        """Write a box of whole chunks."""
+        self.array[box.slices[3 - self.ndim :]] = values.reshape(box.shape[3 - self.ndim :])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an output is stored: chunks, shards (None for none) and what `zarr.create_array` takes besides."""
+
+    chunks: Place
+    shards: Place | None
+    more: Mapping[str, Any]
+
+    @property
+    def unit(self) -> Place:
+        """Return what is written at once."""
+        return self.shards or self.chunks
+
+
+CHUNK = 128
+"""Side of a chunk: 8 MiB of uint32 before compression, what viewers load at once."""
+
+MANY = 2**15
+"""From so many chunks on tiles are shards: file systems dislike millions of files."""
+
+
+def choose_layout(shape: Place, ndim: int, tile: Place, storage: Mapping[str, Any] | None, name: str) -> Layout:
+    """Return chunks that divide the tile, near `CHUNK`, or what the caller asked for if the tile holds whole ones."""
+    asked = dict(storage or {})
+
+    def sides(key: str) -> Place | None:
+        value = asked.pop(key, None)
+        if value is None:
+            return None
+        try:
+            given = tuple(int(n) for n in value)
+        except TypeError:
+            given = (int(value),) * ndim
+        if len(given) != ndim or min(given) < 1:
+            raise InputError(f"storage has {key}={value!r}; {ndim} positive whole numbers are needed")
+        return canonical_shape(given)
+
+    chunks, shards = sides("chunks"), sides("shards")
+    if chunks is None:
+        whole = shards or tile
+        z, y, x = (_divisor(min(t, n), t >= n) for t, n in zip(whole, shape, strict=True))
+        chunks = (z, y, x)
+        if shards is None and "shards" not in (storage or {}):
+            count = math.prod(-(-n // c) for n, c in zip(shape, chunks, strict=True))
+            fits = all(t % c == 0 for t, c in zip(tile, chunks, strict=True))
+            if count > MANY and fits and tile != chunks:
+                shards = tile
+    if shards is not None and any(s % c for s, c in zip(shards, chunks, strict=True)):
+        raise InputError(f"storage has shards {shards}, which are no multiple of the chunks {chunks}")
+    unit = shards or chunks
+    for axis in range(3):
+        if tile[axis] < shape[axis] and tile[axis] % unit[axis]:
+            raise InputError(
+                f"tile {tile} cuts the {'shards' if shards else 'chunks'} {unit} of {name}, so that two tiles would "
+                f"write one file; choose a tile of whole ones"
+            )
+    return Layout(chunks, shards, asked)
+
+
+def _divisor(side: int, whole: bool) -> int:
+    """Return the chunk's side for a tile's: the largest divisor up to `CHUNK`, the side itself if that is tiny."""
+    if side <= CHUNK:
+        return max(1, side)
+    if whole:
+        return CHUNK  # the tile reaches over the whole axis, so it need not be a multiple
+    best = max(d for d in range(1, CHUNK + 1) if side % d == 0)
+    return best if best >= CHUNK // 4 else side
+
+
+def create_array(
+    store: Any, shape: Place, ndim: int, dtype: np.dtype[Any], layout: Layout, attributes: dict[str, Any]
+) -> Any:
+    """Make an empty zarr array of format 3."""
+    import zarr
+
+    more = {"compressors": [zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")], **layout.more}
+    axes = list("zyx"[3 - ndim :])
+    return zarr.create_array(
+        store,
+        shape=shape[3 - ndim :],
+        dtype=dtype,
+        chunks=layout.chunks[3 - ndim :],
+        shards=None if layout.shards is None else layout.shards[3 - ndim :],
+        fill_value=0,
+        attributes={"axes": axes, **attributes},
+        dimension_names=axes,
+        zarr_format=3,
+        overwrite=True,
+        **more,
+    )
