@@ -26,6 +26,7 @@ from ._checks import (
     same_shape,
     seal,
 )
+from ._dispatch import accepts_stored
 from ._neighbors import neighbor_offsets
 from ._pairs import flag_first, sort_pairs
 from ._tables import Table
@@ -257,6 +258,7 @@ def canonical_image(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.ascontiguousarray(array, dtype)
 
 
+@accepts_stored("contacts", "labels", "image")
 def contacts(labels: Any, *, image: Any = None, spacing: Any = (1, 1, 1), connectivity: int = 6) -> Contacts:
     """List the pairs of labels that touch, with the size of their contact.
 

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -36,6 +35,7 @@ from ._checks import (
 from ._classes import check_classes
 from ._classified import Classified, Sides, count_classes, count_components, count_ids, write_components
 from ._conventions import CONVENTIONS, Convention
+from ._dispatch import accepts_stored
 from ._evaluation import Evaluation, Matches
 from ._instances import list_matches, match, score_aggregated, score_matching, score_ranking, tabulate_instances
 from ._metrics import DISTANCES, RANKING, SUMMED
@@ -47,11 +47,23 @@ from ._semantic import score_semantic
 from ._surfaces import surface_distances
 from ._threads import num_threads, run_all, split
 from ._unite import list_some
+from ._warn import warn
 from ._warping import count_unwarped
-from .errors import InputError, InputTypeError, Lpa3dWarning
+from .errors import InputError, InputTypeError
 from .kernels.touching import separate_slab
 
-__all__ = ["evaluate"]
+__all__ = [
+    "Request",
+    "Unwarp",
+    "check_ignore",
+    "check_mode",
+    "check_request",
+    "evaluate",
+    "mark_value",
+    "pair_classes",
+    "report",
+    "separate_masks",
+]
 
 ALL = None
 """Name of the one part where there are no classes."""
@@ -60,18 +72,62 @@ Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]
 Scores = tuple[Ids, npt.NDArray[np.float64]]
 
+Measure = Callable[[Ids, Ids], npt.NDArray[np.float64]]
+"""Returns the surface distances ``(n, 3)`` of pairs of ids ``(n, 2)``, given a box for each id, ``(n, 2, 2, 3)``."""
 
-@dataclass(frozen=True)
-class _Settings:
-    """How to score; the same for all classes."""
+Unwarp = Callable[[Classified, Sequence[int | None]], Sequence[tuple[int, int]]]
+"""Returns what `count_unwarped` does for each of some class numbers; None is all of a table without classes."""
 
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Request:
+    """What is measured, and how, whatever the volumes.
+
+    Attributes
+    ----------
+    mode, warping, style : str or None
+        The arguments `instances`, `warping`, and the name of the convention.
+    convention : Convention
+    connectivity : int
+    spacing : tuple of float
+    names : Mapping or None
+        Name of each class to evaluate.
+    thresholds : tuple of float
+    scores : tuple of ndarray, or None
+        Sorted ids and the score of each.
+    strata : tuple of float, or None
+    surfaces : bool
+    """
+
+    mode: str | None
+    warping: str | None
+    style: str
     convention: Convention
+    connectivity: int
+    spacing: tuple[float, float, float]
+    names: Mapping[Any, Any] | None
     thresholds: tuple[float, ...]
-    instances: bool
     scores: Scores | None
     strata: tuple[float, float] | None
+    surfaces: bool
+
+    def describe(self) -> dict[str, Any]:
+        """Return the parameters (JSON) that an evaluation tells."""
+        decisions = asdict(self.convention)
+        return {
+            "version": __version__,
+            "instances": self.mode,
+            "connectivity": self.connectivity,
+            "iou_thresholds": list(self.thresholds),
+            "convention": self.style,
+            "decisions": {key: list(value) if isinstance(value, tuple) else value for key, value in decisions.items()},
+            "spacing": list(self.spacing),
+            "size_strata": None if self.strata is None else list(self.strata),
+            "warping": self.warping,
+        }
 
 
+@accepts_stored("evaluate", "reference", "prediction", "ignore", "classes")
 def evaluate(
     reference: Any,
     prediction: Any,
@@ -213,138 +269,186 @@ def evaluate(
     >>> e.per_class["ER"]["dice"]
     1.0
     """
-    mode = _check_choice(instances, "instances", ("ids", "components", None))
-    topology = _check_choice(warping, "warping", ("2d", "3d", None))
-    style, decisions = _check_convention(convention)
-    steps = canonical_connectivity(connectivity)
+    mode = check_mode(instances)
     sides = _check_sides(reference, prediction, ignore, mode)
-    sizes = canonical_spacing(spacing, np.ndim(reference))
-    sources = _check_classes(classes, reference, prediction, mode)
-    names = _check_names(class_names, mode, classes)
-    if mode is None:
-        _check_unused(scores=scores, size_strata=size_strata, surfaces=surfaces or None)
-    settings = _Settings(
-        decisions,
-        _check_thresholds(iou_thresholds),
-        mode is not None,
-        _check_scores(scores),
-        _check_strata(decisions.size_strata if size_strata is None else size_strata),
+    request = check_request(
+        reference.ndim,
+        mode,
+        spacing=spacing,
+        iou_thresholds=iou_thresholds,
+        classes=classes,
+        class_names=class_names,
+        connectivity=connectivity,
+        convention=convention,
+        scores=scores,
+        size_strata=size_strata,
+        surfaces=surfaces,
+        warping=warping,
     )
+    sources = _check_classes(classes, reference, prediction, mode)
 
     labels = [sides.reference, sides.prediction]
     if mode == "components":
-        table, components = count_components(sides, steps)
+        table, components = count_components(sides, request.connectivity)
         if surfaces:
             labels = [write_components(one, sides.reference.shape) for one in components]
     else:
         table = count_ids(sides, sources) if mode == "ids" else count_classes(sides)
-    _check_scored(settings.scores, table.overlaps)
 
-    numbers = _choose_classes(table, names)
+    def measure(pairs: Ids, boxes: Ids) -> npt.NDArray[np.float64]:
+        return surface_distances(*labels, pairs, boxes[:, 0], boxes[:, 1], request.spacing, sides.ignore)
+
+    def unwarp(table: Classified, numbers: Sequence[int | None]) -> list[tuple[int, int]]:
+        how: dict[str, Any] = {"connectivity": request.connectivity, "per_slice": request.warping == "2d"}
+        return [
+            count_unwarped(*separate_masks(sides, request.mode, table, number, **how), sides.ignore, **how)
+            for number in numbers
+        ]
+
+    return report(request, table, reference.shape, sides.ignore is not None, measure, unwarp)
+
+
+def check_request(
+    ndim: int,
+    mode: str | None,
+    *,
+    spacing: Any,
+    iou_thresholds: Any,
+    classes: Any,
+    class_names: Any,
+    connectivity: Any,
+    convention: Any,
+    scores: Any,
+    size_strata: Any,
+    surfaces: Any,
+    warping: Any,
+) -> Request:
+    """Check the arguments of `evaluate` that are no volumes, for volumes of `ndim` dimensions."""
+    topology = _check_choice(warping, "warping", ("2d", "3d", None))
+    style, decisions = _check_convention(convention)
+    if mode is None:
+        _check_unused(scores=scores, size_strata=size_strata, surfaces=surfaces or None)
+    return Request(
+        mode,
+        topology,
+        style,
+        decisions,
+        canonical_connectivity(connectivity),
+        canonical_spacing(spacing, ndim),
+        _check_names(class_names, mode, classes),
+        _check_thresholds(iou_thresholds),
+        _check_scores(scores),
+        _check_strata(decisions.size_strata if size_strata is None else size_strata),
+        bool(surfaces),
+    )
+
+
+def report(
+    request: Request,
+    table: Classified,
+    shape: tuple[int, ...],
+    ignores: bool,
+    measure: Measure,
+    unwarp: Unwarp,
+) -> Evaluation:
+    """Return the evaluation that a table of overlaps gives; `measure` and `unwarp` go back to the voxels if asked to.
+
+    `shape` is the volumes', as they were given; `ignores` says whether there are voxels to ignore.
+    """
+    _check_scored(request.scores, table.overlaps)
+    numbers = _choose_classes(table, request.names)
     tables = {name: table.select(number) for name, number in numbers.items()} if numbers else {ALL: table.overlaps}
     values, columns = {}, {}
     for name, overlaps in tables.items():
-        values[name], columns[name] = _score(overlaps, settings)
-        if surfaces:
-            distances = _measure_surfaces(labels, columns[name], overlaps, sizes, sides.ignore)
+        values[name], columns[name] = _score(overlaps, request)
+    if request.surfaces:
+        for name, distances in _measure_surfaces(measure, columns, tables).items():
             columns[name] |= distances
             values[name] |= {key: _mean(column.tolist()) for key, column in distances.items()}
-        if topology is not None:
-            flat = topology == "2d"
-            first, second = _separate_class(sides, mode, table, numbers.get(name), steps, flat)
-            wrong, counted = count_unwarped(first, second, sides.ignore, connectivity=steps, per_slice=flat)
+    if request.warping is not None:
+        wanted = list(numbers.values()) if numbers else [None]
+        for name, (wrong, counted) in zip(tables, unwarp(table, wanted), strict=True):
             values[name]["warping_error"] = wrong / counted if counted else 0.0
 
-    parameters = {
-        "version": __version__,
-        "instances": mode,
-        "connectivity": steps,
-        "iou_thresholds": list(settings.thresholds),
-        "convention": style,
-        "decisions": {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(decisions).items()
-        },
-        "spacing": list(sizes),
-        "size_strata": None if settings.strata is None else list(settings.strata),
-        "warping": topology,
-        "shape": list(reference.shape),
-        "ignored": None if sides.ignore is None else int(np.count_nonzero(sides.ignore)),
-    }
+    void = table.overlaps.voxels[table.overlaps.pairs[:, 0] == VOID]
+    parameters = request.describe() | {"shape": list(shape), "ignored": int(void.sum()) if ignores else None}
 
-    def report(name: Any, present: bool) -> Evaluation:
+    def tell(name: Any, present: bool) -> Evaluation:
         """Return the evaluation of one class, or of all without classes."""
         return Evaluation(
             values[name],
             parameters=parameters,
             pairs=_seal_columns(columns[name]),
-            overlaps=tables[name] if settings.instances else add_overlaps([]),
-            ndim=reference.ndim,
+            overlaps=tables[name] if request.mode is not None else add_overlaps([]),
+            ndim=len(shape),
             present=present,
             per_class={},
         )
 
     if not numbers:
         pairs = table.overlaps.pairs
-        return report(ALL, bool((pairs[pairs[:, 0] != VOID] > 0).any()))
-    per_class = {name: report(name, table.holds(number)) for name, number in numbers.items()}
+        return tell(ALL, bool((pairs[pairs[:, 0] != VOID] > 0).any()))
+    per_class = {name: tell(name, table.holds(number)) for name, number in numbers.items()}
     present = [name for name, one in per_class.items() if one.present]
     if not present:
-        warnings.warn(
-            f"none of the classes {list_some(list(names or ()))} is in reference or prediction, so there is nothing to "
-            f"average; they have {list_some(table.classes) or 'none at all'}",
-            Lpa3dWarning,
-            stacklevel=2,
+        warn(
+            f"none of the classes {list_some(list(request.names or ()))} is in reference or prediction, so there is "
+            f"nothing to average; they have {list_some(table.classes) or 'none at all'}"
         )
     return Evaluation(
-        _average([values[name] for name in present], list(values[next(iter(numbers))]), decisions),
+        _average([values[name] for name in present], list(values[next(iter(numbers))]), request.convention),
         parameters=parameters,
         pairs=_seal_columns(_join_columns(list(columns.values()))),
-        overlaps=table.separate(numbers.values()) if settings.instances else add_overlaps([]),
-        ndim=reference.ndim,
+        overlaps=table.separate(numbers.values()) if request.mode is not None else add_overlaps([]),
+        ndim=len(shape),
         present=bool(present),
         per_class=per_class,
     )
 
 
-def _score(overlaps: Overlaps, settings: _Settings) -> tuple[dict[str, float], dict[str, Array]]:
+def _score(overlaps: Overlaps, request: Request) -> tuple[dict[str, float], dict[str, Array]]:
     """Return every metric of one table of overlaps, and the columns of the pairs that match at the first threshold."""
-    convention = settings.convention
+    convention = request.convention
     values = score_semantic(overlaps)
-    if not settings.instances:
+    if request.mode is None:
         nobody = tabulate_instances(add_overlaps([]))
         return values, list_matches(nobody, match(nobody, 1.0, convention))
     values |= score_partition(overlaps, convention)
     instances = tabulate_instances(overlaps)
-    matches = [match(instances, threshold, convention) for threshold in settings.thresholds]
+    matches = [match(instances, threshold, convention) for threshold in request.thresholds]
     values |= score_matching(instances, matches[0], convention)
-    for threshold, matched in zip(settings.thresholds[1:], matches[1:], strict=True):
+    for threshold, matched in zip(request.thresholds[1:], matches[1:], strict=True):
         at = score_matching(instances, matched, convention)
         values |= {f"{key}@{threshold:g}": value for key, value in at.items()}
     scores = None
-    if settings.scores is not None:
-        ids, confidences = settings.scores
+    if request.scores is not None:
+        ids, confidences = request.scores
         scores = confidences[np.searchsorted(ids, instances.predicted)]
-    values |= score_ranking(instances, scores, convention, settings.strata)
+    values |= score_ranking(instances, scores, convention, request.strata)
     values |= score_aggregated(instances, convention)
     return values, list_matches(instances, matches[0])
 
 
 def _measure_surfaces(
-    labels: list[Array],
-    matched: dict[str, Array],
-    overlaps: Overlaps,
-    spacing: tuple[float, float, float],
-    ignore: npt.NDArray[np.bool_] | None,
-) -> dict[str, Array]:
-    """Return the columns of surface distances of matched pairs."""
-    pairs = np.stack([matched["reference"], matched["prediction"]], axis=1)
-    boxes = [find_boxes(overlaps, side, ids) for side, ids in enumerate(pairs.T)]
-    distances = surface_distances(labels[0], labels[1], pairs, boxes[0], boxes[1], spacing, ignore)
-    return dict(zip(DISTANCES, np.ascontiguousarray(distances.T), strict=True))
+    measure: Measure, columns: Mapping[Any, dict[str, Array]], tables: Mapping[Any, Overlaps]
+) -> dict[Any, dict[str, Array]]:
+    """Return the columns of surface distances of the matched pairs of each table, all measured at once."""
+    pairs, boxes, counts = [], [], []
+    for name, overlaps in tables.items():
+        matched = columns[name]["reference"], columns[name]["prediction"]
+        pairs.append(np.stack(matched, axis=1))
+        boxes.append(np.stack([find_boxes(overlaps, side, ids) for side, ids in enumerate(matched)], axis=1))
+        counts.append(len(pairs[-1]))
+    distances = measure(np.concatenate(pairs), np.concatenate(boxes))
+    parts = np.split(distances, np.cumsum(counts)[:-1])
+    return {
+        name: dict(zip(DISTANCES, np.ascontiguousarray(part.T), strict=True))
+        for name, part in zip(tables, parts, strict=True)
+    }
 
 
-def _separate_class(
-    sides: Sides, mode: str | None, table: Classified, number: int | None, connectivity: int, per_slice: bool
+def separate_masks(
+    sides: Sides, mode: str | None, table: Classified, number: int | None, *, connectivity: int, per_slice: bool
 ) -> list[npt.NDArray[np.bool_]]:
     """Return the foreground of both sides, of one class or of all, in which instances do not touch."""
     masks = []
@@ -415,6 +519,12 @@ def _choose_classes(table: Classified, names: Mapping[Any, Any] | None) -> dict[
     return {name: known.get(value, -2 - k) for k, (value, name) in enumerate(names.items())}
 
 
+def check_mode(instances: Any) -> str | None:
+    """Return the argument `instances`."""
+    mode: str | None = _check_choice(instances, "instances", ("ids", "components", None))
+    return mode
+
+
 def _check_choice(value: Any, name: str, choices: tuple[Any, ...]) -> Any:
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise InputError(f"{name} is {value!r}; {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r} is needed")
@@ -449,25 +559,46 @@ def _check_sides(reference: Any, prediction: Any, ignore: Any, mode: str | None)
         same_shape(ignore, "ignore", reference, "reference")
         mask = np.ascontiguousarray(ignore != 0)
     elif ignore is not None:
-        try:
-            if isinstance(ignore, bool):
-                raise TypeError
-            value = operator.index(ignore)
-        except TypeError:
-            raise InputTypeError(
-                f"ignore is {ignore!r}; an array of bool of the shape {reference.shape} is needed, or one value of "
-                f"reference, e.g. ignore=255"
-            ) from None
-        mask = np.ascontiguousarray(reference == value)
-        if not 0 <= value <= MAX_ID:
-            # Such as -1, or the 2**64 - 1 of CREMI, which are no ids.
-            reference = np.where(mask, reference.dtype.type(0), reference)
+        reference, mask = mark_value(reference, check_ignore(ignore, reference.shape))
     ids = [instance_ids(reference, "reference"), instance_ids(prediction, "prediction")]
     return Sides(ids[0], ids[1], None if mask is None else mask.reshape(ids[0].shape))
 
 
+def check_ignore(ignore: Any, shape: tuple[int, ...]) -> int:
+    """Return the value of `reference` whose voxels are ignored."""
+    try:
+        if isinstance(ignore, bool):
+            raise TypeError
+        return operator.index(ignore)
+    except TypeError:
+        raise InputTypeError(
+            f"ignore is {ignore!r}; an array of bool of the shape {shape} is needed, or one value of reference, e.g. "
+            f"ignore=255"
+        ) from None
+
+
+def mark_value(reference: Array, value: int) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Return a part of the reference, and where it has a value that is ignored."""
+    mask = np.ascontiguousarray(reference == value)
+    if not 0 <= value <= MAX_ID:
+        # Such as -1, or the 2**64 - 1 of CREMI, which are no ids.
+        reference = np.where(mask, reference.dtype.type(0), reference)
+    return reference, mask
+
+
 def _check_classes(classes: Any, reference: Any, prediction: Any, mode: str | None) -> tuple[Any, Any] | None:
     """Return the classes of both sides as `_classes.check_classes` does."""
+    pair = pair_classes(classes, mode)
+    if pair is None:
+        return None
+    return (
+        check_classes(pair[0], "classes[0]", reference, "reference"),
+        check_classes(pair[1], "classes[1]", prediction, "prediction"),
+    )
+
+
+def pair_classes(classes: Any, mode: str | None) -> tuple[Any, Any] | None:
+    """Return the classes of the reference and those of the prediction."""
     if classes is None:
         return None
     if mode != "ids":
@@ -475,7 +606,7 @@ def _check_classes(classes: Any, reference: Any, prediction: Any, mode: str | No
             f'classes are those of instance ids, but instances={mode!r}; leave it out, or pass instances="ids"'
         )
     need = "a pair is needed: classes=(classes of reference, classes of prediction), each a class map or {id: class}"
-    if isinstance(classes, (np.ndarray, Mapping)):
+    if isinstance(classes, (np.ndarray, Mapping, str)):
         raise InputTypeError(f"classes is a {type(classes).__qualname__}; {need}")
     try:
         first, second = classes
@@ -483,10 +614,7 @@ def _check_classes(classes: Any, reference: Any, prediction: Any, mode: str | No
         raise InputTypeError(f"classes cannot be read as two; {need}") from None
     if first is None or second is None:
         raise InputTypeError(f"classes holds None; {need}")
-    return (
-        check_classes(first, "classes[0]", reference, "reference"),
-        check_classes(second, "classes[1]", prediction, "prediction"),
-    )
+    return first, second
 
 
 def _check_names(names: Any, mode: str | None, classes: Any) -> Mapping[Any, Any] | None:

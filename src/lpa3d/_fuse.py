@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._checks import MAX_ID, as_bits, check_array, class_map, instance_ids, max_id, same_shape, seal
+from ._dispatch import accepts_stored
 from ._tables import Table
 from ._threads import num_threads, run_all, split
 from ._unite import list_some
@@ -177,6 +178,7 @@ class _Objects(NamedTuple):
     """The class that a mapping gives the other source's own object on each row, or `UNKNOWN`."""
 
 
+@accepts_stored("fuse", "classes", "instances", "slices")
 def fuse(
     *,
     classes: Any = None,

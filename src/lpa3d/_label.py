@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._checks import canonical_connectivity, canonical_out, class_map, seal
+from ._dispatch import accepts_stored
 from ._threads import num_threads, run_all, split
 from .kernels.label import clear_runs, count_runs, fill_runs, flag_runs, join_slabs, scan_runs
 from .kernels.unionfind import rank_sets
@@ -181,6 +182,7 @@ def find_components(volume: npt.NDArray[Any], connectivity: int) -> Components:
     return Components((depth, height, width), slabs, numbers, count)
 
 
+@accepts_stored("label", "volume")
 def label(volume: Any, *, connectivity: int = 6, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
     """Label the connected components of a class map.
 

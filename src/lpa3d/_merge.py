@@ -21,6 +21,7 @@ import numpy.typing as npt
 from ._checks import canonical_connectivity, canonical_out, instance_ids
 from ._classes import check_classes, find_classes, group_ids
 from ._contacts import Contacts, Counts, check_spacing, count_pairs, list_ids, tabulate
+from ._dispatch import accepts_stored
 from ._pairs import flag_first, sort_pairs
 from ._relabel import relabel
 from ._unite import check_links, check_pairs, find_positions, unite_ids
@@ -59,6 +60,7 @@ class Rules:
     cannot_link: Ids
 
 
+@accepts_stored("merge", "labels", "classes")
 def merge(
     labels: Any,
     *,

@@ -35,6 +35,7 @@ from ._checks import (
     same_shape,
 )
 from ._diffuse import conductances, diffuse
+from ._dispatch import accepts_stored
 from ._geodesic import cut_links, link_voxels, spread
 from ._label import find_components
 from ._levels import flat_strides
@@ -213,6 +214,7 @@ def result_dtype(dtype: np.dtype[Any], most: int) -> np.dtype[Any]:
     return np.dtype(f"{dtype.kind}8")
 
 
+@accepts_stored("propagate", "volume", "seeds", "cost")
 def propagate(
     volume: Any,
     seeds: Any,

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from ._checks import MAX_ID, as_bits, canonical_out, instance_ids, seal
 from ._classes import check_classes
+from ._dispatch import accepts_stored
 from ._neighbors import UNIT
 from ._overlap import count_overlaps
 from ._pairs import flag_first, sort_pairs
@@ -121,6 +122,7 @@ class _Pairs:
     shared: Ints
 
 
+@accepts_stored("stitch", "slices", "classes")
 def stitch(
     slices: Any,
     *,
