@@ -287,23 +287,26 @@ def evaluate(
     )
     sources = _check_classes(classes, reference, prediction, mode)
 
-    labels = [sides.reference, sides.prediction]
+    labels = sides.reference, sides.prediction
     if mode == "components":
         table, components = count_components(sides, request.connectivity)
         if surfaces:
-            labels = [write_components(one, sides.reference.shape) for one in components]
+            first, second = components
+            labels = write_components(first, labels[0].shape), write_components(second, labels[1].shape)
     else:
         table = count_ids(sides, sources) if mode == "ids" else count_classes(sides)
 
     def measure(pairs: Ids, boxes: Ids) -> npt.NDArray[np.float64]:
-        return surface_distances(*labels, pairs, boxes[:, 0], boxes[:, 1], request.spacing, sides.ignore)
+        first, second = labels
+        return surface_distances(first, second, pairs, boxes[:, 0], boxes[:, 1], request.spacing, sides.ignore)
 
     def unwarp(table: Classified, numbers: Sequence[int | None]) -> list[tuple[int, int]]:
-        how: dict[str, Any] = {"connectivity": request.connectivity, "per_slice": request.warping == "2d"}
-        return [
-            count_unwarped(*separate_masks(sides, request.mode, table, number, **how), sides.ignore, **how)
-            for number in numbers
-        ]
+        steps, flat = request.connectivity, request.warping == "2d"
+        found = []
+        for number in numbers:
+            first, second = separate_masks(sides, mode, table, number, connectivity=steps, per_slice=flat)
+            found.append(count_unwarped(first, second, sides.ignore, connectivity=steps, per_slice=flat))
+        return found
 
     return report(request, table, reference.shape, sides.ignore is not None, measure, unwarp)
 
