@@ -15,7 +15,6 @@ Stages
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,18 +22,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._chains import Chains, Moves, Sections, gather_pairs
 from ._checks import MAX_ID, as_bits, canonical_out, instance_ids, seal
 from ._classes import check_classes
 from ._dispatch import accepts_stored
-from ._neighbors import UNIT
 from ._overlap import count_overlaps
 from ._pairs import flag_first, sort_pairs
 from ._threads import num_threads, run_all, split
 from ._unite import list_some, unite_musts
-from .errors import InputError, InputTypeError, Lpa3dWarning
+from ._warn import warn
+from .errors import InputError, InputTypeError
 from .kernels import stitch as kernels
-from .kernels.sections import average_motions
-from .kernels.unite import find_smallest, unite_allowed
+from .kernels.unite import find_smallest
 
 __all__ = ["stitch"]
 
@@ -44,82 +43,8 @@ SLAB_VOXELS = 2**18
 WIDE = 2**32
 """Volumes of as many voxels get 64-bit numbers."""
 
-COVERED = (3, 10)
-"""Sections are evidence only if they share more than this part of the smaller one, or of the one that ends there."""
-
-SINGLE = (3, 20)
-"""Groups are united only if their largest junction, squared, is more than this part of (all that they share) times
-(the largest section of the smaller group). Branches and fragments have .2 to 1, touching neighbours hardly .15."""
-
-SINGLE_BLUNT = (1, 20)
-BLUNT = (3, 5)
-"""Or more than this smaller part, if the chain that ends there ends bluntly: its last section has more than `BLUNT` of
-the area of the one before it. Branches do, and the ends of neighbours are round."""
-
-WHOLE = 3
-"""Sections of a chain that is no fragment. A fragment joins one group, and must not tie two of them together."""
-
-SKIPPED = 1
-"""Slices that have sections, but none of a chain, and that it may leap. With 2 and more, chains take what belongs to
-others; with 0, one section that is missing or fused with another breaks a chain."""
-
-STEPS = 2
-"""Slices over which a section's own motion is measured; 1 is worse, 3 and 4 are not better."""
-
-MOST = 16
-"""Voxels that a section may move from slice to slice; 8 did the same where voxels are cubes."""
-
-REACH = 60
-"""Voxels within which neighbours tell a section's motion."""
-
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class _Sections:
-    """The sections, numbered slice by slice.
-
-    Attributes
-    ----------
-    slices, ids, areas, firsts : (n,) int64
-        Slice, id, voxels, and flat index of the first voxel.
-    boxes : (n, 4) int64
-        First row and column, and one after the last.
-    centres : (n, 2) int64
-        In 1/16 voxel.
-    present : (p,) int64
-        The slices that have sections.
-    ranks : (n,) int64
-        The position of each section's slice among them.
-    starts : (p + 1,) int64
-        The first section of each of them.
-    """
-
-    slices: Ints
-    ids: Ints
-    areas: Ints
-    firsts: Ints
-    boxes: Ints
-    centres: Ints
-    present: Ints
-    ranks: Ints
-    starts: Ints
-
-    def __len__(self) -> int:
-        return len(self.slices)
-
-    def name(self, k: int) -> str:
-        """Return what messages call a section."""
-        return f"({self.slices[k]}, {self.ids[k]})"
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """Pairs of an earlier and a later section, sorted, each once, and twice the voxels that they share."""
-
-    sections: Ints
-    shared: Ints
 
 
 @accepts_stored("stitch", "slices", "classes")
@@ -237,13 +162,13 @@ def stitch(
     """
     ids = instance_ids(slices, "slices")
     shape: tuple[int, int, int] = ids.shape
-    across = _check_axis(axis, slices.ndim)
-    gap = _check_gap(max_gap)
+    across = check_axis(axis, slices.ndim)
+    gap = check_gap(max_gap)
     if not isinstance(branching, (bool, np.bool_)):
         raise InputTypeError(f"branching is {branching!r}; True or False is needed")
-    usable = _check_bad(bad_slices, shape[across])
-    must = _check_links(must_link, "must_link", shape[across])
-    cannot = _check_links(cannot_link, "cannot_link", shape[across])
+    usable = check_bad(bad_slices, shape[across])
+    must = check_links(must_link, "must_link", shape[across])
+    cannot = check_links(cannot_link, "cannot_link", shape[across])
     class_of = _check_class_map(classes, slices)
     dtype = np.dtype(np.uint32 if ids.size < WIDE else np.uint64)
     target = canonical_out(out, slices.shape, dtype, (slices, classes))
@@ -252,273 +177,64 @@ def stitch(
     flat = as_bits(result).reshape(-1)
     sections = _list_sections(ids, across, usable, flat)
     groups, names = _find_classes(class_of, sections, result)
-    must_pairs = _find_sections(must, "must_link", sections, usable)
-    apart = _find_sections(cannot, "cannot_link", sections, usable)
+    must_pairs = find_sections(must, "must_link", sections, usable)
+    apart = find_sections(cannot, "cannot_link", sections, usable)
     parents = unite_musts(must_pairs, apart, groups, names, sections.name)
-    chains = _Chains(sections, groups, flat, shape, across, must_pairs, parents, apart)
-    neighbors = chains.chain(min(gap, shape[across]))
-    if branching:
-        chains.branch(neighbors)
-    smallest = np.empty_like(parents)
-    find_smallest(chains.parents, smallest)
-    _write_numbers(smallest, sections.firsts, flat)
+    counts = _Volume(sections, flat, shape, across)
+    chains = Chains(sections, groups, counts, must_pairs, parents, apart)
+    numbers = number_groups(chains, min(gap, shape[across]), branching)
+    bounds = split(flat.size, min(2 * num_threads(), flat.size // SLAB_VOXELS))
+    run_all(lambda part: kernels.replace_numbers(numbers, flat[slice(*part)]), bounds)
     return result.reshape(slices.shape) if out is None else out
 
 
-class _Chains:
-    """The groups of sections while they are united."""
+class _Volume:
+    """The numbers of sections in memory, and what is counted in them."""
 
-    def __init__(
-        self,
-        sections: _Sections,
-        classes: Ints,
-        flat: npt.NDArray[Any],
-        shape: tuple[int, int, int],
-        axis: int,
-        must: Ints,
-        parents: Ints,
-        apart: Ints,
-    ) -> None:
-        self.sections, self.classes = sections, classes
-        self.volume, self.shape, self.axis = seal(flat), shape, axis
+    def __init__(self, sections: Sections, flat: npt.NDArray[Any], shape: tuple[int, int, int], axis: int) -> None:
+        self.sections, self.flat, self.shape, self.axis = sections, seal(flat), shape, axis
         strides = shape[1] * shape[2], shape[2], 1
-        self.stride = strides[axis]
         inside = [side for side in range(3) if side != axis]
-        self.plane = *(strides[side] for side in inside), *(shape[side] for side in inside)
-        self.apart, self.following = apart, np.empty(2 * len(apart), np.int64)
-        self.groups = np.empty((9, len(sections)), np.int64)
-        self.groups[kernels.PARENT] = parents
-        kernels.start_groups(self.apart, self.following, self.groups)
-        beside = must[sections.ranks[must[:, 1]] - sections.ranks[must[:, 0]] == 1]
-        self._chain_pairs(beside, np.arange(len(beside)))
-        # Neighbours are looked for in a slice and class, from top to bottom.
-        self.order = np.lexsort((sections.centres[:, 0], classes, sections.ranks))
+        self.stride = strides[axis]
+        self.steps = strides[inside[0]], strides[inside[1]]
+        self.plane = shape[inside[0]], shape[inside[1]]
 
-    @property
-    def parents(self) -> Ints:
-        """The parents of the union-find of groups; kernels write to them."""
-        parents: Ints = self.groups[kernels.PARENT]
-        return parents
-
-    def chain(self, max_gap: int) -> _Pairs:
-        """Unite sections to groups with one section to a slice; return what neighbouring slices share."""
-        present, slices = self.sections.present, self.sections.slices
-        unmoved = self._count_neighbors(max_gap)
-        gaps = slices[unmoved.sections[:, 1]] - slices[unmoved.sections[:, 0]]
-        neighbors = [_Pairs(unmoved.sections, unmoved.shared)]
-        for distance in range(1, min(SKIPPED + 1, len(present) - 1) + 1):
-            apart = present[distance:] - present[:-distance]
-            for gap in np.unique(apart[apart <= max_gap]).tolist():
-                if gap == 1:
-                    links = _Pairs(unmoved.sections[gaps == 1], unmoved.shared[gaps == 1])
-                else:
-                    links = self._count_moved(np.flatnonzero(apart == gap), distance, gap)
-                    if distance == 1:
-                        neighbors.append(links)
-                self._unite(links)
-        largest = np.concatenate([pairs.shared for pairs in neighbors])
-        return _gather(np.concatenate([pairs.sections for pairs in neighbors]), largest, np.maximum)
-
-    def _unite(self, links: _Pairs) -> None:
-        """Unite what shares enough, in the order of decreasing intersection over union."""
-        areas = self.sections.areas[links.sections]
-        alike = self.classes[links.sections[:, 0]] == self.classes[links.sections[:, 1]]
-        strong = np.flatnonzero(
-            alike & (links.shared * COVERED[1] > 2 * COVERED[0] * areas.min(axis=1, initial=MAX_ID))
-        )
-        evidence = links.shared[strong] / (2 * areas[strong].sum(axis=1) - links.shared[strong])
-        # Pairs come sorted, so a stable sort leaves ties in that order.
-        order = strong[np.argsort(-evidence, kind="stable")]
-        self._chain_pairs(links.sections, order)
-
-    def _chain_pairs(self, pairs: Ints, order: Ints) -> None:
-        """Chain the pairs of an earlier and a later section, in the given order, where that is possible."""
-        kernels.chain_sections(pairs, order, self.sections.ranks, self.apart, self.following, self.groups)
-
-    def _count_neighbors(self, max_gap: int) -> _Pairs:
-        """Return what the sections of each slice share with those of the next one that has any, up to `max_gap`."""
-        present = self.sections.present
+    def count_neighbors(self, gaps: Ints) -> Ints:
+        """Count as `Counts` says, in slabs."""
         steps = np.zeros(self.shape[self.axis], np.int64)
-        gaps = np.diff(present)
-        steps[present[:-1]] = np.where(gaps <= max_gap, gaps, 0) * self.stride
+        steps[self.sections.present] = gaps * self.stride
 
         def count(bounds: tuple[int, int]) -> Ints:
-            rows: Ints = kernels.count_neighbors(self.volume, self.shape, self.axis, *bounds, steps)
+            rows: Ints = kernels.count_neighbors(self.flat, self.shape, self.axis, *bounds, steps)
             return rows.copy()
 
-        rows = np.concatenate([np.empty((0, 3), np.int64), *run_all(count, _slabs(self.shape))])
-        return _gather(rows[:, :2], 2 * rows[:, 2], np.add)
+        return np.concatenate([np.empty((0, 3), np.int64), *run_all(count, _slabs(self.shape))])
 
-    def _count_moved(self, firsts: Ints, distance: int, gap: int) -> _Pairs:
-        """Return what the sections on both sides of gaps share where their motion puts them.
-
-        Parameters
-        ----------
-        firsts
-            Ranks of the slices before the gaps.
-        distance, gap
-            From there to the slices after the gaps, in ranks and in slices.
-        """
+    def count_moved(self, moves: Moves) -> Ints:
+        """Count as `Counts` says, gap by gap."""
         sections = self.sections
-        ranks = sections.ranks
-        before, after = self.groups[kernels.BEFORE], self.groups[kernels.AFTER]
-        # The group has no section on the slices between, nor on the other one.
-        opened = np.stack(
-            [(after < 0) | (ranks[after] - ranks > distance), (before < 0) | (ranks - ranks[before] > distance)]
-        )
-        # Slices that have nothing to unite need no motion.
-        counts = np.array([np.append(0, np.cumsum(side)) for side in opened])
-        starts = sections.starts
-        ends = counts[0, starts[firsts + 1]] > counts[0, starts[firsts]]
-        begins = counts[1, starts[firsts + distance + 1]] > counts[1, starts[firsts + distance]]
-        firsts = firsts[ends & begins]
-        shifts = []
-        for side, some in enumerate((firsts, firsts + distance)):
-            asked = np.zeros(len(sections.present), np.bool_)
-            asked[some] = True
-            opened[side] &= asked[ranks]
-            shifts.append(self._find_shifts(side, opened[side], gap))
-        shifts[1] = -shifts[1]
 
         def count(first: int) -> Ints:
             rows = []
             for side in range(2):
-                here, there = (first, first + distance)[:: -1 if side else 1]
-                plane = *(int(sections.present[rank]) * self.stride for rank in (here, there)), *self.plane
-                some = int(starts[here]), int(starts[here + 1])
+                here, there = (first, first + moves.distance)[:: -1 if side else 1]
+                at, other = (int(sections.present[rank]) * self.stride for rank in (here, there))
+                start, stop = sections.starts[here], sections.starts[here + 1]
+                some = start + np.flatnonzero(moves.opened[side, start:stop])
                 found = kernels.count_shifted(
-                    self.volume, plane, some, sections.boxes, shifts[side], opened[side], opened[1 - side]
+                    self.flat,
+                    self.flat,
+                    (at, *self.steps),
+                    (other, *self.steps, *self.plane, 0),
+                    some,
+                    sections.boxes[some],
+                    moves.shifts[side][some],
+                    moves.opened[1 - side],
                 )
                 rows.append(found[:, [1, 0, 2]] if side else found)
             return np.concatenate(rows)
 
-        rows = np.concatenate([np.empty((0, 3), np.int64), *run_all(count, firsts.tolist())])
-        # Forward and backward: twice the mean.
-        return _gather(rows[:, :2], rows[:, 2], np.add)
-
-    def _find_shifts(self, side: int, asked: Flags, gap: int) -> Ints:
-        """Return how many voxels sections move over a gap that they stand before (side 0) or after.
-
-        They go on as their chain did, else move as their neighbours.
-        """
-        sections = self.sections
-        motions = np.zeros((len(sections), 2), np.int64)
-        pointers = self.groups[kernels.AFTER if side else kernels.BEFORE]
-        limits = gap, STEPS
-        known = kernels.find_motions(pointers, sections.ranks, sections.slices, sections.centres, limits, motions)
-        lone = np.flatnonzero(asked & ~known)
-        pool = self.order[known[self.order]]
-        if len(lone) and len(pool):
-            kinds = int(self.classes.max()) + 1
-            keys = sections.ranks * kinds + self.classes
-            bounds = np.stack([np.searchsorted(keys[pool], keys[lone], edge) for edge in ("left", "right")], axis=1)
-            found = np.empty((len(lone), 2), np.int64)
-            average_motions(
-                sections.centres[lone],
-                bounds,
-                np.full(len(lone), -1),
-                sections.centres[pool],
-                motions[pool],
-                np.array([UNIT, UNIT]),
-                16 * UNIT * REACH,
-                found,
-            )
-            motions[lone] = found
-        most = 16 * MOST * gap
-        return np.asarray(np.rint(np.clip(motions, -most, most) / 16).astype(np.int64))
-
-    def branch(self, neighbors: _Pairs) -> None:
-        """Unite groups that share slices where the one begins or ends in the other.
-
-        `neighbors` is what sections of neighbouring slices share.
-        """
-        pairs, shared = neighbors.sections, neighbors.shared
-        areas = self.sections.areas
-        roots = np.empty_like(self.parents)
-        find_smallest(self.groups[kernels.CHAIN], roots)
-        lengths = np.bincount(roots, minlength=len(roots))[roots]
-        junction = np.zeros(len(pairs), np.bool_)
-        blunt = np.zeros(len(pairs), np.bool_)
-        beside = self.groups[[kernels.BEFORE, kernels.AFTER]]
-        for side in range(2):
-            # The group of the tip ends there, the other goes on; `back` is the tip's own neighbour.
-            tip, other = pairs[:, side], pairs[:, 1 - side]
-            backward, onward = beside[:: -1 if side else 1]
-            ends = (onward[tip] < 0) & ((onward[other] >= 0) | (lengths[tip] < WHOLE))
-            back = backward[tip]
-            alike = (back >= 0) & (areas[tip] * BLUNT[1] > BLUNT[0] * areas[back])
-            junction |= ends
-            blunt |= ends & alike & (shared * COVERED[1] > 2 * COVERED[0] * areas[tip])
-        whole = (lengths[pairs] >= WHOLE).all(axis=1)
-        alike = self.classes[pairs[:, 0]] == self.classes[pairs[:, 1]]
-
-        find_smallest(self.parents, roots)
-        self._accept(*self._rate(neighbors, alike & whole, junction, blunt, roots))
-        while True:
-            find_smallest(self.parents, roots)
-            links, evidence = self._rate(neighbors, alike, junction, blunt, roots)
-            links, evidence = self._drop_apart(links, evidence, roots)
-            if not len(links):
-                return
-            # Each group joins the one that it belongs to most, and what then is left is rated again.
-            order = np.lexsort((links[:, 1], -evidence, links[:, 0]))
-            best = order[flag_first(links[order, 0])]
-            self._accept(links[best], evidence[best])
-
-    def _rate(
-        self, neighbors: _Pairs, rows: Flags, junction: Flags, blunt: Flags, roots: Ints
-    ) -> tuple[Ints, npt.NDArray[np.float64]]:
-        """Return pairs of groups, the smaller first, that are to be united, and the evidence, of all more than 1."""
-        ends = roots[neighbors.sections]
-        chosen = np.flatnonzero(rows & (ends[:, 0] != ends[:, 1]))
-        ends, shared = ends[chosen], neighbors.shared[chosen]
-        areas = self.sections.areas
-        largest = np.zeros_like(areas)
-        np.maximum.at(largest, roots, areas)
-        sizes = largest[ends]
-        turned = (sizes[:, 1] < sizes[:, 0]) | ((sizes[:, 1] == sizes[:, 0]) & (ends[:, 1] < ends[:, 0]))
-        own = areas[np.where(turned, neighbors.sections[chosen, 1], neighbors.sections[chosen, 0])]
-        ends[turned] = ends[turned, ::-1]
-        covered = junction[chosen] & (shared * COVERED[1] > 2 * COVERED[0] * own)
-        order = sort_pairs(ends)
-        first = np.flatnonzero(flag_first(ends[order]))
-        links = ends[order[first]]
-        if not len(links):
-            return links, np.empty(0)
-        total = np.add.reduceat(shared[order], first)
-        evidence = np.zeros(len(links))
-        for flags, least in ((covered, SINGLE), (blunt[chosen], SINGLE_BLUNT)):
-            most = np.maximum.reduceat(np.where(flags, shared, 0)[order], first)
-            rated = (most / total) * (most / (2 * largest[links[:, 0]]))
-            evidence = np.maximum(evidence, rated * least[1] / least[0])
-        strong = evidence > 1
-        return links[strong], evidence[strong]
-
-    def _drop_apart(
-        self, links: Ints, evidence: npt.NDArray[np.float64], roots: Ints
-    ) -> tuple[Ints, npt.NDArray[np.float64]]:
-        """Leave out the pairs of groups that must stay apart."""
-        if not len(self.apart):
-            return links, evidence
-        n = len(roots)
-        kept = np.sort(roots[self.apart], axis=1)
-        wanted = np.sort(links, axis=1)
-        free = ~np.isin(wanted[:, 0] * n + wanted[:, 1], kept[:, 0] * n + kept[:, 1])
-        return links[free], evidence[free]
-
-    def _accept(self, links: Ints, evidence: npt.NDArray[np.float64]) -> None:
-        """Unite pairs of groups in the order of decreasing evidence, but for those that must stay apart."""
-        links = np.sort(links, axis=1)
-        order = np.lexsort((links[:, 1], links[:, 0], -evidence))
-        unite_allowed(links, order, self.classes, self.apart, self.parents)
-
-
-def _gather(pairs: Ints, shared: Ints, how: np.ufunc) -> _Pairs:
-    """Return the pairs sorted and each once, with `shared` of equal pairs reduced by `how`."""
-    order = sort_pairs(pairs)
-    pairs, shared = pairs[order], shared[order]
-    first = np.flatnonzero(flag_first(pairs))
-    return _Pairs(pairs[first], how.reduceat(shared, first) if len(first) else shared)
+        return np.concatenate([np.empty((0, 3), np.int64), *run_all(count, moves.firsts.tolist())])
 
 
 def _slabs(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
@@ -527,7 +243,7 @@ def _slabs(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
     return split(shape[0] * shape[1], min(4 * num_threads(), size // SLAB_VOXELS)) if size else []
 
 
-def _list_sections(ids: npt.NDArray[Any], axis: int, usable: Flags, flat: npt.NDArray[Any]) -> _Sections:
+def _list_sections(ids: npt.NDArray[Any], axis: int, usable: Flags, flat: npt.NDArray[Any]) -> Sections:
     """List the sections of canonical `ids` on the `usable` slices, and write their numbers, from 1, to `flat`."""
     source = seal(as_bits(ids)).reshape(-1)
     slabs = _slabs(ids.shape)
@@ -537,6 +253,25 @@ def _list_sections(ids: npt.NDArray[Any], axis: int, usable: Flags, flat: npt.ND
         return rows.copy()
 
     parts = run_all(find, slabs)
+    table, numbers = number_sections(parts)
+    stops = np.cumsum([len(part) for part in parts])
+    width = ids.shape[2]
+
+    def renumber(part: int) -> None:
+        lo, hi = slabs[part]
+        own = np.append(0, numbers[stops[part] - len(parts[part]) : stops[part]])
+        kernels.replace_numbers(own, flat[lo * width : hi * width])
+
+    run_all(renumber, range(len(slabs)))
+    return make_sections(table)
+
+
+def number_sections(parts: Iterable[Ints]) -> tuple[Ints, Ints]:
+    """Return one table of the sections that the tables of several parts of the volume list, and their numbers.
+
+    The table is sorted by slice and first voxel, and sections are numbered from 1 in this order. The numbers are those
+    of all rows of `parts`, one after the other.
+    """
     rows = np.concatenate([np.empty((0, 10), np.int64), *parts])
     keys = rows[:, [kernels.SLICE, kernels.ID]]
     order = sort_pairs(keys)
@@ -556,19 +291,15 @@ def _list_sections(ids: npt.NDArray[Any], axis: int, usable: Flags, flat: npt.ND
     place[numbering] = np.arange(1, len(table) + 1)
     numbers = np.empty(len(rows), np.int64)
     numbers[order] = place[np.cumsum(new) - 1]
-    stops = np.cumsum([len(part) for part in parts])
-    width = ids.shape[2]
+    return table, numbers
 
-    def renumber(part: int) -> None:
-        lo, hi = slabs[part]
-        own = np.append(0, numbers[stops[part] - len(parts[part]) : stops[part]])
-        kernels.replace_numbers(own, flat[lo * width : hi * width])
 
-    run_all(renumber, range(len(slabs)))
+def make_sections(table: Ints) -> Sections:
+    """Return the sections of a table of `number_sections`."""
     present, ranks = np.unique(table[:, kernels.SLICE], return_inverse=True)
     centres = np.empty((len(table), 2), np.int64)
     kernels.find_centres(table, centres)
-    return _Sections(
+    return Sections(
         slices=table[:, kernels.SLICE].copy(),
         ids=table[:, kernels.ID].copy(),
         areas=table[:, kernels.AREA].copy(),
@@ -581,38 +312,71 @@ def _list_sections(ids: npt.NDArray[Any], axis: int, usable: Flags, flat: npt.ND
     )
 
 
-def _find_classes(classes: Any, sections: _Sections, numbers: npt.NDArray[Any]) -> tuple[Ints, list[Any]]:
-    """Return the class of each section as a position in a list of classes, and that list.
-
-    It is the class, not 0, of most of the section's voxels; ties: the one whose bits are the smaller number.
-    """
-    groups = np.zeros(len(sections), np.int64)
+def _find_classes(classes: Any, sections: Sections, numbers: npt.NDArray[Any]) -> tuple[Ints, list[Any]]:
+    """Return what `name_classes` does; without classes all sections are of one nameless class."""
     if classes is None:
-        return groups, []
+        return np.zeros(len(sections), np.int64), []
     table = count_overlaps(numbers, classes)
-    rows = np.flatnonzero((table.pairs[:, 0] > 0) & (table.pairs[:, 1] != 0))
-    owners, codes, voxels = table.pairs[rows, 0] - 1, table.pairs[rows, 1], table.voxels[rows]
+    chosen = choose_classes([np.column_stack([table.pairs, table.voxels])])
+    return name_classes(chosen, classes.dtype, sections)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The classes of sections.
+
+    Attributes
+    ----------
+    owners, codes : (m,) int64
+        Sections that have a class, and its bits as a number of a kernel.
+    several : (k,) int64
+        Those that lie on more than one.
+    voxels : int
+        The voxels that lie on others than the chosen ones.
+    """
+
+    owners: Ints
+    codes: Ints
+    several: Ints
+    voxels: int
+
+
+def choose_classes(parts: Iterable[Ints]) -> Chosen:
+    """Choose each section's class: that, not 0, of most of its voxels; ties: the one whose bits are the smaller number.
+
+    `parts` are rows ``(number of the section from 1, class, voxels)``; equal numbers and classes add up.
+    """
+    rows = np.concatenate([np.empty((0, 3), np.int64), *parts])
+    rows = rows[(rows[:, 0] > 0) & (rows[:, 1] != 0)]
+    table = gather_pairs(rows[:, :2], rows[:, 2], np.add)
+    owners, codes, voxels = table.sections[:, 0] - 1, table.sections[:, 1], table.shared
     order = np.lexsort((codes, -voxels, owners))
     owners, codes, voxels = owners[order], codes[order], voxels[order]
     first = flag_first(owners)
-    values, positions = np.unique(codes[first], return_inverse=True)
-    groups[owners[first]] = positions + 1
+    return Chosen(owners[first], codes[first], np.unique(owners[~first]), int(voxels[~first].sum()))
+
+
+def name_classes(chosen: Chosen, dtype: np.dtype[Any], sections: Sections) -> tuple[Ints, list[Any]]:
+    """Return the class of each section as a position in a list of classes, and that list; warn of mixed sections.
+
+    `dtype` is that of the class map.
+    """
+    groups = np.zeros(len(sections), np.int64)
+    values, positions = np.unique(chosen.codes, return_inverse=True)
+    groups[chosen.owners] = positions + 1
     # Messages say what the caller wrote; the kernel saw the bits as numbers of another sign.
-    bits = np.dtype(f"u{classes.dtype.itemsize}")
-    names = [0, *values.astype(bits).view(classes.dtype).tolist()]
-    several = np.unique(owners[~first])
-    if len(several):
-        warnings.warn(
-            f"{len(several)} of {len(sections)} sections lie on more than one class, and have that of most of their "
-            f"voxels; {int(voxels[~first].sum())} voxels lie on others: (slice, id) "
-            f"{list_some([sections.name(section) for section in several[:6].tolist()])}",
-            Lpa3dWarning,
-            stacklevel=3,
+    bits = np.dtype(f"u{dtype.itemsize}")
+    names = [0, *values.astype(bits).view(dtype).tolist()]
+    if len(chosen.several):
+        warn(
+            f"{len(chosen.several)} of {len(sections)} sections lie on more than one class, and have that of most of "
+            f"their voxels; {chosen.voxels} voxels lie on others: (slice, id) "
+            f"{list_some([sections.name(section) for section in chosen.several[:6].tolist()])}"
         )
     return groups, names
 
 
-def _find_sections(links: Ints, name: str, sections: _Sections, usable: Flags) -> Ints:
+def find_sections(links: Ints, name: str, sections: Sections, usable: Flags) -> Ints:
     """Return the sections ``(m, 2)`` that the rows ``(slice, id, slice, id)`` name."""
     ends = links.reshape(-1, 2)
     if not len(ends):
@@ -633,8 +397,17 @@ def _find_sections(links: Ints, name: str, sections: _Sections, usable: Flags) -
     return np.unique(pairs, axis=0)
 
 
-def _write_numbers(smallest: Ints, firsts: Ints, flat: npt.NDArray[Any]) -> None:
-    """Replace the number of each section by that of its group, in raster order of the groups' first voxels."""
+def number_groups(chains: Chains, max_gap: int, branching: bool) -> Ints:
+    """Chain the sections, and unite the chains if `branching`; return the number of each section's group.
+
+    Entry k + 1 is of section k, entry 0 is 0. Groups are numbered in raster order of their first voxels.
+    """
+    neighbors = chains.chain(max_gap)
+    if branching:
+        chains.branch(neighbors)
+    firsts = chains.sections.firsts
+    smallest = np.empty_like(firsts)
+    find_smallest(chains.parents, smallest)
     start = np.full(len(firsts), MAX_ID)
     np.minimum.at(start, smallest, firsts)
     roots = np.flatnonzero(smallest == np.arange(len(smallest)))
@@ -642,8 +415,7 @@ def _write_numbers(smallest: Ints, firsts: Ints, flat: npt.NDArray[Any]) -> None
     rank = np.empty(len(firsts), np.int64)
     rank[roots[np.argsort(start[roots])]] = np.arange(1, len(roots) + 1)
     numbers[1:] = rank[smallest]
-    bounds = split(flat.size, min(2 * num_threads(), flat.size // SLAB_VOXELS))
-    run_all(lambda part: kernels.replace_numbers(numbers, flat[slice(*part)]), bounds)
+    return numbers
 
 
 def _check_index(value: Any) -> int:
@@ -653,7 +425,7 @@ def _check_index(value: Any) -> int:
     return operator.index(value)
 
 
-def _check_axis(axis: Any, ndim: int) -> int:
+def check_axis(axis: Any, ndim: int) -> int:
     """Return the axis of ``(Z, Y, X)`` that slices lie across."""
     try:
         value = _check_index(axis)
@@ -666,7 +438,7 @@ def _check_axis(axis: Any, ndim: int) -> int:
     return value % 3
 
 
-def _check_gap(max_gap: Any) -> int:
+def check_gap(max_gap: Any) -> int:
     """Return the largest distance of slices whose sections are united."""
     need = "a whole number of slices, at least 1, is needed, e.g. max_gap=5"
     try:
@@ -678,7 +450,7 @@ def _check_gap(max_gap: Any) -> int:
     return value
 
 
-def _check_bad(bad_slices: Any, depth: int) -> Flags:
+def check_bad(bad_slices: Any, depth: int) -> Flags:
     """Return which slices are usable."""
     need = f"positions from 0 to {depth - 1} across the axis are needed, e.g. bad_slices=[7, 31]"
     try:
@@ -695,7 +467,7 @@ def _check_bad(bad_slices: Any, depth: int) -> Flags:
     return usable
 
 
-def _check_links(links: Any, name: str, depth: int) -> Ints:
+def check_links(links: Any, name: str, depth: int) -> Ints:
     """Return pairs of sections as rows ``(slice, id, slice, id)``."""
     need = f"pairs of sections (slice, id) are needed, e.g. {name}=[((3, 7), (4, 12))]"
     if isinstance(links, np.ndarray) and links.size and links.dtype.kind not in "ui":

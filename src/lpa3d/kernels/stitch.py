@@ -154,37 +154,40 @@ def count_neighbors(sections, shape, axis, first, last, steps):
 
 
 @jit
-def count_shifted(sections, plane, some, boxes, shifts, wanted, partners):
+def count_shifted(sections, others, here, there, some, boxes, shifts, partners):
     """Count the voxels that sections of a slice, shifted, share with sections of another.
 
-    `plane` is the flat index at which the slice and the other one begin, the steps of rows and columns, and how many
-    there are. Of the sections ``some[0] <= k < some[1]``, which lie on the slice, those that are `wanted` are shifted
-    by ``shifts[k]`` (rows, columns), and only `partners` count. Returns rows ``(section, other section, voxels)``.
+    `sections` and `others` are flat; the place ``(row, column)`` of a slice has the index ``here[0] + here[1] * row +
+    here[2] * column`` in `sections`, and likewise in `others`. `there` goes on with the rows and columns of the other
+    slice, and the section that the first of `partners` (bool: which ones count) is of. Of the section ``some[i]`` the
+    voxels inside ``boxes[i]`` are shifted by ``shifts[i]`` (rows, columns). Returns rows ``(section, other section,
+    voxels)``.
     """
-    start, other, row_step, column_step, height, width = plane
+    row_step, column_step, height, width, base = there[1:]
     slots, rows = create_pairs(64, 3)
     used = 0
-    for k in range(some[0], some[1]):
-        if not wanted[k]:
-            continue
-        dr, dc = shifts[k, 0], shifts[k, 1]
-        for row in range(max(boxes[k, 0], -dr), min(boxes[k, 2], height - dr)):
-            lo, hi = max(boxes[k, 1], -dc), min(boxes[k, 3], width - dc)
+    for i in range(some.size):
+        k = some[i]
+        dr, dc = shifts[i, 0], shifts[i, 1]
+        lo, hi = max(boxes[i, 1], -dc), min(boxes[i, 3], width - dc)
+        for row in range(max(boxes[i, 0], -dr), min(boxes[i, 2], height - dr)):
             if used + max(0, hi - lo) > rows.shape[0]:
                 slots, rows = grow_pairs(slots, rows, used, 2 * (used + hi - lo))
+            start = here[0] + row * here[1]
+            other = there[0] + (row + dr) * row_step + dc * column_step
             last = np.int64(0)
             count = 0
             for column in range(lo, hi):
                 b = np.int64(0)
-                if sections[start + row * row_step + column * column_step] == k + 1:
-                    b = np.int64(sections[other + (row + dr) * row_step + (column + dc) * column_step])
+                if sections[start + column * here[2]] == k + 1:
+                    b = np.int64(others[other + column * column_step])
                 if b != last:
-                    if last and partners[last - 1]:
+                    if last and partners[last - 1 - base]:
                         used = add_voxels(slots, rows, used, k, last - 1, count)
                     last = b
                     count = 0
                 count += 1
-            if last and partners[last - 1]:
+            if last and partners[last - 1 - base]:
                 used = add_voxels(slots, rows, used, k, last - 1, count)
     return rows[:used]
 
