@@ -2,7 +2,7 @@
 
 Stages
 ------
-1. *Pieces*: the 8-connected parts of each label on each annotated slice, with their centre and potential.
+1. *Pieces*: the 8-connected parts of each label on each annotated slice, with their centre.
 2. *Pairs*: pieces of one label on both ends of an interval; their centres' difference is their motion.
 3. *Switch*: a class takes part only if neighbouring pieces move alike in it.
 4. *Motion* of the others: expected as their own motion in the interval behind them, else as their neighbours';
@@ -12,13 +12,17 @@ Stages
 
 All lengths are integers, nothing depends on the order of work, and no rule prefers a direction: where candidates tie,
 all of them count. Every stage reads the class map only within `CAP` + `MOST` pixels of a piece.
+
+Each stage is a function of one annotated slice, one interval or one box, and of no more of the volume than it says, so
+that a volume in tiles is drawn by the same functions (`lpa3d.tiled.sections`).
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,10 +30,33 @@ import numpy.typing as npt
 
 from ._label import find_components
 from ._neighbors import UNIT
-from ._threads import run_all, split
+from ._threads import num_threads, run_all, split
 from .kernels import sections as kernels
 
-__all__ = ["label_sections"]
+__all__ = [
+    "ITEM",
+    "LONE",
+    "Geometry",
+    "Interval",
+    "Pairs",
+    "Pieces",
+    "PlaneBox",
+    "add_overlaps",
+    "behind",
+    "decide",
+    "draw_intervals",
+    "find_pieces",
+    "join_items",
+    "label_sections",
+    "list_intervals",
+    "list_lone",
+    "list_overlaps",
+    "match_lone",
+    "matched_box",
+    "pair_pieces",
+    "swept_boxes",
+    "weigh_motions",
+]
 
 CAP = 8
 """Pixels at which potentials are capped."""
@@ -72,48 +99,40 @@ Vesicles leave .37 to .81; branching trees and mitochondria mostly more than 1, 
 CHUNK = 8
 """Slices that are drawn as one piece of work."""
 
+LONE = np.dtype(
+    [
+        ("piece", np.int64),
+        ("expected", np.int64, 2),
+        ("trust", np.int64),
+        ("box", np.int64, 4),
+        ("centre", np.int64, 2),
+        ("label", np.int64),
+        ("kind", np.uint64),
+    ]
+)
+"""A piece that takes part and is in no pair of an interval, and the motion that it is expected to have."""
+
+ITEM = np.dtype(
+    [
+        ("pieces", np.int64, 2),
+        ("motion", np.int64, 2),
+        ("label", np.int64),
+        ("kind", np.uint64),
+        ("boxes", np.int64, (2, 4)),
+    ]
+)
+"""What is drawn in an interval: a piece of its first and one of its last end, -1 for none, and the motion."""
+
 Ints = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.uint32]
+Table = npt.NDArray[np.void]
+PlaneBox = tuple[int, int, int, int]
+"""``(y0, y1, x0, x1)`` on a plane."""
 
 logger = logging.getLogger("lpa3d")
 
 
-@dataclass(frozen=True)
-class _Plane:
-    """The pieces of one annotated slice."""
-
-    z: int
-    labels: Labels
-    kinds: npt.NDArray[Any]
-    """The class of each piece."""
-    boxes: Ints
-    measures: Ints
-    starts: Ints
-    potentials: npt.NDArray[np.int16]
-    image: npt.NDArray[Any]
-    """The piece of each voxel, counted from 1."""
-
-    @property
-    def centres(self) -> Ints:
-        return self.measures[:, 1:]
-
-
-@dataclass
-class _Interval:
-    """The slices between two annotated ones, or between one (the other is None) and an end of the volume."""
-
-    before: int | None
-    after: int | None
-    length: int
-    slices: range
-    pairs: Ints = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
-    motions: Ints = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
-    """The motion of each pair over the interval, in 1/16 voxel."""
-    means: tuple[Ints, Ints] = (np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64))
-    """For the pieces of either end: how many pairs they are in, and the mean of those pairs' motions."""
-
-
-class _Geometry:
+class Geometry:
     """Lengths in a plane, from the in-plane spacing: a pixel is the smaller of the two."""
 
     def __init__(self, spacing: tuple[float, float, float], axis: int) -> None:
@@ -125,6 +144,8 @@ class _Geometry:
         # Thicker slices move further from one to the next.
         self.stretch = max(1, round(spacing[axis] / pixel))
         self.clamp = 16 * MOST * UNIT // self.steps
+        self.halo = -(-self.clamp // 16) + self.margins + 2
+        """Voxels beside a box within which pieces and their surroundings decide what is drawn in it."""
         rows, columns = (np.arange(margin + 2) * step for margin, step in zip(self.margins, self.steps, strict=True))
         lengths = np.rint(np.sqrt(rows[:, None] ** 2 + columns[None, :] ** 2) / 4)
         self.table = np.minimum(lengths, 16 * CAP).astype(np.int64)
@@ -133,6 +154,76 @@ class _Geometry:
     def length2(self, motions: Ints) -> Ints:
         """Return squared lengths of motions in 1/16 voxel, in (1/1024 pixel)^2."""
         return np.asarray(((motions * self.steps) ** 2).sum(axis=1))
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of one annotated slice, at position `z`; all arrays are parallel."""
+
+    z: int
+    labels: Labels
+    kinds: npt.NDArray[Any]
+    """The class of each piece."""
+    boxes: Ints
+    measures: Ints
+    """Area and centre."""
+
+    @property
+    def centres(self) -> Ints:
+        return self.measures[:, 1:]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The slices between two annotated ones, or between one (the other is None) and an end of the volume."""
+
+    before: int | None
+    after: int | None
+    length: int
+    slices: range
+    """Those that the volume holds."""
+    origin: int
+    """Where slice 0 is: the first end, or where it would be."""
+
+    @property
+    def ends(self) -> tuple[int | None, int | None]:
+        return self.before, self.after
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of pieces on the two ends of an interval."""
+
+    pieces: Ints
+    motions: Ints
+    """The motion of each pair over the interval, in 1/16 voxel."""
+
+    @staticmethod
+    def none() -> Pairs:
+        return Pairs(np.zeros((0, 2), dtype=np.int64), np.zeros((0, 2), dtype=np.int64))
+
+    def means(self, side: int, count: int) -> Ints:
+        """Return for each of the `count` pieces of an end how many pairs it is in, and their mean motion."""
+        means = np.zeros((count, 3), dtype=np.int64)
+        ones = np.ones(len(self.pieces), dtype=np.int64)
+        np.add.at(means, self.pieces[:, side], np.column_stack([ones, self.motions]))
+        paired = means[:, 0] > 0
+        means[paired, 1:] = _divide_even(means[paired, 1:], means[paired, :1])
+        return means
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Potentials of some pieces of a plane, `pieces` ascending; boxes are counted from a box's corner."""
+
+    pieces: Ints
+    boxes: Ints
+    starts: Ints
+    potentials: npt.NDArray[np.int16]
+
+    def find(self, pieces: Ints) -> Ints:
+        """Return where `pieces` are among those of the windows, -1 for -1."""
+        return np.where(pieces < 0, -1, np.searchsorted(self.pieces, pieces))
 
 
 def _divide_even(a: Ints, b: Ints | int) -> Ints:
@@ -171,32 +262,55 @@ def label_sections(
     took_part : ndarray of bool, parallel to `classes`
         Whether the label's class passed the switch. No voxel changes where none did.
     """
-    geometry = _Geometry(spacing, axis)
+    geometry = Geometry(spacing, axis)
     across = np.moveaxis(volume, axis, 0)
     labels_across = np.moveaxis(labels, axis, 0)
-    planes = run_all(lambda z: _measure(z, np.ascontiguousarray(labels_across[z]), classes, geometry), annotated)
-    intervals = _intervals(annotated, across.shape[0])
-    run_all(lambda interval: _pair(interval, planes, labels_across, geometry), intervals)
-    took_part = _switch(intervals, planes, classes, geometry)
+    found = run_all(lambda z: find_pieces(z, np.ascontiguousarray(labels_across[z]), classes), annotated)
+    planes, images = [pieces for pieces, _ in found], [image for _, image in found]
+    intervals = list_intervals(annotated, len(across))
+
+    def pair(i: int) -> Pairs:
+        overlaps = list_overlaps(planes[i], planes[i + 1], images[i], images[i + 1])
+        return pair_pieces(planes[i], planes[i + 1], overlaps, geometry)
+
+    pairs = run_all(pair, range(len(planes) - 1))
+    passed = decide(run_all(lambda i: weigh_motions(planes[i], planes[i + 1], pairs[i], geometry), range(len(pairs))))
+    took_part = np.isin(classes, passed)
     if not took_part.any():
         return took_part
 
-    drawn = run_all(
-        lambda i: _items(i, intervals, planes, across, classes, took_part, geometry),
-        range(len(intervals)),
-    )
-    work = [
-        (interval, items, interval.slices[lo:hi])
-        for interval, items in zip(intervals, drawn, strict=True)
-        if len(items)
-        for lo, hi in split(len(interval.slices), -(-len(interval.slices) // CHUNK))
-    ]
-    run_all(lambda task: _draw(*task, planes, across, labels_across, classes, geometry), work)
+    def list_items(index: int) -> tuple[Interval, Table]:
+        interval = intervals[index]
+        own = pairs[index] if index < len(pairs) else Pairs.none()
+        lone, motions = [], []
+        for side, at in enumerate(interval.ends):
+            if at is None:
+                rows, moved = np.zeros(0, dtype=LONE), np.zeros((0, 2), dtype=np.int64)
+            else:
+                i = behind(at, side, len(planes))
+                back = None if i is None else (pairs[i], intervals[i].length)
+                rows = list_lone(interval, side, planes[at], own, back, passed, geometry)
+                moved = match_lone(rows, interval, side, planes[at].z, across, images[at], (0, 0, 0), geometry)
+            lone.append(rows)
+            motions.append(moved)
+        ends = [None if at is None else planes[at] for at in interval.ends]
+        return interval, join_items(ends, own, passed, lone, motions)
+
+    work = run_all(list_items, range(len(intervals)))
+
+    def read_image(plane: int, box: PlaneBox) -> npt.NDArray[Any]:
+        return images[plane][box[0] : box[1], box[2] : box[3]]
+
+    height, width = across.shape[1:]
+    draw_intervals(work, read_image, (height, width), (0, 0, 0), across, labels_across, geometry)
     return took_part
 
 
-def _measure(z: int, labels: Labels, classes: npt.NDArray[Any], geometry: _Geometry) -> _Plane:
-    """Find the pieces of an annotated slice."""
+def find_pieces(z: int, labels: Labels, classes: npt.NDArray[Any]) -> tuple[Pieces, npt.NDArray[Any]]:
+    """Find the pieces of an annotated slice; also return the piece of each voxel, counted from 1.
+
+    Needs 8 to 12 bytes for each voxel of the slice.
+    """
     components = find_components(labels[np.newaxis], 26)
     image = np.zeros(labels.shape, dtype=components.numbers.dtype)
     components.write_labels(image, clear=False)
@@ -204,50 +318,65 @@ def _measure(z: int, labels: Labels, classes: npt.NDArray[Any], geometry: _Geome
     measures = np.zeros((components.count, 3), dtype=np.int64)
     piece_labels = np.zeros(components.count, dtype=np.uint32)
     kernels.measure_pieces(labels, image, boxes, measures, piece_labels)
-    heights = boxes[:, 1] - boxes[:, 0] + 2 * geometry.margins[0]
-    widths = boxes[:, 3] - boxes[:, 2] + 2 * geometry.margins[1]
-    starts = np.concatenate([[0], np.cumsum(heights * widths)]).astype(np.int64)
-    potentials = np.empty(starts[-1], dtype=np.int16)
-    kernels.potentials_of_pieces(image, boxes, starts, geometry.table, potentials)
-    return _Plane(z, piece_labels, classes[piece_labels], boxes, measures, starts, potentials, image)
+    return Pieces(z, piece_labels, classes[piece_labels], boxes, measures), image
 
 
-def _intervals(annotated: list[int], depth: int) -> list[_Interval]:
+def list_intervals(annotated: Sequence[int], depth: int) -> list[Interval]:
     """Return the intervals between annotated slices, then those at the two ends, as long as the ones beside them."""
     gaps = [after - before for before, after in itertools.pairwise(annotated)]
-    inner = [_Interval(i, i + 1, gap, range(annotated[i] + 1, annotated[i + 1])) for i, gap in enumerate(gaps)]
     first, last = annotated[0], annotated[-1]
-    head = _Interval(None, 0, gaps[0], range(max(0, first - gaps[0]), first))
-    tail = _Interval(len(gaps), None, gaps[-1], range(last + 1, min(depth, last + 1 + gaps[-1])))
+    inner = [
+        Interval(i, i + 1, gap, range(annotated[i] + 1, annotated[i + 1]), annotated[i]) for i, gap in enumerate(gaps)
+    ]
+    head = Interval(None, 0, gaps[0], range(max(0, first - gaps[0]), first), first - gaps[0])
+    tail = Interval(len(gaps), None, gaps[-1], range(last + 1, min(depth, last + 1 + gaps[-1])), last)
     return [*inner, head, tail]
 
 
-def _pair(interval: _Interval, planes: list[_Plane], labels_across: Labels, geometry: _Geometry) -> None:
-    """Pair the pieces of one label on both ends of an interval: by overlap, else the nearest, from both sides."""
-    if interval.before is None or interval.after is None:
-        return
-    a, b = planes[interval.before], planes[interval.after]
-    plane_a, plane_b = (np.ascontiguousarray(labels_across[plane.z]) for plane in (a, b))
+def behind(plane: int, side: int, planes: int) -> int | None:
+    """Return the inner interval on the other side of an interval's first (0) or last (1) end, None if there is none."""
+    index = plane - 1 if side == 0 else plane
+    return index if 0 <= index < planes - 1 else None
+
+
+def list_overlaps(a: Pieces, b: Pieces, image_a: npt.NDArray[Any], image_b: npt.NDArray[Any]) -> Ints:
+    """Return rows ``(piece, next piece, voxels)`` of overlaps of one label, those of the same two pieces added up.
+
+    The images may be the same rows of both planes; then it is the overlap on these.
+    """
+    image_a, image_b = np.ascontiguousarray(image_a), np.ascontiguousarray(image_b)
     runs = np.empty((4096, 3), dtype=np.int64)
-    count = kernels.list_overlaps(plane_a, plane_b, a.image, b.image, runs)
+    count = kernels.list_overlaps(image_a, image_b, a.labels, b.labels, runs)
     if count > len(runs):
         runs = np.empty((count, 3), dtype=np.int64)
-        kernels.list_overlaps(plane_a, plane_b, a.image, b.image, runs)
-    keys, which = np.unique(runs[:count, 0] * len(b.labels) + runs[:count, 1], return_inverse=True)
-    overlaps = np.zeros(len(keys), dtype=np.int64)
-    np.add.at(overlaps, which, runs[:count, 2])
-    candidates = np.stack([keys // max(1, len(b.labels)), keys % max(1, len(b.labels))], axis=1)
+        kernels.list_overlaps(image_a, image_b, a.labels, b.labels, runs)
+    return add_overlaps(runs[:count])
+
+
+def add_overlaps(rows: Ints) -> Ints:
+    """Add up the rows of the same two pieces, ascending."""
+    if not len(rows):
+        return rows
+    rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
+    first = np.concatenate([[True], (rows[1:, :2] != rows[:-1, :2]).any(axis=1)])
+    voxels = np.add.reduceat(rows[:, 2], np.flatnonzero(first))
+    return np.column_stack([rows[first, :2], voxels])
+
+
+def pair_pieces(a: Pieces, b: Pieces, overlaps: Ints, geometry: Geometry) -> Pairs:
+    """Pair the pieces of one label on both ends of an interval: by overlap, else the nearest, from both sides."""
+    candidates, voxels = overlaps[:, :2], overlaps[:, 2]
     far2 = geometry.length2(b.centres[candidates[:, 1]] - a.centres[candidates[:, 0]])
     reach = 16 * UNIT * MOST
 
     chosen = []
     for side, (own, other) in enumerate(((a, b), (b, a))):
         # Largest overlap, then smallest distance; all that tie in both.
-        order = np.lexsort((far2, -overlaps, candidates[:, side]))
+        order = np.lexsort((far2, -voxels, candidates[:, side]))
         piece = candidates[order, side]
         first = np.concatenate([[True], piece[1:] != piece[:-1]])[: len(piece)]
         leader = np.maximum.accumulate(np.where(first, np.arange(len(piece)), 0))
-        ties = (overlaps[order] == overlaps[order][leader]) & (far2[order] == far2[order][leader])
+        ties = (voxels[order] == voxels[order][leader]) & (far2[order] == far2[order][leader])
         chosen.append(candidates[order][ties])
         alone = np.setdiff1d(np.arange(len(own.labels)), piece)
         others = np.lexsort((other.centres[:, 0], other.labels))
@@ -258,47 +387,31 @@ def _pair(interval: _Interval, planes: list[_Plane], labels_across: Labels, geom
     pairs = np.unique(np.concatenate(chosen), axis=0)
     motions = b.centres[pairs[:, 1]] - a.centres[pairs[:, 0]]
     near = geometry.length2(motions) <= reach * reach
-    interval.pairs, interval.motions = pairs[near], motions[near]
-    interval.means = (
-        _mean_motions(interval.pairs[:, 0], interval.motions, len(a.labels)),
-        _mean_motions(interval.pairs[:, 1], interval.motions, len(b.labels)),
-    )
+    return Pairs(pairs[near], motions[near])
 
 
-def _mean_motions(pieces: Ints, motions: Ints, count: int) -> Ints:
-    """Return for each piece the number of its pairs and their mean motion."""
-    means = np.zeros((count, 3), dtype=np.int64)
-    np.add.at(means, pieces, np.column_stack([np.ones(len(pieces), dtype=np.int64), motions]))
-    paired = means[:, 0] > 0
-    means[paired, 1:] = _divide_even(means[paired, 1:], means[paired, :1])
-    return means
+def _neighbor_motions(plane: Pieces, asking: Ints, own: Ints, pairs: Pairs, side: int, geometry: Geometry) -> Ints:
+    """Return the mean motion of the pairs of its class around each of the pieces `asking`, without pair ``own[i]``.
 
-
-def _neighbor_motions(
-    asking: _Plane, pieces: Ints, own: Ints, interval: _Interval, side: int, planes: list[_Plane], geometry: _Geometry
-) -> Ints:
-    """Return the mean motion of the pairs of its class around each of `pieces` of `asking`, without pair ``own[i]``.
-
-    Pairs stand where their piece on the interval's one end does. Another class says nothing: labelling classes
-    together or one by one gives the same.
+    `plane` is the `side` of the pairs. Another class says nothing: labelling classes together or one by one gives the
+    same.
     """
-    plane = interval.before if side == 0 else interval.after
-    means = np.zeros((len(pieces), 2), dtype=np.int64)
-    if plane is None or not len(interval.pairs):
+    means = np.zeros((len(asking), 2), dtype=np.int64)
+    if not len(pairs.pieces):
         return means
-    paired = interval.pairs[:, side]
-    centres, kinds = planes[plane].centres[paired], planes[plane].kinds[paired]
+    paired = pairs.pieces[:, side]
+    centres, kinds = plane.centres[paired], plane.kinds[paired]
     order = np.lexsort((centres[:, 0], kinds))
     rank = np.full(len(order) + 1, -1, dtype=np.int64)
     rank[order] = np.arange(len(order))
-    asked = asking.kinds[pieces]
+    asked = plane.kinds[asking]
     bounds = np.column_stack([np.searchsorted(kinds[order], asked, edge) for edge in ("left", "right")])
     kernels.average_motions(
-        asking.centres[pieces],
+        plane.centres[asking],
         bounds,
         rank[own],
         centres[order],
-        interval.motions[order],
+        pairs.motions[order],
         geometry.steps,
         16 * UNIT * REACH,
         means,
@@ -306,116 +419,138 @@ def _neighbor_motions(
     return means
 
 
-def _switch(
-    intervals: list[_Interval], planes: list[_Plane], classes: npt.NDArray[Any], geometry: _Geometry
-) -> npt.NDArray[np.bool_]:
-    """Return for each label whether its class takes part: whether its neighbours' motion explains its pieces'."""
-    values, class_of = np.unique(classes, return_inverse=True)
-    left = np.zeros(len(values), dtype=np.int64)
-    total = np.zeros(len(values), dtype=np.int64)
-    for interval in intervals:
-        if interval.before is None or interval.after is None:
-            continue
-        # Neighbours are looked for on both ends: a flip must not change the decision.
-        for side, at in enumerate((interval.before, interval.after)):
-            plane, pieces = planes[at], interval.pairs[:, side]
-            own = np.arange(len(pieces))
-            expected = _neighbor_motions(plane, pieces, own, interval, side, planes, geometry)
-            kind = class_of[plane.labels[pieces]]
-            np.add.at(left, kind, geometry.length2(interval.motions - expected))
-            np.add.at(total, kind, geometry.length2(interval.motions))
-    passed = left * EXPLAINED[1] < total * EXPLAINED[0]
-    for value, rest, whole in zip(values, left, total, strict=True):
+Weights = tuple[npt.NDArray[Any], Ints, Ints]
+"""Classes, and for each the squared motion that neighbours leave unexplained, and all of it."""
+
+
+def weigh_motions(a: Pieces, b: Pieces, pairs: Pairs, geometry: Geometry) -> Weights:
+    """Return what an interval says about each of its classes, for `decide`."""
+    kinds, kind = np.unique(a.kinds[pairs.pieces[:, 0]], return_inverse=True)
+    left = np.zeros(len(kinds), dtype=np.int64)
+    total = np.zeros(len(kinds), dtype=np.int64)
+    # Neighbours are looked for on both ends: a flip must not change the decision.
+    for side, plane in enumerate((a, b)):
+        own = np.arange(len(pairs.pieces))
+        expected = _neighbor_motions(plane, pairs.pieces[:, side], own, pairs, side, geometry)
+        np.add.at(left, kind, geometry.length2(pairs.motions - expected))
+        np.add.at(total, kind, geometry.length2(pairs.motions))
+    return kinds, left, total
+
+
+def decide(weights: Iterable[Weights]) -> npt.NDArray[Any]:
+    """Return the classes that take part, by what all intervals say: where neighbours' motion explains the pieces'."""
+    sums: dict[int, list[int]] = {}
+    dtype = np.dtype(np.uint8)
+    for kinds, left, total in weights:
+        dtype = kinds.dtype
+        for kind, rest, whole in zip(kinds.tolist(), left.tolist(), total.tolist(), strict=True):
+            entry = sums.setdefault(kind, [0, 0])
+            entry[0] += rest
+            entry[1] += whole
+    for kind, (rest, whole) in sorted(sums.items()):
         if whole:
-            logger.info("class %s: neighbours leave %.2f of the squared motion unexplained", value, rest / whole)
-    return np.asarray(passed[class_of])
+            logger.info("class %s: neighbours leave %.2f of the squared motion unexplained", kind, rest / whole)
+    passed = [kind for kind, (rest, whole) in sums.items() if rest * EXPLAINED[1] < whole * EXPLAINED[0]]
+    return np.array(sorted(passed), dtype=dtype)
 
 
-def _items(
-    index: int,
-    intervals: list[_Interval],
-    planes: list[_Plane],
-    across: npt.NDArray[Any],
-    classes: npt.NDArray[Any],
-    took_part: npt.NDArray[np.bool_],
-    geometry: _Geometry,
-) -> Ints:
-    """Return what is drawn in one interval: rows ``(piece before, piece after, dy, dx, label)``."""
-    interval = intervals[index]
-    rows = []
-    if len(interval.pairs) and interval.before is not None:
-        labels = planes[interval.before].labels[interval.pairs[:, 0]].astype(np.int64)
-        rows.append(np.column_stack([interval.pairs, interval.motions, labels]))
-    for side, at in enumerate((interval.before, interval.after)):
-        if at is None or not len(interval.slices):
-            continue
-        plane = planes[at]
-        paired = interval.means[side]
-        lone = np.flatnonzero(took_part[plane.labels] & ((paired[:, 0] == 0) if len(paired) else True))
-        if not len(lone):
-            continue
-        # The interval behind this end: with the piece's own motion, if it goes on there.
-        behind = next((other for other in intervals if (other.after, other.before)[side] == at), None)
-        one_end = interval.before is None or interval.after is None
-        source = behind if one_end and behind is not None else interval
-        source_side = 1 - side if source is behind else side
-        expected = _neighbor_motions(plane, lone, np.full(len(lone), -1), source, source_side, planes, geometry)
-        expected = _divide_even(expected * interval.length, source.length)
-        trust = np.full(len(lone), TRUST_NEIGHBORS)
-        own = behind.means[1 - side] if behind is not None else np.zeros((0, 3), np.int64)
-        if behind is not None and len(own):
-            known = own[lone, 0] > 0
-            expected[known] = _divide_even(own[lone[known], 1:] * interval.length, behind.length)
-            trust[known] = TRUST_OWN
-        motions = _match(interval, plane, side, np.column_stack([lone, expected, trust]), across, classes, geometry)
-        none = np.full(len(lone), -1)
-        ends = (lone, none) if side == 0 else (none, lone)
-        rows.append(np.column_stack([*ends, motions, plane.labels[lone].astype(np.int64)]))
-    if not rows:
-        return np.zeros((0, 5), dtype=np.int64)
-    items = np.concatenate(rows)
-    kept: Ints = items[took_part[items[:, 4]]]
-    return kept
-
-
-def _match(
-    interval: _Interval,
-    plane: _Plane,
+def list_lone(
+    interval: Interval,
     side: int,
-    items: Ints,
-    across: npt.NDArray[Any],
-    classes: npt.NDArray[Any],
-    geometry: _Geometry,
-) -> Ints:
-    """Return the motion of each lone piece, over the interval, that the class map follows best."""
+    plane: Pieces,
+    pairs: Pairs,
+    back: tuple[Pairs, int] | None,
+    passed: npt.NDArray[Any],
+    geometry: Geometry,
+) -> Table:
+    """Return the pieces of one end that take part in no pair, and the motion they are expected to have (`LONE`).
+
+    `back` are the pairs and the length of the interval behind this end.
+    """
+    if not len(interval.slices):
+        return np.zeros(0, dtype=LONE)
+    paired = pairs.means(side, len(plane.labels))[:, 0] > 0
+    lone = np.flatnonzero(np.isin(plane.kinds, passed) & ~paired)
+    rows = np.zeros(len(lone), dtype=LONE)
+    # Before the first and after the last slice only the interval behind tells: with the piece's own motion, if it goes
+    # on there.
+    if None in interval.ends and back is not None:
+        source, source_side, source_length = back[0], 1 - side, back[1]
+    else:
+        source, source_side, source_length = pairs, side, interval.length
+    nobody = np.full(len(lone), -1)
+    expected = _neighbor_motions(plane, lone, nobody, source, source_side, geometry)
+    expected = _divide_even(expected * interval.length, source_length)
+    trust = np.full(len(lone), TRUST_NEIGHBORS)
+    if back is not None:
+        own = back[0].means(1 - side, len(plane.labels))[lone]
+        known = own[:, 0] > 0
+        expected[known] = _divide_even(own[known, 1:] * interval.length, back[1])
+        trust[known] = TRUST_OWN
+    rows["piece"], rows["expected"], rows["trust"] = lone, expected, trust
+    rows["box"], rows["centre"] = plane.boxes[lone], plane.centres[lone]
+    rows["label"], rows["kind"] = plane.labels[lone], plane.kinds[lone]
+    return rows
+
+
+def _pads(look: int, geometry: Geometry) -> int:
+    """Return the voxels around its expected place that a piece is looked for, on the furthest of `look` slices."""
+    return ((RADIUS + 1) * COARSE * geometry.stretch * look >> 4) + 2
+
+
+def matched_box(lone: Table, interval: Interval, side: int, geometry: Geometry) -> Ints:
+    """Return rows ``(y0, y1, x0, x1)``: within them, and within the plane, is all that `match_lone` reads for a row."""
     look = min(LOOK, len(interval.slices))
-    block = slice(plane.z + 1, plane.z + 1 + look) if side == 0 else slice(plane.z - look, plane.z)
-    templates = np.empty(plane.starts[-1], dtype=np.uint8)
+    direction = 1 if side == 0 else -1
+    expected = np.clip(direction * lone["expected"], -geometry.clamp, geometry.clamp)
+    furthest = _divide_even(look * expected, 16 * interval.length)
+    pad = _pads(look, geometry) + geometry.margins
+    lo = lone["box"][:, 0::2] + np.minimum(0, furthest) - pad
+    hi = lone["box"][:, 1::2] + np.maximum(0, furthest) + pad
+    return np.column_stack([lo[:, 0], hi[:, 0], lo[:, 1], hi[:, 1]])
+
+
+def match_lone(
+    lone: Table,
+    interval: Interval,
+    side: int,
+    z: int,
+    block: npt.NDArray[Any],
+    image: npt.NDArray[Any],
+    corner: tuple[int, int, int],
+    geometry: Geometry,
+) -> Ints:
+    """Return the motion of each lone piece, over the interval, that the class map follows best.
+
+    `block` is the class map from `corner` on, `image` the pieces on the annotated slice `z` within the same rows and
+    columns. They hold `matched_box` of all rows, as far as the plane goes, and the `LOOK` slices beside `z`.
+    """
+    motions = np.empty((len(lone), 2), dtype=np.int64)
+    if not len(lone):
+        return motions
+    boxes = lone["box"] - np.array([corner[1], corner[1], corner[2], corner[2]])
+    kinds = lone["kind"].astype(block.dtype)
+    windows = _find_potentials(lone["piece"], boxes, image, geometry)
+    look = min(LOOK, len(interval.slices))
+    at = z - corner[0]
+    beside = slice(at + 1, at + 1 + look) if side == 0 else slice(at - look, at)
+    templates = np.empty(windows.starts[-1], dtype=np.uint8)
+    plane = np.ascontiguousarray(block[at])
     kernels.list_templates(
-        np.ascontiguousarray(across[plane.z]),
-        classes,
-        plane.boxes,
-        plane.starts,
-        plane.labels,
-        plane.potentials,
-        geometry.margins,
-        templates,
+        plane, kinds, boxes, windows.starts, windows.potentials, geometry.margins, 16 * CAP, templates
     )
     weights = np.rint(256 * DECAY ** np.arange(look)).astype(np.int64)
     search = (weights, RADIUS, COARSE * geometry.stretch, FINE, geometry.clamp)
     # Motion is counted from the first slice of the interval to the last, whichever end is matched.
     direction = 1 if side == 0 else -1
-    motions = np.empty((len(items), 2), dtype=np.int64)
-    signed = items * np.array([1, direction, direction, 1])
-    signed[:, 3] = np.maximum(1, signed[:, 3] // geometry.stretch**2)
+    trust = np.maximum(1, lone["trust"] // geometry.stretch**2)
     kernels.match_motions(
-        signed,
-        np.ascontiguousarray(across[block]),
+        np.column_stack([direction * lone["expected"], trust]),
+        np.ascontiguousarray(block[beside]),
         -1 if side == 0 else look,
         direction,
         interval.length,
-        classes,
-        (plane.boxes, plane.starts, plane.labels, templates),
+        (boxes, windows.starts, kinds, templates),
         geometry.margins,
         search,
         geometry.steps,
@@ -425,36 +560,184 @@ def _match(
     return motions
 
 
-def _draw(
-    interval: _Interval,
-    items: Ints,
-    slices: range,
-    planes: list[_Plane],
-    across: npt.NDArray[Any],
-    labels_across: Labels,
-    classes: npt.NDArray[Any],
-    geometry: _Geometry,
+def join_items(
+    ends: Sequence[Pieces | None],
+    pairs: Pairs,
+    passed: npt.NDArray[Any],
+    lone: Sequence[Table],
+    motions: Sequence[Ints],
+) -> Table:
+    """Return what is drawn in an interval (`ITEM`): its pairs that take part, and the lone pieces of either end."""
+    parts = []
+    if ends[0] is not None and ends[1] is not None:
+        first, last = pairs.pieces.T
+        rows = np.zeros(len(first), dtype=ITEM)
+        rows["pieces"], rows["motion"] = pairs.pieces, pairs.motions
+        rows["label"], rows["kind"] = ends[0].labels[first], ends[0].kinds[first]
+        rows["boxes"] = np.stack([ends[0].boxes[first], ends[1].boxes[last]], axis=1)
+        parts.append(rows[np.isin(ends[0].kinds[first], passed)])
+    for side in range(2):
+        rows = np.zeros(len(lone[side]), dtype=ITEM)
+        rows["pieces"] = -1
+        rows["pieces"][:, side] = lone[side]["piece"]
+        rows["motion"] = motions[side]
+        rows["label"], rows["kind"] = lone[side]["label"], lone[side]["kind"]
+        rows["boxes"][:, side] = lone[side]["box"]
+        parts.append(rows)
+    return np.concatenate(parts)
+
+
+def swept_boxes(items: Table, geometry: Geometry) -> Ints:
+    """Return rows ``(y0, y1, x0, x1)``: outside them an item draws nothing on any slice of its interval."""
+    boxes = np.full((len(items), 4), [2**62, -(2**62), 2**62, -(2**62)])
+    for side, turn in ((0, 1), (1, -1)):
+        there = items["pieces"][:, side] >= 0
+        # A window moves by at most the motion, and its potential is sampled between voxels.
+        motions = -(-turn * items["motion"][there] // 16)
+        own = items["boxes"][there, side]
+        for axis in range(2):
+            lo, hi = 2 * axis, 2 * axis + 1
+            pad = geometry.margins[axis] + 1
+            boxes[there, lo] = np.minimum(boxes[there, lo], own[:, lo] + np.minimum(0, motions[:, axis] - 1) - pad)
+            boxes[there, hi] = np.maximum(boxes[there, hi], own[:, hi] + np.maximum(0, motions[:, axis] + 1) + pad)
+    return boxes
+
+
+def _find_potentials(pieces: Ints, boxes: Ints, image: npt.NDArray[Any], geometry: Geometry) -> _Windows:
+    """Return the potentials of some pieces of a plane in their windows; `boxes` are counted from the image's corner."""
+    heights = boxes[:, 1] - boxes[:, 0] + 2 * geometry.margins[0]
+    widths = boxes[:, 3] - boxes[:, 2] + 2 * geometry.margins[1]
+    starts = np.concatenate([[0], np.cumsum(heights * widths)]).astype(np.int64)
+    potentials = np.empty(starts[-1], dtype=np.int16)
+    numbers = np.ascontiguousarray(pieces) + 1
+    kernels.potentials_of_pieces(image, numbers, boxes, starts, geometry.table, potentials)
+    return _Windows(pieces, boxes, starts, potentials)
+
+
+def _open_windows(
+    plane: int,
+    work: Sequence[tuple[Interval, Table]],
+    read_image: Callable[[int, PlaneBox], npt.NDArray[Any]],
+    shape: tuple[int, int],
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    geometry: Geometry,
+) -> _Windows:
+    """Return the potentials, right wherever the box of `size` at `corner` reads them, of the items' pieces of a plane.
+
+    Pieces are clipped to the box and the halo around it, and their windows with them. Why that is exact: A window moves
+    by at most `Geometry.clamp`, so what is read of it, at a voxel of the box or the one after (bilinear), lies within
+    clamp / 16 + 1 voxels of the box: in the *core*. The potential of a voxel depends on the voxels within the margin
+    of it, as beyond that all is capped; around the core these are within the halo, or outside the plane, where nothing
+    is of either state in the whole plane, too. So potentials in the core and in the clipped window are those of the
+    whole piece. A voxel of the core outside the clipped window reads -cap; within the margin of it is no voxel of the
+    piece, or the clipped box and its window would hold it: -cap is what the whole window has there. What lies further
+    out, and is wrong, is not read. The kernel looks at no voxel outside both windows' rectangle; a smaller rectangle
+    leaves out voxels at which both potentials are -cap, far below the floor.
+    """
+    pieces, boxes = [], []
+    for interval, items in work:
+        for side, at in enumerate(interval.ends):
+            if at == plane:
+                there = items["pieces"][:, side] >= 0
+                pieces.append(items["pieces"][there, side])
+                boxes.append(items["boxes"][there, side])
+    found, first = np.unique(np.concatenate(pieces), return_index=True)
+    own = np.concatenate(boxes)[first]
+    inside = np.empty(4, dtype=np.int64)
+    for axis in range(2):
+        lo = max(0, corner[axis] - geometry.halo[axis])
+        hi = min(shape[axis], corner[axis] + size[axis] + geometry.halo[axis])
+        own[:, 2 * axis : 2 * axis + 2] = np.clip(own[:, 2 * axis : 2 * axis + 2], lo, hi)
+        inside[2 * axis] = max(lo, own[:, 2 * axis].min(initial=hi) - geometry.margins[axis])
+        inside[2 * axis + 1] = min(hi, own[:, 2 * axis + 1].max(initial=lo) + geometry.margins[axis])
+    y0, y1, x0, x1 = (int(side) for side in inside)
+    image = read_image(plane, (y0, max(y0, y1), x0, max(x0, x1)))
+    windows = _find_potentials(found, own - np.array([y0, y0, x0, x0]), image, geometry)
+    return replace(windows, boxes=own - np.array([corner[0], corner[0], corner[1], corner[1]]))
+
+
+def draw_intervals(
+    work: Sequence[tuple[Interval, Table]],
+    read_image: Callable[[int, PlaneBox], npt.NDArray[Any]],
+    shape: tuple[int, int],
+    corner: tuple[int, int, int],
+    volume: npt.NDArray[Any],
+    labels: Labels,
+    geometry: Geometry,
 ) -> None:
-    """Label some slices of an interval."""
-    ends = []
-    for at in (interval.before, interval.after):
-        plane = planes[at if at is not None else (interval.after if at is interval.before else interval.before) or 0]
-        ends.append((plane.boxes, plane.starts, plane.potentials))
-    z0 = planes[interval.before].z if interval.before is not None else interval.slices.stop - interval.length
-    here = slice(slices.start, slices.stop)
-    labels = np.ascontiguousarray(labels_across[here])
-    kernels.draw_planes(
-        items,
-        interval.length,
-        slices.start - z0,
-        slices.stop - z0,
-        np.ascontiguousarray(across[here]),
-        classes,
-        ends[0],
-        ends[1],
-        geometry.margins,
-        np.array([16 * CAP, FADING, FLOOR], dtype=np.int64),
-        labels,
+    """Label, in place, the unlabelled voxels of a box between annotated slices.
+
+    Parameters
+    ----------
+    work
+        Intervals and their items (`ITEM`); those whose `swept_boxes` miss the box may be left out.
+    read_image
+        Called as ``read_image(plane, (y0, y1, x0, x1))``: the piece of each voxel, counted from 1, in a part of an
+        annotated slice.
+    shape
+        Of a whole plane.
+    corner
+        The box's first voxel; the axis that the slices lie across comes first.
+    volume, labels
+        Class map and labels of the box, in any memory order.
+    """
+    top, bottom = corner[0], corner[0] + len(volume)
+    work = sorted(
+        (
+            (interval, items)
+            for interval, items in work
+            if len(items) and max(top, interval.slices.start) < min(bottom, interval.slices.stop)
+        ),
+        key=lambda part: part[0].origin,
     )
-    if not np.may_share_memory(labels, labels_across):
-        labels_across[here] = labels
+    size = volume.shape[1], volume.shape[2]
+    batch = 2 * num_threads()
+    windows: dict[int, _Windows] = {}
+    # Potentials are at hand of a few intervals at a time, those of a plane between two for both.
+    for start in range(0, len(work), batch):
+        part = work[start : start + batch]
+        planes = sorted({at for interval, _ in part for at in interval.ends if at is not None})
+        kept = windows
+
+        def open_windows(plane: int, kept: dict[int, _Windows] = kept) -> _Windows:
+            if plane in kept:
+                return kept[plane]
+            return _open_windows(plane, work, read_image, shape, corner[1:], size, geometry)
+
+        windows = dict(zip(planes, run_all(open_windows, planes), strict=True))
+        chunks = []
+        for interval, items in part:
+            slices = range(max(top, interval.slices.start), min(bottom, interval.slices.stop))
+            ends = [None if at is None else windows[at] for at in interval.ends]
+            rows = np.empty((len(items), 5), dtype=np.int64)
+            for side, end in enumerate(ends):
+                rows[:, side] = -1 if end is None else end.find(items["pieces"][:, side])
+            rows[:, 2:4], rows[:, 4] = items["motion"], items["label"]
+            kinds = items["kind"].astype(volume.dtype)
+            # An end without pieces is not read; the kernel takes the other's arrays.
+            known = [end if end is not None else other for end, other in (ends, ends[::-1])]
+            chunks += [
+                (interval, rows, kinds, known, slices[lo:hi]) for lo, hi in split(len(slices), -(-len(slices) // CHUNK))
+            ]
+
+        def draw(chunk: tuple[Interval, Ints, npt.NDArray[Any], list[Any], range]) -> None:
+            interval, rows, kinds, ends, slices = chunk
+            here = slice(slices.start - top, slices.stop - top)
+            drawn = np.ascontiguousarray(labels[here])
+            kernels.draw_planes(
+                rows,
+                kinds,
+                interval.length,
+                slices.start - interval.origin,
+                slices.stop - interval.origin,
+                np.ascontiguousarray(volume[here]),
+                *((end.boxes, end.starts, end.potentials) for end in ends),
+                geometry.margins,
+                np.array([16 * CAP, FADING, FLOOR], dtype=np.int64),
+                drawn,
+            )
+            if not np.may_share_memory(drawn, labels):
+                labels[here] = drawn
+
+        run_all(draw, chunks)

@@ -2,7 +2,9 @@
 
 Slices are planes ``(Y, X)`` across the section axis. Lengths in a plane are in 1/16 voxel, potentials in 1/16 pixel.
 A piece is an 8-connected part of one label on an annotated plane; its window is its bounding box and a margin, and
-potentials of all windows of a plane stand one after the other in a flat array.
+potentials of the windows of some pieces stand one after the other in a flat array.
+
+Planes may be parts of larger ones, and boxes are counted from the part's corner: a box may begin before it.
 """
 
 import numpy as np
@@ -72,9 +74,10 @@ def measure_pieces(labels, pieces, boxes, measures, piece_labels):
 
 
 @jit
-def potentials_of_pieces(pieces, boxes, starts, table, potentials):
-    """Write each piece's potential in its window: the distance to the nearest voxel of the other state, + inside.
+def potentials_of_pieces(pieces, numbers, boxes, starts, table, potentials):
+    """Write potentials in the windows of some pieces: the distance to the nearest voxel of the other state, + inside.
 
+    `numbers` are the pieces' numbers in the plane `pieces`.
     ``table[dy, dx]`` is the potential at that distance, at most its last entry, the cap; the margin of a window is the
     table's reach. What lies outside the plane is of neither state.
     """
@@ -88,14 +91,14 @@ def potentials_of_pieces(pieces, boxes, starts, table, potentials):
         height = boxes[p, 1] + margin_y - y0
         width = boxes[p, 3] + margin_x - x0
         # Rows to the nearest voxel of the piece, and of anything else in the plane, along each column.
-        rows_in = np.full((height, width), margin_y + 1, dtype=np.int64)
-        rows_out = np.full((height, width), margin_y + 1, dtype=np.int64)
+        rows_in = np.full((height, width), margin_y + 1, dtype=np.uint8)
+        rows_out = np.full((height, width), margin_y + 1, dtype=np.uint8)
         for x in range(width):
             if x0 + x < 0 or x0 + x >= nx:
                 continue
             for y in range(height):
                 if 0 <= y0 + y < ny:
-                    if pieces[y0 + y, x0 + x] == p + 1:
+                    if np.int64(pieces[y0 + y, x0 + x]) == numbers[p]:
                         rows_in[y, x] = 0
                     else:
                         rows_out[y, x] = 0
@@ -111,37 +114,40 @@ def potentials_of_pieces(pieces, boxes, starts, table, potentials):
                 inside = rows_in[y, x] == 0
                 best = cap
                 for dx in range(-min(margin_x, x), min(margin_x, width - 1 - x) + 1):
-                    rows = rows_out[y, x + dx] if inside else rows_in[y, x + dx]
+                    rows = np.int64(rows_out[y, x + dx] if inside else rows_in[y, x + dx])
                     best = min(best, table[rows, abs(dx)])
                 potentials[at] = best if inside else -best
                 at += 1
 
 
 @jit
-def list_overlaps(labels, next_labels, pieces, next_pieces, out):
+def list_overlaps(pieces, next_pieces, labels, next_labels, out):
     """List ``(piece, next piece, voxels)``, numbered from 0, for each run of voxels of one label on both planes.
 
-    Returns how many; rows beyond `out` are counted but not written.
+    `pieces` and `next_pieces` number the planes' pieces from 1, `labels` and `next_labels` are the pieces' labels.
+    Returns how many runs there are; rows beyond `out` are counted but not written.
     """
     count = 0
-    for y in range(labels.shape[0]):
-        a = NO_PIECE
-        b = NO_PIECE
-        for x in range(labels.shape[1]):
-            if labels[y, x] == 0 or labels[y, x] != next_labels[y, x]:
-                a = NO_PIECE
-                continue
-            if a == np.int64(pieces[y, x]) - 1 and b == np.int64(next_pieces[y, x]) - 1:
-                if count <= out.shape[0]:
+    for y in range(pieces.shape[0]):
+        a = np.int64(NO_PIECE)
+        b = np.int64(NO_PIECE)
+        same = False
+        for x in range(pieces.shape[1]):
+            next_a = np.int64(pieces[y, x]) - 1
+            next_b = np.int64(next_pieces[y, x]) - 1
+            if next_a == a and next_b == b:
+                if same and count <= out.shape[0]:
                     out[count - 1, 2] += 1
                 continue
-            a = np.int64(pieces[y, x]) - 1
-            b = np.int64(next_pieces[y, x]) - 1
-            if count < out.shape[0]:
-                out[count, 0] = a
-                out[count, 1] = b
-                out[count, 2] = 1
-            count += 1
+            a = next_a
+            b = next_b
+            same = a != NO_PIECE and b != NO_PIECE and labels[a] == next_labels[b]
+            if same:
+                if count < out.shape[0]:
+                    out[count, 0] = a
+                    out[count, 1] = b
+                    out[count, 2] = 1
+                count += 1
     return count
 
 
@@ -253,22 +259,21 @@ def average_motions(at, bounds, own, centres, motions, steps, reach, out):
 
 
 @jit
-def list_templates(plane, classes, boxes, starts, piece_labels, potentials, margins, templates):
+def list_templates(plane, kinds, boxes, starts, potentials, margins, cap, templates):
     """Write, for each voxel of each window, whether it has the piece's class (1), another (0), or is `IGNORED`.
 
-    Ignored is what lies outside the plane or as far from the piece's outline as the potential's cap: it tells nothing
-    about motion.
+    Ignored is what lies outside the plane or as far from the piece's outline as the potential's `cap`: it tells nothing
+    about motion. `kinds` are the pieces' classes.
     """
-    for p in range(piece_labels.size):
+    for p in range(kinds.size):
         at = starts[p]
-        cap = -potentials[at]  # a window's corner is as far as it goes
         for y in range(boxes[p, 0] - margins[0], boxes[p, 1] + margins[0]):
             for x in range(boxes[p, 2] - margins[1], boxes[p, 3] + margins[1]):
                 inside = 0 <= y < plane.shape[0] and 0 <= x < plane.shape[1]
                 if not inside or abs(potentials[at]) >= cap:
                     templates[at] = IGNORED
                 else:
-                    templates[at] = plane[y, x] == classes[piece_labels[p]]
+                    templates[at] = plane[y, x] == kinds[p]
                 at += 1
 
 
@@ -319,18 +324,19 @@ def count_agreement(template, same, other, y0, x0):
 
 
 @jit
-def match_motions(items, planes, first, direction, n, classes, pieces, margins, search, steps, out):
+def match_motions(items, planes, first, direction, n, pieces, margins, search, steps, out):
     """Find the motion of each piece that the class map itself follows best, starting from an expected one.
 
-    Rows of `items` are ``(piece, dy, dx, trust)``: the expected motion over `n` slices. A motion's score is how many
-    voxels around the piece's outline (its template) agree with the planes next to it, at their displaced place,
-    weighted by the search's weights, less ``trust`` times the squared difference from what was expected. The best on a
-    coarse grid is refined by halving; ties go to the smaller difference, then to the mean of what ties.
+    Rows of `items`, parallel to the arrays of `pieces`, are ``(dy, dx, trust)``: the expected motion over `n` slices. A
+    motion's score is how many voxels around the piece's outline (its template) agree with the planes next to it, at
+    their displaced place, weighted by the search's weights, less ``trust`` times the squared difference from what was
+    expected. The best on a coarse grid is refined by halving; ties go to the smaller difference, then to the mean of
+    what ties.
 
     Templates and planes are compared 64 voxels at a time, and a motion is given up once it cannot win any more: that
     takes a tenth of the time of the plain sum.
     """
-    boxes, starts, piece_labels, templates = pieces
+    boxes, starts, kinds, templates = pieces
     weights, radius, coarse, fine, clamp = search
     look = 0
     while look < weights.size and 0 <= first + direction * (look + 1) < planes.shape[0]:
@@ -342,16 +348,15 @@ def match_motions(items, planes, first, direction, n, classes, pieces, margins, 
     for s in range(look):
         pads[s] = ((radius + 1) * coarse * (s + 1) >> 4) + 2
     for i in range(items.shape[0]):
-        p = items[i, 0]
-        trust = items[i, 3]
-        y0 = boxes[p, 0] - margins[0]
-        x0 = boxes[p, 2] - margins[1]
-        height = boxes[p, 1] + margins[0] - y0
-        width = boxes[p, 3] + margins[1] - x0
-        value = classes[piece_labels[p]]
+        trust = items[i, 2]
+        y0 = boxes[i, 0] - margins[0]
+        x0 = boxes[i, 2] - margins[1]
+        height = boxes[i, 1] + margins[0] - y0
+        width = boxes[i, 3] + margins[1] - x0
+        value = kinds[i]
         template = np.zeros((2, height, (width + WORD - 1) // WORD), dtype=np.uint64)
         counted = 0
-        at = starts[p]
+        at = starts[i]
         for y in range(height):
             for x in range(width):
                 if templates[at] != IGNORED:
@@ -360,8 +365,8 @@ def match_motions(items, planes, first, direction, n, classes, pieces, margins, 
                 at += 1
 
         # Around where the piece is expected, each plane is packed as far as any motion to be tried may lead.
-        vy = min(max(items[i, 1], -clamp[0]), clamp[0])
-        vx = min(max(items[i, 2], -clamp[1]), clamp[1])
+        vy = min(max(items[i, 0], -clamp[0]), clamp[0])
+        vx = min(max(items[i, 1], -clamp[1]), clamp[1])
         most = 2 * pads[look - 1]
         words = (width + most + WORD - 1) // WORD + 1
         same = np.empty((look, height + most, words), dtype=np.uint64)
@@ -391,8 +396,8 @@ def match_motions(items, planes, first, direction, n, classes, pieces, margins, 
                     kx = (turn_x >> 1) * (1 - 2 * (turn_x & 1))
                     dy = min(max(vy + ky * step * n, -clamp[0]), clamp[0])
                     dx = min(max(vx + kx * step * n, -clamp[1]), clamp[1])
-                    ry = abs(dy - items[i, 1]) * steps[0] // n
-                    rx = abs(dx - items[i, 2]) * steps[1] // n
+                    ry = abs(dy - items[i, 0]) * steps[0] // n
+                    rx = abs(dx - items[i, 1]) * steps[1] // n
                     r2 = (ry * ry + rx * rx) >> 12
                     penalty = (counted * trust * r2) >> 20
                     score = np.int64(0)
@@ -473,14 +478,14 @@ def place_window(boxes, starts, p, margins, shift_y, shift_x, weights, place):
 
 
 @jit
-def draw_planes(items, n, lo, hi, planes, classes, before, after, margins, levels, labels):
+def draw_planes(items, kinds, n, lo, hi, planes, before, after, margins, levels, labels):
     """Label the slices ``lo <= i < hi`` between two annotated planes that are `n` slices apart.
 
-    Rows of `items` are ``(piece before, piece after, dy, dx, label)``, -1 for none, with the motion over n slices.
-    Slice i reads the first piece displaced by i/n of the motion and the second by what is left of it, mixed n - i : i;
-    one that stands alone loses ``levels[1]`` a slice. Where the class fits, the greatest potential of at least
-    ``levels[2]`` wins, ties the smaller label; labelled voxels stay. Levels are in 1/4096 pixel, `levels[0]` is the
-    cap in 1/16. ``planes[i - lo]`` and ``labels[i - lo]`` are slice i.
+    Rows of `items` are ``(piece before, piece after, dy, dx, label)``, -1 for none, with the motion over n slices;
+    `kinds` are their classes. Slice i reads the first piece displaced by i/n of the motion and the second by what is
+    left of it, mixed n - i : i; one that stands alone loses ``levels[1]`` a slice. Where the class fits, the greatest
+    potential of at least ``levels[2]`` wins, ties the smaller label; labelled voxels stay. Levels are in 1/4096 pixel,
+    `levels[0]` is the cap in 1/16. ``planes[i - lo]`` and ``labels[i - lo]`` are slice i.
     """
     boxes_a, starts_a, potentials_a = before
     boxes_b, starts_b, potentials_b = after
@@ -502,7 +507,7 @@ def draw_planes(items, n, lo, hi, planes, classes, before, after, margins, level
             a = items[item, 0]
             b = items[item, 1]
             label = np.uint32(items[item, 4])
-            value = classes[label]
+            value = kinds[item]
             if a >= 0:
                 place_window(
                     boxes_a, starts_a, a, margins,
