@@ -1,0 +1,132 @@
+"""Unite the fragments of one object, tile by tile: the verb `merge`.
+
+Stages
+------
+1. *Count* the contacts of all labels (`tiled.contacts`), and list the classes that each lies on.
+2. *Decide* (driver): which ids change, as in memory. Kept in pieces by id, of which a tile reads those that it needs.
+3. *Relabel* (every tile).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._classes import ClassPairs
+from .._contacts import Counts, list_ids
+from .._merge import Rules, check_rules, decide
+from .._relabel import relabel
+from .contacts import fold_counts, map_counts, tile_key
+from .grid import Box, Grid
+from .run import Options, Wanted, open_run
+from .scratch import Scratch
+from .stored import Sink, Source, check_classes, check_ids, open_source, same_shape
+from .tables import digest, fold, unite_rows
+
+__all__ = ["merge"]
+
+PIECE = 2**16
+"""Ids of a piece of the table of what changes."""
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Context:
+    grid: Grid
+    scratch: Scratch
+    labels: Source
+    out: Sink
+
+
+def merge(
+    labels: Any,
+    *,
+    classes: Any = None,
+    scores: Any = None,
+    spacing: Any = (1, 1, 1),
+    connectivity: int = 6,
+    min_contact: float | None = None,
+    must_link: Iterable[Any] = (),
+    cannot_link: Iterable[Any] = (),
+    out: Any = None,
+    options: Options,
+) -> Any:
+    """Do what `lpa3d.merge` does for stored arrays."""
+    source = open_source(labels, "labels")
+    check_ids(source, "labels")
+    rules = check_rules(
+        source.ndim,
+        scores=scores,
+        spacing=spacing,
+        connectivity=connectivity,
+        min_contact=min_contact,
+        must_link=must_link,
+        cannot_link=cannot_link,
+    )
+    inputs = {"labels": source}
+    if classes is not None and not isinstance(classes, Mapping):
+        inputs["classes"] = open_source(classes, "classes")
+        check_classes(inputs["classes"], "classes")
+        same_shape(inputs["classes"], "classes", source, "labels")
+    parameters = {
+        "connectivity": rules.connectivity,
+        "spacing": list(rules.spacing),
+        "min_contact": rules.threshold,
+        "scores": digest(rules.scores),
+        "must_link": digest(rules.must_link),
+        "cannot_link": digest(rules.cannot_link),
+        "classes": digest(classes) if isinstance(classes, Mapping) else None,
+    }
+    outputs = {"out": Wanted(out, source.shape, source.ndim, source.dtype)}
+    width = sum(one.dtype.itemsize for one in inputs.values())
+    with open_run("merge", inputs, parameters, outputs, options, bytes_per_voxel=2 * width + 2) as run:
+        map_counts(run, source, None, inputs.get("classes"), rules.connectivity)
+        given = inputs["classes"].dtype if "classes" in inputs else classes
+        run.once("decide", _decide, run.scratch, run.grid, rules, source, given)
+        context = _Context(run.grid, run.scratch, source, run.outputs["out"])
+        run.map("relabel", _relabel_tile, context)
+    return run.result("out")
+
+
+def _decide(scratch: Scratch, grid: Grid, rules: Rules, labels: Source, classes: Any) -> None:
+    """Decide which ids change and keep the table; `classes` is a mapping, the dtype of a class map, or None."""
+    counts = fold_counts(scratch, grid)
+    corner = labels.read(Box((0, 0, 0), (1, 1, 1))) if len(grid) else np.empty(0, np.int64)
+    ids = list_ids(counts, corner.reshape(-1))
+    if isinstance(classes, np.dtype):
+        parts = (scratch.get(tile_key(tile), "classes")["classes"] for tile in range(len(grid)))
+        classes = ClassPairs(fold(parts, unite_rows, len), classes)
+    changed, new_ids = decide(rules, counts, ids, classes)
+    pieces = {}
+    for k, at in enumerate(range(0, len(changed), PIECE)):
+        pieces[f"ids{k}"], pieces[f"new{k}"] = changed[at : at + PIECE], new_ids[at : at + PIECE]
+    scratch.put("changes", starts=changed[::PIECE], **pieces)
+
+
+def _read_changes(scratch: Scratch, ids: Ids) -> tuple[Ids, Ids]:
+    """Return those of the sorted `ids` that change, and what they become."""
+    starts = scratch.get("changes", "starts")["starts"]
+    pieces = np.unique(np.searchsorted(starts, ids, "right") - 1)
+    pieces = pieces[pieces >= 0].tolist()
+    if not pieces:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    found = scratch.get("changes", *(f"{name}{k}" for k in pieces for name in ("ids", "new")))
+    changed, new_ids = (np.concatenate([found[f"{name}{k}"] for k in pieces]) for name in ("ids", "new"))
+    wanted = np.isin(changed, ids, assume_unique=True)
+    return changed[wanted], new_ids[wanted]
+
+
+def _relabel_tile(context: _Context, tile: int) -> None:
+    """Write a tile of the result."""
+    box = context.grid.box(tile)
+    labels = context.labels.read(box)
+    inside = Counts(**context.scratch.get(tile_key(tile), "pairs", "values"))
+    changed, new_ids = _read_changes(context.scratch, list_ids(inside, labels.reshape(-1)[:1]))
+    if len(changed):
+        labels = relabel(labels, changed, new_ids, labels.dtype, None)
+    context.out.write(box, labels)
