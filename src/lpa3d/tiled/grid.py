@@ -38,9 +38,7 @@ class Box:
 
     def within(self, outer: Box) -> tuple[slice, slice, slice]:
         """Return the index of the box in an array that holds `outer`."""
-        z, y, x = (
-            slice(lo - start, hi - start) for lo, hi, start in zip(self.lo, self.hi, outer.lo, strict=True)
-        )
+        z, y, x = (slice(lo - start, hi - start) for lo, hi, start in zip(self.lo, self.hi, outer.lo, strict=True))
         return z, y, x
 
     def grow(self, margin: int | Sequence[int], shape: Sequence[int]) -> Box:
@@ -114,7 +112,5 @@ class Grid:
         """Return the tiles that share voxels with `box`, in raster order."""
         if box.size <= 0:
             return []
-        spans = (
-            range(lo // t, -(-hi // t)) for lo, hi, t in zip(box.lo, box.hi, self.tile, strict=True)
-        )
+        spans = (range(lo // t, -(-hi // t)) for lo, hi, t in zip(box.lo, box.hi, self.tile, strict=True))
         return [self.index(place) for place in itertools.product(*spans)]

@@ -13,7 +13,6 @@ where they will be, and their attribute ``complete`` tells when they are.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -37,7 +36,7 @@ from .grid import Grid, Place
 from .journal import Journal
 from .schedulers import Scheduler, Task, choose_scheduler
 from .scratch import Blobs, Folder, Scratch, StoreFolder
-from .stored import Layout, Sink, Source, choose_layout, create_array, is_url
+from .stored import Layout, Sink, Source, as_path, choose_layout, create_array, is_url
 
 __all__ = ["Options", "Run", "TileError", "Wanted", "open_run"]
 
@@ -399,7 +398,7 @@ def _place(name: str, wanted: Wanted) -> _Output:
         )
     from ..io import locate, zarr_target
 
-    location = locate(os.fspath(place))
+    location = locate(as_path(place))
     if location.format != "zarr":
         raise InputError(f"out is {os.fspath(place)!r}; results of this size are zarr arrays: out='{name}.zarr'")
     final = Path(os.path.realpath(location.path))
@@ -430,7 +429,14 @@ def _lock(home: Path) -> Iterator[None]:
     """Keep other processes out of a run; the system lets go when the process ends, however it does."""
     with open(home / "lock", "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"another process is at work on this output ({home}); wait for it, or end it") from None
         try:
@@ -454,7 +460,7 @@ def _earlier(blobs: Blobs, options: Options) -> dict[str, Any] | None:
     if options.resume:
         return before
     blobs.clear(before["id"])
-    blobs.clear(RUN)
+    blobs.delete(RUN)
     return None
 
 

@@ -46,8 +46,11 @@ class Blobs(Protocol):
     def has(self, key: str) -> bool:
         """Return whether there is a blob."""
 
+    def delete(self, key: str) -> None:
+        """Delete a blob, if there is one."""
+
     def clear(self, prefix: str) -> None:
-        """Delete the blob `prefix`, or all below it."""
+        """Delete all blobs below `prefix`."""
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys below `prefix`."""
@@ -99,13 +102,13 @@ class Folder:
         """Return whether there is a blob."""
         return (self.root / key).is_file()
 
+    def delete(self, key: str) -> None:
+        """Delete a blob, if there is one."""
+        (self.root / key).unlink(missing_ok=True)
+
     def clear(self, prefix: str) -> None:
-        """Delete the blob `prefix`, or all below it."""
-        path = self.root / prefix
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        """Delete all blobs below `prefix`."""
+        shutil.rmtree(self.root / prefix, ignore_errors=True)
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys below `prefix`."""
@@ -158,14 +161,17 @@ class StoreFolder:
 
         return bool(sync(self.store.exists(self._key(key))))
 
-    def clear(self, prefix: str) -> None:
-        """Delete the blob `prefix`, or all below it."""
+    def delete(self, key: str) -> None:
+        """Delete a blob, if there is one."""
         from zarr.core.sync import sync
 
-        name = self._key(prefix)
-        sync(self.store.delete_dir(name))
-        if name and sync(self.store.exists(name)):
-            sync(self.store.delete(name))
+        sync(self.store.delete(self._key(key)))
+
+    def clear(self, prefix: str) -> None:
+        """Delete all blobs below `prefix`."""
+        from zarr.core.sync import sync
+
+        sync(self.store.delete_dir(self._key(prefix).rstrip("/")))
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys below `prefix`."""
@@ -247,7 +253,7 @@ class Scratch:
 
     def delete(self, key: str) -> None:
         """Delete what is under `key`, if there is anything."""
-        self.blobs.clear(key)
+        self.blobs.delete(key)
 
     def clear(self, prefix: str) -> None:
         """Delete all keys below `prefix`."""

@@ -26,6 +26,7 @@ __all__ = [
     "Layout",
     "Sink",
     "Source",
+    "as_path",
     "canonical_shape",
     "check_classes",
     "check_id_values",
@@ -41,8 +42,13 @@ Array = npt.NDArray[Any]
 
 
 def is_url(place: Any) -> bool:
-    """Return whether `place` is a URL such as ``s3://bucket/volume.zarr``."""
-    return isinstance(place, str) and "://" in place
+    """Return whether `place` is a URL such as ``s3://bucket/volume.zarr``; ``file://`` is a path."""
+    return isinstance(place, str) and "://" in place and not place.startswith("file://")
+
+
+def as_path(place: str | os.PathLike[str]) -> str:
+    """Return a local path, of a path or a ``file://`` URL."""
+    return os.fspath(place).removeprefix("file://")
 
 
 def canonical_shape(shape: Sequence[int]) -> Place:
@@ -134,7 +140,7 @@ def open_source(array: Any, role: str) -> Source:
     name = role
     if isinstance(array, (str, os.PathLike)):
         name = os.fspath(array)
-        array = _open_url(name) if is_url(name) else _open_path(name)
+        array = _open_url(name) if is_url(name) else _open_path(as_path(name))
     shape = tuple(int(n) for n in array.shape)
     if any(not math.isfinite(n) for n in array.shape):
         raise InputError(f"{role} is a dask array of unknown shape {array.shape}; pass {role}.compute_chunk_sizes()")
@@ -325,6 +331,5 @@ def create_array(
         attributes={"axes": axes, **attributes},
         dimension_names=axes,
         zarr_format=3,
-        overwrite=True,
         **more,
     )

@@ -1,0 +1,503 @@
+"""The driver of tiled runs: geometry, scratch, journal, maps, resuming, outputs and their places."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lpa3d.errors import InputError, InputTypeError
+from lpa3d.tiled.budget import choose_tile, parse_memory
+from lpa3d.tiled.grid import Box, Grid
+from lpa3d.tiled.journal import Journal
+from lpa3d.tiled.run import Options, TileError, Wanted, open_run
+from lpa3d.tiled.scratch import Folder, Scratch, StoreFolder
+from lpa3d.tiled.stored import choose_layout, open_source
+
+zarr = pytest.importorskip("zarr")
+
+SIDES = st.tuples(*[st.integers(1, 9)] * 3)
+
+
+@st.composite
+def boxes(draw: st.DrawFn, shape: tuple[int, int, int]) -> Box:
+    lo = tuple(draw(st.integers(0, n - 1)) for n in shape)
+    hi = tuple(draw(st.integers(a + 1, n)) for a, n in zip(lo, shape, strict=True))
+    return Box(lo, hi)
+
+
+@given(SIDES, SIDES, st.data())
+def test_tiles_cover_the_volume_once(shape: Any, tile: Any, data: st.DataObject) -> None:
+    grid = Grid(shape, tile)
+    count = np.zeros(shape, int)
+    for index in range(len(grid)):
+        count[grid.box(index).slices] += 1
+        assert grid.index(grid.position(index)) == index
+    assert (count == 1).all()
+    box = data.draw(boxes(shape))
+    met = [index for index in range(len(grid)) if grid.box(index).intersect(box) is not None]
+    assert grid.tiles_in(box) == met
+    grown = box.grow((1, 0, 2), shape)
+    inside = np.zeros(grown.shape, int)
+    inside[box.within(grown)] = 1
+    assert inside.sum() == box.size
+
+
+@given(SIDES, SIDES)
+def test_neighbors(shape: Any, tile: Any) -> None:
+    grid = Grid(shape, tile)
+    for index in range(len(grid)):
+        for offset in np.ndindex(3, 3, 3):
+            step = [o - 1 for o in offset]
+            place = [p + s for p, s in zip(grid.position(index), step, strict=True)]
+            inside = all(0 <= p < n for p, n in zip(place, grid.counts, strict=True))
+            assert grid.neighbor(index, step) == (grid.index(place) if inside else -1)
+
+
+def folders(tmp_path: Path) -> list[Any]:
+    store = zarr.storage.MemoryStore()
+    return [
+        Folder(tmp_path / "folder"),
+        StoreFolder(store, "deep/er"),
+        StoreFolder(zarr.storage.LocalStore(tmp_path / "s"), ""),
+    ]
+
+
+def test_scratch_gives_back_what_was_put(tmp_path: Path) -> None:
+    arrays = {
+        "a": np.arange(5000, dtype=np.uint64) * 2**50,
+        "b": np.array(True),
+        "c": np.zeros((0, 3), np.int16),
+        "d": np.arange(24.0).reshape(2, 3, 4)[:, ::2].transpose(2, 0, 1),
+        "e": np.random.default_rng(0).integers(0, 255, 10**5).astype(np.uint8),
+    }
+    for blobs in folders(tmp_path):
+        scratch = Scratch(blobs)
+        scratch.put("x/1", **arrays)
+        found = scratch.get("x/1")
+        assert list(found) == list(arrays)
+        for name, array in arrays.items():
+            assert found[name].dtype == array.dtype
+            np.testing.assert_array_equal(found[name], array)
+        assert list(scratch.get("x/1", "d", "b")) == ["d", "b"]
+        scratch.put("x/1", a=np.arange(3))
+        np.testing.assert_array_equal(scratch.get("x/1")["a"], np.arange(3))
+        scratch.put("x/2", a=np.arange(4))
+        assert sorted(scratch.keys("x")) == ["x/1", "x/2"]
+        scratch.delete("x/2")
+        assert not scratch.has("x/2")
+        with pytest.raises(KeyError):
+            scratch.get("x/2")
+        scratch.clear("x")
+        assert list(scratch.keys("x")) == []
+
+
+def test_a_blob_larger_than_a_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lpa3d.tiled.scratch.FRAME", 1000)
+    scratch = Scratch(Folder(tmp_path))
+    array = np.arange(12345, dtype=np.int64).reshape(5, -1)
+    scratch.put("k", a=array)
+    np.testing.assert_array_equal(scratch.get("k")["a"], array)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIDES, SIDES, st.integers(0, 5), st.data())
+def test_a_scratch_volume_reads_any_box(shape: Any, tile: Any, cut: int, data: st.DataObject) -> None:
+    grid = Grid(shape, tile)
+    store = zarr.storage.MemoryStore()
+    volume = Scratch(StoreFolder(store, "")).volume("v", grid, np.uint16, cut)
+    values = np.random.default_rng(1).integers(1, 999, shape).astype(np.uint16)
+    missing = data.draw(st.sets(st.integers(0, len(grid) - 1)))
+    for index in range(len(grid)):
+        if index in missing:
+            values[grid.box(index).slices] = 0
+        else:
+            volume.write(index, values[grid.box(index).slices])
+    for _ in range(3):
+        box = data.draw(boxes(shape))
+        np.testing.assert_array_equal(volume.read(box), values[box.slices])
+
+
+def test_the_journal_survives_and_cuts_a_torn_row(tmp_path: Path) -> None:
+    journal = Journal(Folder(tmp_path))
+    for k in range(5):
+        journal.append("a/b", k, 10 * k)
+    journal.append("a", 7)
+    journal.close()
+    with open(tmp_path / "journal" / "a.b" / "rows", "ab") as file:
+        file.write(b"torn")
+    journal = Journal(Folder(tmp_path))
+    rows = np.concatenate(list(journal.rows("a/b", 2)))
+    assert rows.tolist() == [[k, 10 * k] for k in range(5)]
+    journal.append("a/b", 5, 50)
+    assert len(np.concatenate(list(journal.rows("a/b", 2)))) == 6
+    journal.finish("a/b", found=3)
+    assert journal.finished("a/b")
+    assert not journal.finished("a")
+    assert journal.values("a/b") == {"found": 3}
+    assert list(journal.rows("a/b", 2)) == []
+    assert np.concatenate(list(journal.rows("a"))).tolist() == [[7]]
+    journal.close()
+
+
+def test_the_journal_in_a_store_writes_segments() -> None:
+    blobs = StoreFolder(zarr.storage.MemoryStore(), "run")
+    journal = Journal(blobs)
+    for k in range(5):
+        journal.append("s", k)
+    journal.close()
+    again = Journal(blobs)
+    again.append("s", 9)
+    assert np.concatenate(list(again.rows("s"))).ravel().tolist() == [0, 1, 2, 3, 4, 9]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("4GB", 4 * 10**9), ("1.5 MiB", 3 * 2**19), (1000, 1000), ("2tb", 2 * 10**12), ("7", 7)]
+)
+def test_memory_is_read(text: Any, expected: int) -> None:
+    assert parse_memory(text) == expected
+
+
+@pytest.mark.parametrize("text", ["four", "", "-1GB", 0, float("nan"), "4 parsecs"])
+def test_memory_that_cannot_be_read(text: Any) -> None:
+    with pytest.raises(InputError, match="4GB"):
+        parse_memory(text)
+
+
+@given(
+    st.tuples(*[st.integers(1, 3000)] * 3), st.tuples(*[st.integers(1, 300)] * 3), st.integers(0, 40),
+    st.sampled_from([1.0, 12.0, 40.0]), st.integers(1, 8),
+)  # fmt: skip
+def test_a_plan_keeps_to_its_budget(shape: Any, chunks: Any, halo: int, cost: float, workers: int) -> None:
+    plan = choose_tile(shape, chunks, memory="8GB", bytes_per_voxel=cost, halo=halo, workers=workers)
+    grown = [min(t + 2 * halo, n) for t, n in zip(plan.tile, shape, strict=True)]
+    assert plan.workers * cost * np.prod(grown, dtype=float) <= 8e9
+    assert plan.memory <= 8 * 10**9
+    assert all(1 <= t <= n for t, n in zip(plan.tile, shape, strict=True))
+
+
+def test_usual_chunks_make_usual_tiles() -> None:
+    assert choose_tile((1024,) * 3, (128,) * 3, memory="2GB", bytes_per_voxel=12, workers=2).tile == (256,) * 3
+    # Chunks of one slice: each is decoded a few times at most.
+    tile = choose_tile((4000, 2048, 2048), (1, 2048, 2048), memory="8GB", bytes_per_voxel=12, workers=2).tile
+    assert tile[1:] == (2048, 2048)
+
+
+def test_too_small_a_budget_says_what_is_needed() -> None:
+    with pytest.raises(InputError, match=r"too little.*memory='[0-9.]+GB'"):
+        choose_tile((100, 100, 100), (100, 100, 100), memory="1MB", bytes_per_voxel=10)
+
+
+@given(SIDES, SIDES)
+def test_tiles_never_share_a_chunk(shape: Any, tile: Any) -> None:
+    layout = choose_layout(shape, 3, tile, None, "out")
+    for t, n, unit in zip(tile, shape, layout.unit, strict=True):
+        assert t >= n or t % unit == 0
+
+
+def test_a_tile_that_cuts_chunks_is_refused() -> None:
+    with pytest.raises(InputError, match="two tiles would"):
+        choose_layout((100, 100, 100), 3, (50, 50, 50), {"chunks": (32, 50, 50)}, "out")
+    with pytest.raises(InputError, match="no multiple"):
+        choose_layout((100, 100, 100), 3, (50, 50, 50), {"chunks": (20, 20, 20), "shards": (50, 50, 50)}, "out")
+
+
+def test_large_outputs_have_shards() -> None:
+    layout = choose_layout((10**4,) * 3, 3, (256,) * 3, None, "out")
+    assert (layout.chunks, layout.shards) == ((128,) * 3, (256,) * 3)
+    assert choose_layout((1024,) * 3, 3, (256,) * 3, None, "out").shards is None
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the tasks below work on."""
+
+    source: Any
+    sink: Any
+    scratch: Any
+    grid: Any
+    folder: str
+    broken: tuple[int, ...] = ()
+    killer: int = -1
+
+
+def double(work: Work, tile: int) -> None:
+    """Write twice the input, count the calls, and break where it is told to."""
+    Path(work.folder, f"{tile}-{len(os.listdir(work.folder))}").touch()
+    if tile == work.killer:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if tile in work.broken:
+        raise OSError(5, "bad disk")
+    box = work.grid.box(tile)
+    values = work.source.read(box)
+    work.sink.write(box, values * 2)
+    work.scratch.put(f"sums/{tile}", total=np.array(values.sum()))
+
+
+def run_double(
+    volume: Any, out: Any, calls: Path, *, p: int = 1, broken: Any = (), killer: int = -1, **options: Any
+) -> Any:
+    """Double a volume and sum it up."""
+    source = open_source(volume, "volume")
+    wanted = {"out": Wanted(out, source.shape, source.ndim, source.dtype)}
+    with open_run("double", {"volume": source}, {"p": p}, wanted, Options(**options), bytes_per_voxel=20) as run:
+        work = Work(source, run.outputs["out"], run.scratch, run.grid, str(calls), tuple(broken), killer)
+        run.map("double", double, work)
+        tiles = range(len(run.grid))
+        found = run.once("sum", lambda: {"total": int(sum(run.scratch.get(f"sums/{t}")["total"] for t in tiles))})
+    return run.result("out"), found["total"]
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    path = tmp_path / "volume.zarr"
+    values = np.arange(20 * 18 * 16, dtype=np.uint32).reshape(20, 18, 16)
+    zarr.create_array(str(path), shape=values.shape, dtype=values.dtype, chunks=(7, 5, 9))[:] = values
+    return path
+
+
+@pytest.fixture
+def calls(tmp_path: Path) -> Path:
+    (tmp_path / "calls").mkdir()
+    return tmp_path / "calls"
+
+
+def test_a_run_from_end_to_end(volume: Path, calls: Path, tmp_path: Path) -> None:
+    seen = []
+    result, total = run_double(
+        str(volume), tmp_path / "out.zarr", calls, tile=8, progress=lambda stage, done: seen.append((stage, done))
+    )
+    values = zarr.open_array(str(volume))[:]
+    np.testing.assert_array_equal(result[:], 2 * values)
+    assert total == values.sum()
+    assert result.chunks == (8, 8, 8)
+    about = result.attrs["lpa3d"]
+    assert about["complete"] is True
+    assert about["parameters"] == {"p": 1}
+    assert len(about["inputs"]["volume"]["digest"]) == 64
+    assert seen[0] == ("double", 0.0)
+    assert seen[-1][0] == "sum"
+    # Nothing is left beside it.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["calls", "out.zarr", "volume.zarr"]
+    assert pickle.loads(pickle.dumps(open_source(str(volume), "v"))).shape == (20, 18, 16)
+
+
+def test_existing_outputs_are_kept_unless_told(volume: Path, calls: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    run_double(volume, out, calls)
+    with pytest.raises(InputError, match="exists"):
+        run_double(volume, out, calls)
+    assert not (tmp_path / "out.zarr.lpa3d").exists()
+    # Until the new one is complete, the old one is there.
+    with pytest.raises(TileError):
+        run_double(volume, out, calls, overwrite=True, tile=8, broken=[3])
+    assert zarr.open_array(str(out)).attrs["lpa3d"]["complete"] is True
+    result, _ = run_double(volume, out, calls, overwrite=True, tile=8)
+    assert result.chunks == (8, 8, 8)
+
+
+def test_a_failed_tile_is_retried_then_named(volume: Path, calls: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        TileError, match=r"tile 5 \(z 0:8, y 16:18, x 8:16\) failed 3 times in stage 'double'.*bad disk"
+    ):
+        run_double(volume, tmp_path / "out.zarr", calls, tile=8, broken=[5])
+    tried = [name.split("-")[0] for name in os.listdir(calls)]
+    assert tried.count("5") == 3
+    finished = set(tried) - {"5"}
+    # Whoever mends it loses no finished tile.
+    for name in os.listdir(calls):
+        (calls / name).unlink()
+    result, _ = run_double(volume, tmp_path / "out.zarr", calls, tile=8)
+    again = {name.split("-")[0] for name in os.listdir(calls)}
+    assert "5" in again
+    assert not again & finished
+    np.testing.assert_array_equal(result[:], 2 * zarr.open_array(str(volume))[:])
+
+
+def test_another_run_is_not_gone_on_with(volume: Path, calls: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    with pytest.raises(TileError):
+        run_double(volume, out, calls, tile=8, broken=[5])
+    with pytest.raises(InputError, match=r"parameters\.p was 1 and is 2.*resume=False"):
+        run_double(volume, out, calls, tile=8, p=2)
+    with pytest.raises(InputError, match=r"tile was \[8, 8, 8\] and is \[4, 4, 4\]"):
+        run_double(volume, out, calls, tile=4)
+    # Without a tile the earlier one is taken.
+    before = zarr.open_array(str(volume), mode="r+")
+    result, _ = run_double(volume, out, calls)
+    assert result.chunks == (8, 8, 8)
+    with pytest.raises(TileError):
+        run_double(volume, tmp_path / "two.zarr", calls, tile=8, broken=[5])
+    before[0, 0, 0] = 77
+    with pytest.raises(InputError, match=r"inputs\.volume\.digest was"):
+        run_double(volume, tmp_path / "two.zarr", calls, tile=8)
+    result, _ = run_double(volume, tmp_path / "two.zarr", calls, tile=8, resume=False)
+    assert result[0, 0, 0] == 154
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_two_processes_never_work_on_one_output(volume: Path, calls: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    with pytest.raises(TileError):
+        run_double(volume, out, calls, tile=8, broken=[5])
+    import fcntl
+
+    with open(tmp_path / "out.zarr.lpa3d" / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process is at work"):
+            run_double(volume, out, calls, tile=8)
+
+
+def test_places_of_outputs(volume: Path, calls: Path, tmp_path: Path) -> None:
+    values = 2 * zarr.open_array(str(volume))[:]
+    inner, _ = run_double(volume, tmp_path / "cell.zarr" / "labels" / "er", calls, tile=8)
+    np.testing.assert_array_equal(inner[:], values)
+    assert zarr.open_group(str(tmp_path / "cell.zarr"), mode="r")["labels/er"].shape == values.shape
+    second, _ = run_double(volume, tmp_path / "cell.zarr" / "labels" / "golgi", calls, tile=8)
+    np.testing.assert_array_equal(second[:], values)
+    np.testing.assert_array_equal(zarr.open_array(str(tmp_path / "cell.zarr" / "labels" / "er"))[:], values)
+    memory, _ = run_double(volume, zarr.storage.MemoryStore(), calls, tile=8)
+    np.testing.assert_array_equal(memory[:], values)
+    with pytest.raises(InputError, match=r"out='out\.zarr'"):
+        run_double(volume, None, calls)
+    with pytest.raises(InputError, match="results of this size are zarr"):
+        run_double(volume, "labels.tif", calls)
+    with pytest.raises(InputTypeError, match="a path, a URL or a zarr store"):
+        run_double(volume, 7, calls)
+
+
+def test_urls_and_object_storage(volume: Path, calls: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    values = 2 * zarr.open_array(str(volume))[:]
+    result, _ = run_double(volume, f"file://{tmp_path}/url.zarr", calls, tile=8)
+    np.testing.assert_array_equal(zarr.open_array(str(tmp_path / "url.zarr"))[:], values)
+    result, _ = run_double(f"file://{volume}", "memory://bucket/url.zarr", calls, tile=8)
+    np.testing.assert_array_equal(result[:], values)
+    again, _ = run_double("memory://bucket/url.zarr", zarr.storage.MemoryStore(), calls)
+    np.testing.assert_array_equal(again[:], 2 * values)
+    obstore = pytest.importorskip("obstore")
+    store = zarr.storage.ObjectStore(obstore.store.LocalStore(str(tmp_path / "objects"), mkdir=True))
+    result, _ = run_double(volume, store, calls, tile=8)
+    np.testing.assert_array_equal(result[:], values)
+    assert not [p for p in (tmp_path / "objects").rglob("*run*") if p.is_file()]
+
+
+def test_a_run_in_object_storage_goes_on(volume: Path, calls: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    url = "memory://unfinished/url.zarr"
+    with pytest.raises(TileError):
+        run_double(volume, url, calls, tile=8, broken=[17])
+    assert zarr.open_array(url, mode="r").attrs["lpa3d"]["complete"] is False
+    before = len(os.listdir(calls))
+    result, _ = run_double(volume, url, calls, tile=8)
+    assert len(os.listdir(calls)) - before < 18
+    assert result.attrs["lpa3d"]["complete"] is True
+    np.testing.assert_array_equal(result[:], 2 * zarr.open_array(str(volume))[:])
+
+
+def test_inputs_of_all_kinds(volume: Path, calls: Path, tmp_path: Path) -> None:
+    values = zarr.open_array(str(volume))[:]
+    dask = pytest.importorskip("dask.array")
+    result, _ = run_double(dask.from_array(values, chunks=(3, 18, 7)), tmp_path / "dask.zarr", calls, tile=8)
+    assert isinstance(result, dask.Array)
+    np.testing.assert_array_equal(result.compute(), 2 * values)
+    zarr.create_array(str(tmp_path / "two.zarr"), shape=values.shape, dtype=">u4", chunks=(6, 6, 6), zarr_format=2)[
+        :
+    ] = values
+    result, _ = run_double(tmp_path / "two.zarr", tmp_path / "a.zarr", calls, tile=8)
+    np.testing.assert_array_equal(result[:], 2 * values)
+    sharded = zarr.create_array(
+        str(tmp_path / "sharded.zarr"), shape=values.shape, dtype="u8", chunks=(4, 4, 4), shards=(8, 8, 8), fill_value=3
+    )
+    sharded[:8] = values[:8]  # the others are missing: the fill value
+    result, _ = run_double(sharded, tmp_path / "b.zarr", calls, tile=5)
+    np.testing.assert_array_equal(result[:8], 2 * values[:8])
+    assert (result[8:] == 6).all()
+    five = zarr.create_array(
+        str(tmp_path / "five.zarr"), shape=(1, 1, *values.shape), dtype="u4", chunks=(1, 1, 8, 8, 8)
+    )
+    five[:] = values[np.newaxis, np.newaxis]
+    result, _ = run_double(five, tmp_path / "c.zarr", calls, tile=8)
+    np.testing.assert_array_equal(result[:], 2 * values)
+    flat = zarr.create_array(str(tmp_path / "flat.zarr"), shape=values.shape[1:], dtype="u4", chunks=(8, 8))
+    flat[:] = values[0]
+    result, _ = run_double(flat, tmp_path / "d.zarr", calls, tile=(8, 8))
+    assert result.shape == values.shape[1:]
+    np.testing.assert_array_equal(result[:], 2 * values[0])
+
+
+def test_an_input_that_changes_meanwhile(volume: Path, calls: Path, tmp_path: Path) -> None:
+    def meddle(stage: str, done: float) -> None:
+        if stage == "sum":
+            zarr.open_array(str(volume), mode="r+")[0, 0, 0] = 5
+
+    with pytest.raises(InputError, match="changed while double read it"):
+        run_double(volume, tmp_path / "out.zarr", calls, progress=meddle)
+    assert not (tmp_path / "out.zarr").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("killer", [0, 3, 11])
+def test_kill_and_resume(volume: Path, calls: Path, tmp_path: Path, killer: int) -> None:
+    out = tmp_path / "out.zarr"
+    child = os.fork()
+    if not child:
+        run_double(volume, out, calls, tile=8, killer=killer)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not out.exists()
+    home = tmp_path / "out.zarr.lpa3d"
+    token = json.loads((home / "run.json").read_bytes())["id"]
+    rows = home / token / "journal" / "double" / "rows"
+    finished = set(np.fromfile(rows, np.int64).tolist()) if rows.exists() else set()
+    for name in os.listdir(calls):
+        (calls / name).unlink()
+    result, _ = run_double(volume, out, calls, tile=8)
+    again = {int(name.split("-")[0]) for name in os.listdir(calls)}
+    assert not again & finished
+    np.testing.assert_array_equal(result[:], 2 * zarr.open_array(str(volume))[:])
+    assert not home.exists()
+
+
+def test_a_full_disk_loses_nothing(volume: Path, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, count = Folder.put, [0]
+
+    def full(self: Folder, key: str, parts: list[bytes]) -> None:
+        count[0] += 1
+        if count[0] > 9:
+            raise OSError(28, "No space left on device")
+        put(self, key, parts)
+
+    monkeypatch.setattr(Folder, "put", full)
+    with pytest.raises((TileError, OSError), match="No space left"):
+        run_double(volume, tmp_path / "out.zarr", calls, tile=8)
+    monkeypatch.setattr(Folder, "put", put)
+    before = len(os.listdir(calls))
+    result, _ = run_double(volume, tmp_path / "out.zarr", calls, tile=8)
+    assert len(os.listdir(calls)) - before < 18
+    np.testing.assert_array_equal(result[:], 2 * zarr.open_array(str(volume))[:])
+
+
+def test_workers_in_other_processes(volume: Path, calls: Path, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    values = zarr.open_array(str(volume))[:]
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster),
+    ):
+        result, _ = run_double(volume, tmp_path / "out.zarr", calls, tile=8)
+        np.testing.assert_array_equal(result[:], 2 * values)
+        with pytest.raises(InputError, match="memory of this process"):
+            run_double(volume, zarr.storage.MemoryStore(), calls)
