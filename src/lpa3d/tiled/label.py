@@ -1,0 +1,85 @@
+"""`label` on stored arrays: the components of each tile, joined over its sides and numbered over the volume.
+
+Stages
+------
+1. *Scan* (map): the components of each tile, kept as runs, so that the input is read once.
+2. *Pairs* (map), 3. *join* (once): see `lpa3d.tiled.components`.
+4. *Write* (map): the number of each component, run by run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import _label
+from .._checks import canonical_connectivity
+from .components import local_numbers, open_sides, recall_components, run_join, scan_tile, write_numbers
+from .grid import Grid
+from .run import Options, Wanted, open_run
+from .scratch import Scratch
+from .stored import Sink, Source, check_classes, open_source
+
+__all__ = ["label"]
+
+NAME = "label"
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """What a tile's scan needs."""
+
+    volume: Source
+    grid: Grid
+    scratch: Scratch
+    connectivity: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """What the writing of a tile needs."""
+
+    grid: Grid
+    scratch: Scratch
+    out: Sink
+    dtype: np.dtype[Any]
+
+
+def _scan(context: _Scan, tile: int) -> None:
+    classes = context.volume.read(context.grid.box(tile))
+    classes = classes.view(f"u{classes.dtype.itemsize}")
+    sides = open_sides(context.grid, tile)
+    context.scratch.put(f"{NAME}/scan/{tile}", **scan_tile(classes, context.connectivity, sides, keep=True))
+
+
+def _write(context: _Write, tile: int) -> None:
+    box = context.grid.box(tile)
+    components = recall_components(context.scratch, NAME, tile)
+    numbers = local_numbers(context.scratch, context.grid, NAME, tile, components, context.dtype)
+    labels = np.empty(box.shape, context.dtype)
+    write_numbers(components, numbers, labels)
+    context.out.write(box, labels)
+
+
+def label(volume: Any, *, connectivity: int = 6, out: Any = None, options: Options) -> Any:
+    """Do what `lpa3d.label` does for a zarr or dask array; return a zarr array (dask in, dask out)."""
+    steps = canonical_connectivity(connectivity)
+    source = open_source(volume, "volume")
+    check_classes(source, "volume")
+    dtype = np.dtype(np.uint32 if np.prod(source.shape, dtype=object) < _label.WIDE else np.uint64)
+    # The class map, its runs, and where the output is written: the labels and their chunks before compression.
+    bytes_per_voxel = max(source.dtype.itemsize, dtype.itemsize) + dtype.itemsize + 1.5
+    with open_run(
+        "label",
+        {"volume": source},
+        {"connectivity": steps},
+        {"out": Wanted(out, source.shape, source.ndim, dtype)},
+        options,
+        bytes_per_voxel=bytes_per_voxel,
+    ) as run:
+        run.map(f"{NAME} scan", _scan, _Scan(source, run.grid, run.scratch, steps))
+        run_join(run, NAME, steps)
+        run.map(f"{NAME} write", _write, _Write(run.grid, run.scratch, run.outputs["out"], dtype))
+    return run.result("out")
