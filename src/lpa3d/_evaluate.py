@@ -53,8 +53,8 @@ from .errors import InputError, InputTypeError
 from .kernels.touching import separate_slab
 
 __all__ = [
+    "Foreground",
     "Request",
-    "Unwarp",
     "check_ignore",
     "check_mode",
     "check_request",
@@ -75,8 +75,25 @@ Scores = tuple[Ids, npt.NDArray[np.float64]]
 Measure = Callable[[Ids, Ids], npt.NDArray[np.float64]]
 """Returns the surface distances ``(n, 3)`` of pairs of ids ``(n, 2)``, given a box for each id, ``(n, 2, 2, 3)``."""
 
-Unwarp = Callable[[Classified, Sequence[int | None]], Sequence[tuple[int, int]]]
-"""Returns what `count_unwarped` does for each of some class numbers; None is all of a table without classes."""
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Foreground:
+    """What the warping error looks at: one class, or all.
+
+    Attributes
+    ----------
+    value : int or None
+        The class in class maps; None where there is none such.
+    others : tuple of ndarray, or None
+        The ids of other classes on both sides, of instance ids; None in class maps.
+    """
+
+    value: int | None
+    others: tuple[Ids, Ids] | None
+
+
+Unwarp = Callable[[Sequence[Foreground]], Sequence[tuple[int, int]]]
+"""Returns what `count_unwarped` does for each foreground."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -300,11 +317,11 @@ def evaluate(
         first, second = labels
         return surface_distances(first, second, pairs, boxes[:, 0], boxes[:, 1], request.spacing, sides.ignore)
 
-    def unwarp(table: Classified, numbers: Sequence[int | None]) -> list[tuple[int, int]]:
+    def unwarp(foregrounds: Sequence[Foreground]) -> list[tuple[int, int]]:
         steps, flat = request.connectivity, request.warping == "2d"
         found = []
-        for number in numbers:
-            first, second = separate_masks(sides, mode, table, number, connectivity=steps, per_slice=flat)
+        for foreground in foregrounds:
+            first, second = separate_masks(sides, foreground, connectivity=steps, per_slice=flat)
             found.append(count_unwarped(first, second, sides.ignore, connectivity=steps, per_slice=flat))
         return found
 
@@ -369,8 +386,9 @@ def report(
             columns[name] |= distances
             values[name] |= {key: _mean(column.tolist()) for key, column in distances.items()}
     if request.warping is not None:
-        wanted = list(numbers.values()) if numbers else [None]
-        for name, (wrong, counted) in zip(tables, unwarp(table, wanted), strict=True):
+        wanted: list[int | None] = list(numbers.values()) if numbers else [None]
+        foregrounds = [_find_foreground(table, request.mode, number) for number in wanted]
+        for name, (wrong, counted) in zip(tables, unwarp(foregrounds), strict=True):
             values[name]["warping_error"] = wrong / counted if counted else 0.0
 
     void = table.overlaps.voxels[table.overlaps.pairs[:, 0] == VOID]
@@ -450,21 +468,29 @@ def _measure_surfaces(
     }
 
 
+def _find_foreground(table: Classified, mode: str | None, number: int | None) -> Foreground:
+    """Return the foreground of a class number (one that no class has included), or of all ids for None."""
+    if mode != "ids":
+        return Foreground(table.classes[number] if number is not None and number >= 0 else None, None)
+    first, second = (
+        np.unique(table.overlaps.pairs[(numbers != number) & (numbers >= 0), side])
+        for side, numbers in enumerate((table.reference, table.prediction))
+    )
+    return Foreground(None, (first, second))
+
+
 def separate_masks(
-    sides: Sides, mode: str | None, table: Classified, number: int | None, *, connectivity: int, per_slice: bool
+    sides: Sides, foreground: Foreground, *, connectivity: int, per_slice: bool
 ) -> list[npt.NDArray[np.bool_]]:
-    """Return the foreground of both sides, of one class or of all, in which instances do not touch."""
+    """Return the foreground of both sides, in which instances do not touch."""
     masks = []
     for side, volume in enumerate((sides.reference, sides.prediction)):
-        if mode != "ids":
+        if foreground.others is None:
             # Components of one class never touch.
-            masks.append(volume == table.classes[number] if number is not None and number >= 0 else volume < 0)
+            masks.append(volume < 0 if foreground.value is None else volume == foreground.value)
             continue
-        labels = volume
-        if number is not None:
-            numbers = (table.reference, table.prediction)[side]
-            others = np.unique(table.overlaps.pairs[(numbers != number) & (numbers >= 0), side])
-            labels = relabel(volume, others, np.zeros_like(others), volume.dtype, None)
+        others = foreground.others[side]
+        labels = relabel(volume, others, np.zeros_like(others), volume.dtype, None) if len(others) else volume
         masks.append(_separate_touching(labels, sides.ignore, connectivity, per_slice))
     return masks
 

@@ -3,8 +3,8 @@
 Stages
 ------
 1. *Count* (every tile): the pairs of touching voxels that lie inside the tile. Its faces are kept.
-2. *Seams* (every tile): the pairs whose first voxel lies in the tile and whose second one does not, from the kept faces,
-   so that no chunk of the labels is read twice.
+2. *Seams* (every tile): the pairs of which only the first voxel lies in the tile, from the kept faces, so that no chunk
+   of the labels is read twice.
 3. *Add* (driver) and *tabulate*, as in memory.
 """
 
@@ -105,7 +105,7 @@ def fold_counts(scratch: Scratch, grid: Grid) -> Counts:
 
 
 def _forward(connectivity: int) -> npt.NDArray[np.int64]:
-    offsets = neighbor_offsets(connectivity)
+    offsets: npt.NDArray[np.int64] = neighbor_offsets(connectivity)
     return offsets[len(offsets) // 2 :]
 
 
@@ -148,7 +148,7 @@ def _count_seams(context: _Context, tile: int) -> None:
             both = Box(_least(first.lo, second.lo), _most(first.hi, second.hi))
             labels = _read_planes(context, "labels", axis, both, (first, second))
             image = None if context.image is None else _read_planes(context, "image", axis, both, (first, second))
-            inside = np.array([first.lo, first.hi]) - both.lo
+            inside = np.array([first.lo, first.hi], np.int64) - np.array(both.lo, np.int64)
             parts.append(count_box(labels, image, offsets, inside))
     counts = add_counts(parts)
     context.scratch.put(_seams_key(tile), pairs=counts.pairs, values=counts.values)

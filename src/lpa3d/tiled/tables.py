@@ -53,5 +53,5 @@ def digest(value: Any) -> str | None:
     else:
         for array in value if isinstance(value, tuple) else (value,):
             code.update(f"{array.dtype} {array.shape}\n".encode())
-            code.update(np.ascontiguousarray(array))
+            code.update(np.ascontiguousarray(array).data)
     return code.hexdigest()[:16]
