@@ -5,6 +5,7 @@ Arrays are canonical: ``(Z, Y, X)``, C order. Labels are uint32 ranks, 0 for non
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from .kernels import geodesic as kernels
 from .kernels.levels import clear_marks, find_frontier
 from .kernels.links import cut_slab, link_slab
 
-__all__ = ["LIMIT", "cut_links", "link_voxels", "spread"]
+__all__ = ["LIMIT", "Keys", "cut_links", "has_unit_steps", "link_voxels", "range_error", "spread"]
 
 LIMIT = 2**32 - 2
 """The largest distance that a key can hold, in units of 1/64 of the smallest voxel side."""
@@ -78,18 +79,30 @@ def spread(
     if labels.size == 0:
         return
     end = LIMIT if limit is None else min(limit, LIMIT)
-    if connectivity == 6 and cost is None and bool((weights == UNIT).all()):
+    if has_unit_steps(weights, connectivity, cost):
         beyond = _spread_levels(labels, links, end // UNIT)
     else:
-        beyond = _spread_paths(labels, links, weights, connectivity, cost, end, refill)
+        keys = Keys(labels, links, weights, connectivity, cost, end)
+        keys.spread(refill)
+        beyond = keys.beyond
     if beyond and limit is None:
         gap = kernels.find_gap(labels.reshape(-1), links.reshape(-1), flat_strides(labels.shape, connectivity))
         if gap >= 0:
-            z, y, x = (int(i) for i in np.unravel_index(gap, labels.shape))
-            raise RangeError(
-                f"voxel ({z}, {y}, {x}) can be reached only by paths longer than 2**32 - 2 units (the smallest voxel "
-                f"side is {UNIT}): lower the cost, or pass max_distance"
-            )
+            raise range_error(np.unravel_index(gap, labels.shape))
+
+
+def has_unit_steps(weights: npt.NDArray[np.int64], connectivity: int, cost: npt.NDArray[np.uint16] | None) -> bool:
+    """Return whether all links weigh `UNIT`, so that distances are numbers of steps."""
+    return connectivity == 6 and cost is None and bool((weights == UNIT).all())
+
+
+def range_error(voxel: Sequence[Any]) -> RangeError:
+    """Return the error for a voxel whose distance is more than `LIMIT`."""
+    z, y, x = (int(i) for i in voxel)
+    return RangeError(
+        f"voxel ({z}, {y}, {x}) can be reached only by paths longer than 2**32 - 2 units (the smallest voxel "
+        f"side is {UNIT}): lower the cost, or pass max_distance"
+    )
 
 
 def _spread_levels(labels: Labels, links: Links, levels: int) -> bool:
@@ -102,71 +115,112 @@ def _spread_levels(labels: Labels, links: Links, levels: int) -> bool:
     return beyond
 
 
-def _spread_paths(
-    labels: Labels,
-    links: Links,
-    weights: npt.NDArray[np.int64],
-    connectivity: int,
-    cost: npt.NDArray[np.uint16] | None,
-    end: int,
-    refill: bool,
-) -> bool:
-    """Spread along weighted links; return whether there was a path longer than `end`.
+class Keys:
+    """The keys (distance, label) of a volume, or of a tile, which only ever improve.
 
-    1. Tiles that fit into a cache, each as if alone, in parallel.
-    2. Slabs, in parallel: the voxels at the tiles' faces that better a neighbour's key are relaxed again.
-    3. The volume: the same where slabs meet.
+    Parameters
+    ----------
+    labels, links, weights, connectivity, cost
+        As for `spread`; `labels` is not empty.
+    end
+        The largest distance that a key may have.
 
-    A key only ever improves, and the last stage leaves none that can: the result is the one of a single stage.
+    Attributes
+    ----------
+    near : ndarray of uint32
+        `kernels.FURTHEST` less the distance; 0 where there is no label, and for sources.
+    beyond : bool
+        Whether there was a path longer than `end`.
     """
-    offsets, strides = neighbor_offsets(connectivity), flat_strides(labels.shape, connectivity)
-    most = int(weights.max())
-    if cost is None:
-        cost = NO_COST
-    else:
-        most = max(1, (most * 2 * int(cost.max()) + 16) >> 5)
-    most = min(most, end)
-    shift = max(UNIT, -(-most // BUCKETS)).bit_length() - 1
-    buckets = 2 ** ((most >> shift) + 1).bit_length()
-    fresh, again = (end, shift, buckets, 1), (end, shift, buckets, 0)
-    near = np.zeros(labels.shape, dtype=np.uint32)
-    nz, ny, nx = labels.shape
-    beyond: list[bool] = []
 
-    def relax(span: tuple[int, int], sources: npt.NDArray[Any], scale: tuple[int, ...]) -> None:
-        if sources.size:
-            arrays = [array[slice(*span)].reshape(-1) for array in (cost, links, near, labels)]
-            beyond.append(kernels.spread_paths(sources, scale, strides, weights, *arrays))
+    def __init__(
+        self,
+        labels: Labels,
+        links: Links,
+        weights: npt.NDArray[np.int64],
+        connectivity: int,
+        cost: npt.NDArray[np.uint16] | None,
+        end: int,
+    ) -> None:
+        self.labels, self.links, self.weights = labels, links, weights
+        self.offsets, self.strides = neighbor_offsets(connectivity), flat_strides(labels.shape, connectivity)
+        most = int(weights.max())
+        if cost is not None:
+            most = max(1, (most * 2 * int(cost.max()) + 16) >> 5)
+        self.cost = NO_COST if cost is None else cost
+        most = min(most, end)
+        self.shift = max(UNIT, -(-most // BUCKETS)).bit_length() - 1
+        self.scale = (end, self.shift, 2 ** ((most >> self.shift) + 1).bit_length())
+        self.near = np.zeros(labels.shape, dtype=np.uint32)
+        self.beyond = False
 
-    def improve(span: tuple[int, int], tile: tuple[int, int, int]) -> npt.NDArray[Any]:
-        found = np.empty((span[1] - span[0]) * ny * nx, dtype=flat_dtype(labels.size))
-        count = kernels.find_improving(span, tile, strides, weights, cost, links, near, labels, found)
-        return found[:count].copy()
+    def spread(self, refill: bool) -> None:
+        """Bring all keys to their fixpoint, on all threads. `refill` says that little is unlabelled.
 
-    def sort(span: tuple[int, int], voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        nearness = near[slice(*span)].reshape(-1)[voxels].astype(np.int64)
-        bucket = np.where(nearness == 0, 0, kernels.FURTHEST - nearness) >> shift
-        # numpy sorts 16 bits by counting.
-        narrow = np.uint16 if voxels.size == 0 or bucket.max() < 2**16 else np.uint32
-        return voxels[np.argsort(bucket.astype(narrow), kind="stable")]
+        1. Tiles that fit into a cache, each as if alone, in parallel.
+        2. Slabs, in parallel: the voxels at the tiles' faces that better a neighbour's key are relaxed again.
+        3. The volume: the same where slabs meet.
 
-    if refill or labels.size <= TILE[0] * TILE[1] * TILE[2]:
+        The last stage leaves no key that can improve: the result is the one of a single stage.
+        """
+        nz, ny, nx = self.labels.shape
+        if refill or self.labels.size <= TILE[0] * TILE[1] * TILE[2]:
+            self._relax((0, nz), self._find_frontier(), fresh=True)
+            return
+        boxes = [
+            (z, min(z + TILE[0], nz), y, min(y + TILE[1], ny), x, min(x + TILE[2], nx))
+            for z in range(0, nz, TILE[0])
+            for y in range(0, ny, TILE[1])
+            for x in range(0, nx, TILE[2])
+        ]
+        arrays = self.cost, self.links, self.near, self.labels
+        scale = (*self.scale, 1)
+        found = run_all(lambda box: kernels.spread_tile(box, scale, self.offsets, self.weights, *arrays), boxes)
+        self.beyond |= any(found)
+        slabs = [(lo * TILE[0], min(hi * TILE[0], nz)) for lo, hi in split(-(-nz // TILE[0]), num_threads())]
+        run_all(lambda slab: self._relax(slab, self._find_improving(slab, TILE)), slabs)
+        seams = [
+            self._find_improving((lo - 1, lo + 1), (1, 1, 1)) + flat_dtype(self.labels.size)((lo - 1) * ny * nx)
+            for lo, _ in slabs[1:]
+        ]
+        if seams:
+            self.improve(np.concatenate(seams))
+
+    def spread_steps(self) -> None:
+        """Bring all keys to their fixpoint where `has_unit_steps`, on this thread."""
+        flat, links, near = self.labels.reshape(-1), self.links.reshape(-1), self.near.reshape(-1)
+        queue = np.empty(flat.size, dtype=flat_dtype(flat.size))
+        count = find_frontier(flat, links, self.strides, 0, flat.size, queue)
+        self.beyond |= kernels.spread_steps(count, self.scale[0] // UNIT, UNIT, self.strides, links, near, flat, queue)
+
+    def improve(self, voxels: npt.NDArray[Any]) -> None:
+        """Bring all keys to their fixpoint, on this thread, where those of `voxels` (flat) alone may better others."""
+        self._relax((0, len(self.labels)), voxels)
+
+    def _relax(self, span: tuple[int, int], voxels: npt.NDArray[Any], fresh: bool = False) -> None:
+        if voxels.size == 0:
+            return
+        cost, links, near, labels = (
+            array[slice(*span)].reshape(-1) for array in (self.cost, self.links, self.near, self.labels)
+        )
+        if not fresh:
+            nearness = near[voxels].astype(np.int64)
+            bucket = np.where(nearness == 0, 0, kernels.FURTHEST - nearness) >> self.shift
+            # numpy sorts 16 bits by counting.
+            narrow = np.uint16 if bucket.max() < 2**16 else np.uint32
+            voxels = voxels[np.argsort(bucket.astype(narrow), kind="stable")]
+        scale = (*self.scale, int(fresh))
+        if kernels.spread_paths(voxels, scale, self.strides, self.weights, cost, links, near, labels):
+            self.beyond = True
+
+    def _find_frontier(self) -> npt.NDArray[Any]:
+        labels, links = self.labels.reshape(-1), self.links.reshape(-1)
         queue = np.empty(labels.size, dtype=flat_dtype(labels.size))
-        count = find_frontier(labels.reshape(-1), links.reshape(-1), strides, 0, labels.size, queue)
-        relax((0, nz), queue[:count], fresh)
-        return any(beyond)
+        return queue[: find_frontier(labels, links, self.strides, 0, labels.size, queue)]
 
-    boxes = [
-        (z, min(z + TILE[0], nz), y, min(y + TILE[1], ny), x, min(x + TILE[2], nx))
-        for z in range(0, nz, TILE[0])
-        for y in range(0, ny, TILE[1])
-        for x in range(0, nx, TILE[2])
-    ]
-    beyond += run_all(lambda box: kernels.spread_tile(box, fresh, offsets, weights, cost, links, near, labels), boxes)
-    slabs = [(lo * TILE[0], min(hi * TILE[0], nz)) for lo, hi in split(-(-nz // TILE[0]), num_threads())]
-    run_all(lambda slab: relax(slab, sort(slab, improve(slab, TILE)), again), slabs)
-    plane = ny * nx
-    seams = [improve((lo - 1, lo + 1), (1, 1, 1)) + flat_dtype(labels.size)((lo - 1) * plane) for lo, _ in slabs[1:]]
-    if seams:
-        relax((0, nz), sort((0, nz), np.concatenate(seams)), again)
-    return any(beyond)
+    def _find_improving(self, span: tuple[int, int], tile: tuple[int, int, int]) -> npt.NDArray[Any]:
+        _, ny, nx = self.labels.shape
+        found = np.empty((span[1] - span[0]) * ny * nx, dtype=flat_dtype(self.labels.size))
+        arrays = self.cost, self.links, self.near, self.labels
+        count = kernels.find_improving(span, tile, self.strides, self.weights, *arrays, found)
+        return found[:count].copy()

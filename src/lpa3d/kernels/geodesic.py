@@ -10,7 +10,7 @@ import numpy as np
 from ._bits import inlined
 from ._jit import jit
 
-__all__ = ["find_gap", "find_improving", "spread_paths", "spread_tile"]
+__all__ = ["FURTHEST", "find_gap", "find_improving", "spread_paths", "spread_steps", "spread_tile", "take_keys"]
 
 FURTHEST = 2**32 - 1
 
@@ -42,7 +42,46 @@ def weigh_link(weight, cost, v, n):
     """Return the weight of the link from `v` to `n`."""
     if cost.size == 0:
         return weight
-    return max(1, (weight * (np.int64(cost[v]) + np.int64(cost[n])) + 16) >> 5)
+    return weigh_step(weight, cost[v], cost[n])
+
+
+@inlined
+def weigh_step(weight, cost, other):
+    """Return the weight of a link between two costs."""
+    return max(1, (weight * (np.int64(cost) + np.int64(other)) + 16) >> 5)
+
+
+@jit
+def spread_steps(count, last, unit, strides, links, near, labels, queue):
+    """Spread along links that all weigh `unit`, at most `last` steps; return whether that was not enough.
+
+    The queue begins with `count` sources and has room for every voxel. No voxel has a key but the sources.
+    """
+    head = 0
+    tail = count
+    for level in range(1, last + 1):
+        stop = tail
+        if head == stop:
+            return False
+        value = near.dtype.type(FURTHEST - level * unit)
+        for i in range(head, stop):
+            v = np.uint64(queue[np.uint64(i)])
+            label = labels[v]
+            mask = np.int64(links[v])
+            for k in range(strides.size):
+                if (mask >> k) & 1 == 0:
+                    continue
+                there = np.int64(v) + strides[np.uint64(k)]
+                n = np.uint64(there)
+                if labels[n] == 0:
+                    labels[n] = label
+                    near[n] = value
+                    queue[np.uint64(tail)] = there
+                    tail += 1
+                elif near[n] == value and label < labels[n]:
+                    labels[n] = label
+        head = stop
+    return head < tail
 
 
 @jit
@@ -289,3 +328,54 @@ def find_improving(span, tile, strides, weights, cost, links, near, labels, foun
                         count += 1
                         break
     return count
+
+
+@jit
+def take_keys(limit, steps, weights, there, here, found):
+    """Better the keys of one side of a tile, in place, by those of the touching side of the tile beside it.
+
+    `there` and `here` are classes, cost (or an empty array), nearness and labels of the two sides, of one shape. Voxel
+    v of `here` neighbours those of `there` at ``v + steps[k]``, from which the step weighs ``weights[k]``. Collects the
+    flat indices of what is better now. Returns how many that are, and whether a candidate was out of range.
+    """
+    classes, cost, near, labels = here
+    classes_there, cost_there, near_there, labels_there = there
+    nz, ny, nx = classes.shape
+    count = 0
+    beyond = False
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                own = classes[z, y, x]
+                label = np.int64(labels[z, y, x])
+                distance = np.int64(FURTHEST) - np.int64(near[z, y, x])
+                if own == 0 or (distance == FURTHEST and label != 0):
+                    continue
+                better = False
+                for k in range(weights.size):
+                    i = z + steps[k, 0]
+                    j = y + steps[k, 1]
+                    m = x + steps[k, 2]
+                    if i < 0 or i >= nz or j < 0 or j >= ny or m < 0 or m >= nx:
+                        continue
+                    other = np.int64(labels_there[i, j, m])
+                    if other == 0 or classes_there[i, j, m] != own:
+                        continue
+                    nearness = np.int64(near_there[i, j, m])
+                    candidate = FURTHEST - nearness if nearness != 0 else 0
+                    if cost.size > 0:
+                        candidate += weigh_step(weights[k], cost[z, y, x], cost_there[i, j, m])
+                    else:
+                        candidate += weights[k]
+                    if candidate > limit:
+                        beyond = True
+                    elif candidate < distance or (candidate == distance and other < label):
+                        distance = candidate
+                        label = other
+                        better = True
+                if better:
+                    near[z, y, x] = FURTHEST - distance
+                    labels[z, y, x] = label
+                    found[count] = (z * ny + y) * nx + x
+                    count += 1
+    return count, beyond
