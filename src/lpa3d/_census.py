@@ -71,6 +71,10 @@ class Census:
     dropped: bool
     notes: list[str]
 
+    def class_of(self, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Return the class of each rank, at index 0 the background, as it stands in a canonical class map."""
+        return np.concatenate([[0], self.classes]).astype(np.uint64).astype(dtype)
+
 
 def _name(ids: Ints) -> str:
     shown = ", ".join(str(i) for i in ids[:SHOWN])
@@ -191,18 +195,18 @@ def settle_census(count: Count, seed_conflicts: str, class_dtype: np.dtype[Any])
     return Census(np.ascontiguousarray(kept_ids), np.ascontiguousarray(kept_classes), count.seeded, dropped, notes)
 
 
-def rank_table(census: Census) -> Ints:
-    """Return the hash table of the kept (id, class) with their ranks 1..n, for `kernels.census.rank_seeds`."""
+def rank_table(ids: Ints, classes: Ints, ranks: Ints) -> Ints:
+    """Return a hash table of kept (id, class) with their ranks, for `rank_labels`."""
     size = 1024
-    while size < 2 * len(census.ids):
+    while size < 2 * len(ids):
         size *= 2
-    ranks = np.zeros((size, 3), dtype=np.int64)
-    kernels.make_ranks(census.ids, census.classes, ranks)
-    return ranks
+    table = np.zeros((size, 3), dtype=np.int64)
+    kernels.make_ranks(ids, classes, ranks, table)
+    return table
 
 
 def rank_labels(volume: npt.NDArray[Any], seeds: npt.NDArray[Any], ranks: Ints, labels: npt.NDArray[np.uint32]) -> None:
-    """Write the rank 1..n of each kept seed's id to `labels`, which is 0; `ranks` is a `rank_table`."""
+    """Write the rank of each kept seed's id to `labels`, which is 0; `ranks` is a `rank_table`."""
     run_all(lambda part: kernels.rank_seeds(volume, seeds, *part, ranks, labels), split(volume.shape[0], num_threads()))
 
 

@@ -422,7 +422,9 @@ def _run(
         target[...] = 0
     # Ranks are worked on where the result will stand, if they fit there.
     labels = target.view(np.uint32) if job.dtype.itemsize == 4 else np.zeros(volume.shape, dtype=np.uint32)
-    rank_labels(volume, seeds, rank_table(census), labels)
+    ranks = rank_table(census.ids, census.classes, np.arange(1, len(census.ids) + 1))
+    rank_labels(volume, seeds, ranks, labels)
+    del ranks
     if census.dropped:
         seeds = seeds.copy()
         flat_labels, flat_seeds = labels.reshape(-1), seeds.reshape(-1)
@@ -449,7 +451,7 @@ def _run(
         tell("sections", 0.1)
         axis, annotated = planar
         logger.info("%d annotated slices across axis %d", len(annotated), axis)
-        class_of = np.concatenate([[0], census.classes]).astype(np.uint64).astype(volume.dtype)
+        class_of = census.class_of(volume.dtype)
         drawn = label_sections(volume, labels, class_of, axis, annotated, rules.spacing)
         if drawn.any():
             clear_unseeded(labels, seeds, rules.connectivity)
@@ -483,8 +485,8 @@ def _run(
 def sweeps_of_labels(drawn: npt.NDArray[np.bool_], rules: Rules) -> npt.NDArray[np.int64]:
     """Return the sweeps of diffusion for each label, given whether the sections of its class were drawn."""
     if rules.sweeps is not None:
-        return np.full(len(drawn), rules.sweeps)
-    return np.where(drawn, SWEEPS_SECTIONS, SWEEPS)
+        return np.full(len(drawn), rules.sweeps, dtype=np.int64)
+    return np.where(drawn, SWEEPS_SECTIONS, SWEEPS).astype(np.int64)
 
 
 def select(volume: npt.NDArray[Any], labels: npt.NDArray[np.uint32], *, labelled: bool) -> npt.NDArray[Any]:

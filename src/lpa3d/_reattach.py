@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ._geodesic import Labels, Links, spread
-from ._label import Slab, find_components
+from ._label import Components, Slab, find_components
 from ._threads import num_threads, run_all, split
 from .kernels.reattach import clear_confidence, flag_seeded
 
-__all__ = ["clear_unseeded", "reattach"]
+__all__ = ["clear_unseeded", "flag_seeds", "reattach"]
 
 
 def clear_unseeded(labels: Labels, seeds: npt.NDArray[Any], connectivity: int) -> int:
@@ -25,6 +25,15 @@ def clear_unseeded(labels: Labels, seeds: npt.NDArray[Any], connectivity: int) -
     neighbours of equal label are linked.
     """
     components = find_components(labels, connectivity)
+    keep = flag_seeds(components, seeds)
+    cleared = components.count - int(np.count_nonzero(keep))
+    if cleared:
+        components.clear(labels, keep)
+    return cleared
+
+
+def flag_seeds(components: Components, seeds: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return, at index ``number - 1``, whether a component holds a seed: a voxel where `seeds` is not 0."""
     flags = np.zeros(len(components.numbers), dtype=np.bool_)
     seeds = seeds.reshape(components.shape)
 
@@ -35,10 +44,7 @@ def clear_unseeded(labels: Labels, seeds: npt.NDArray[Any], connectivity: int) -
     run_all(flag, components.slabs)
     keep = np.zeros(components.count, dtype=np.bool_)
     keep[components.numbers[flags] - 1] = True
-    cleared = components.count - int(np.count_nonzero(keep))
-    if cleared:
-        components.clear(labels, keep)
-    return cleared
+    return keep
 
 
 def reattach(

@@ -135,13 +135,13 @@ def rank_seeds(volume, seeds, z_lo, z_hi, ranks, labels):
 
 
 @jit
-def make_ranks(ids, classes, ranks):
-    """Fill a table of (id, class, rank) with ranks 1..n."""
+def make_ranks(ids, classes, values, ranks):
+    """Fill a table of (id, class, rank) with ranks, which are not 0."""
     for i in range(ids.size):
         slot = find_slot(ranks, ids[i], classes[i])
         ranks[slot, 0] = ids[i]
         ranks[slot, 1] = classes[i]
-        ranks[slot, 2] = i + 1
+        ranks[slot, 2] = values[i]
 
 
 @jit
