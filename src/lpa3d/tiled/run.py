@@ -147,7 +147,7 @@ class Run:
             range(len(self.grid)) if items is None else range(items) if isinstance(items, int) else items
         )
         total = len(wanted)
-        done = np.zeros(max(int(np.max(wanted)) + 1 if not isinstance(wanted, range) else total, 1), np.bool_)
+        done = np.zeros(total if isinstance(wanted, range) else int(max(wanted, default=-1)) + 1, np.bool_)
         for rows in self.journal.rows(stage):
             done[rows[rows[:, 0] < len(done), 0]] = True
         finished = int(np.count_nonzero(done))
