@@ -1,4 +1,4 @@
-"""How large tiles are and how many are worked on at once: a memory budget decides both."""
+"""What verbs cost, how large tiles are and how many are worked on at once: a memory budget decides the latter two."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from .._threads import num_threads
 from ..errors import InputError, InputTypeError
 from .grid import Place
 
-__all__ = ["Plan", "available_memory", "choose_tile", "parse_memory"]
+__all__ = ["COSTS", "Cost", "Plan", "available_memory", "check_room", "choose_tile", "parse_memory"]
 
 UNITS = {"": 1, "b": 1} | {f"{letter}b": 1000**k for k, letter in enumerate("kmgt", 1)}
 UNITS |= {f"{letter}ib": 1024**k for k, letter in enumerate("kmgt", 1)}
@@ -25,6 +29,54 @@ LARGEST = 2**24
 
 FIXED = 250 * 10**6
 """Bytes that the process itself needs: Python, NumPy, compiled code, zarr."""
+
+COMPRESSED = 1 / 20
+"""Share of its raw size that a stored volume of labels takes: real ones take 1/20 to 1/100, noise nearly all of it."""
+
+SAFETY = 1.5
+"""How much more than what is typical must be free on a disk."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a verb takes for each voxel, besides the process itself.
+
+    Attributes
+    ----------
+    nanoseconds : float
+        Of one core, reading and writing included. Rough: real volumes take from half to twice of it.
+    memory : float
+        Peak bytes of a task besides its arrays.
+    arrays : tuple of float
+        How often a task holds a voxel of its inputs, and of its outputs.
+    halo : int
+        Widest halo of any task.
+    scratch : tuple of float
+        Bytes on the disk at the peak: of a real volume, and of the worst one (every voxel another label).
+    """
+
+    nanoseconds: float
+    memory: float
+    arrays: tuple[float, float]
+    halo: int = 0
+    scratch: tuple[float, float] = (0.0, 0.0)
+
+    def bytes_per_voxel(self, inputs: Iterable[npt.DTypeLike], outputs: Iterable[npt.DTypeLike]) -> float:
+        """Return what a voxel of a tile and its halo needs while it is worked on."""
+        own, made = (sum(np.dtype(dtype).itemsize for dtype in dtypes) for dtypes in (inputs, outputs))
+        return self.memory + self.arrays[0] * own + self.arrays[1] * made
+
+
+COSTS = {
+    "label": Cost(15.0, 1.5, (1.0, 2.0), 0, (0.1, 10.0)),
+    "propagate": Cost(250.0, 40.0, (1.0, 1.0), 32, (0.6, 24.0)),
+    "merge": Cost(40.0, 2.0, (2.0, 1.0), 0, (0.2, 60.0)),
+    "contacts": Cost(30.0, 2.0, (2.0, 0.0), 0, (0.2, 60.0)),
+    "stitch": Cost(40.0, 8.0, (2.0, 1.0), 0, (0.2, 60.0)),
+    "fuse": Cost(60.0, 8.0, (2.0, 2.0), 0, (0.2, 60.0)),
+    "evaluate": Cost(40.0, 10.0, (2.0, 0.0), 0, (0.1, 40.0)),
+}
+"""Of each verb with its defaults."""
 
 
 def parse_memory(memory: Any) -> int:
@@ -59,6 +111,36 @@ def available_memory() -> int:
     except (OSError, ValueError):
         pass
     return free
+
+
+def check_room(verb: str, needs: Iterable[tuple[Path, str, float]]) -> None:
+    """Refuse work that cannot fit on its disks.
+
+    Parameters
+    ----------
+    verb : str
+        For the message.
+    needs : iterable of (Path, str, float)
+        A folder that exists, what is written there, and its bytes as they typically are.
+    """
+    disks: dict[int, list[tuple[Path, str, float]]] = {}
+    for folder, what, size in needs:
+        disks.setdefault(os.stat(folder).st_dev, []).append((folder, what, size))
+    for parts in disks.values():
+        folder = parts[0][0]
+        free, need = shutil.disk_usage(folder).free, SAFETY * sum(size for _, _, size in parts)
+        if need > free:
+            listed = " and ".join(f"{format_bytes(SAFETY * size)} for {what}" for _, what, size in parts)
+            raise InputError(
+                f"{verb} needs about {listed} on the disk of {folder}, where {format_bytes(free)} are free; make room, "
+                f"or choose a folder on another disk with scratch=FOLDER (or another place for the result)"
+            )
+
+
+def format_bytes(size: float) -> str:
+    """Return a number of bytes for a person, in powers of 1000."""
+    power = min(max(len(str(int(size))) - 1, 0) // 3, 5)
+    return f"{size / 1000**power:.{1 if power else 0}f} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 import secrets
 import shutil
@@ -31,7 +32,7 @@ import numpy.typing as npt
 
 from .. import __version__
 from ..errors import InputError, InputTypeError, Lpa3dError
-from .budget import choose_tile
+from .budget import COMPRESSED, COSTS, Cost, check_room, choose_tile
 from .grid import Grid, Place
 from .journal import Journal
 from .schedulers import Scheduler, Task, choose_scheduler
@@ -272,8 +273,8 @@ def open_run(
     outputs: Mapping[str, Wanted],
     options: Options,
     *,
-    bytes_per_voxel: float,
-    halo: int = 0,
+    bytes_per_voxel: float | None = None,
+    halo: int | None = None,
 ) -> Iterator[Run]:
     """Start, or go on with, a run; put its outputs into place when the block ends without an error.
 
@@ -288,18 +289,23 @@ def open_run(
     outputs : mapping of name to Wanted
         May be empty: then the run lives in ``options.scratch``, or in a temporary folder.
     options : Options
-    bytes_per_voxel : float
-        Peak memory of a task for each voxel of a tile and its halo.
-    halo : int
-        Widest halo of any task.
+    bytes_per_voxel : float, optional
+        Peak memory of a task for each voxel of a tile and its halo; by default what `COSTS` says of the verb.
+    halo : int, optional
+        Widest halo of any task; the same.
 
     Raises
     ------
     InputError
         If an output exists, if an unfinished run at the same place had other parameters or inputs, if another process
-        is at work there, or if the budget is too small.
+        is at work there, if the budget is too small, or if a disk has too little room.
     """
     first = next(iter(inputs.values()))
+    cost = COSTS.get(verb, Cost(0.0, 0.0, (0.0, 0.0)))
+    if bytes_per_voxel is None:
+        bytes_per_voxel = cost.bytes_per_voxel(
+            [source.dtype for source in inputs.values()], [wanted.dtype for wanted in outputs.values()]
+        )
     places = {name: _place(name, wanted) for name, wanted in outputs.items()}
     described = {name: source.describe() for name, source in inputs.items()}
     home, blobs, temporary = _home(verb, places, options)
@@ -330,8 +336,10 @@ def open_run(
             _refuse_existing(places, options)
         plan = choose_tile(
             first.shape, first.chunks, tile=tile, memory=options.memory, ndim=3 if before is not None else first.ndim,
-            bytes_per_voxel=bytes_per_voxel, halo=halo,
+            bytes_per_voxel=bytes_per_voxel, halo=cost.halo if halo is None else halo,
         )  # fmt: skip
+        if before is None and home is not None:
+            _check_room(verb, cost, first, places, home)
         token = before["id"] if before is not None else secrets.token_hex(4)
         inner: Blobs = Folder(home / token) if home is not None else StoreFolder(blobs.store, f"{STORE_PREFIX}/{token}")  # type: ignore[attr-defined]
         layouts = {
@@ -367,6 +375,16 @@ def open_run(
         elif not temporary:
             shutil.rmtree(home / token, ignore_errors=True)
             (home / RUN).unlink(missing_ok=True)
+
+
+def _check_room(verb: str, cost: Cost, first: Source, places: Mapping[str, _Output], home: Path) -> None:
+    """Refuse a run that cannot fit on the disks of its scratch and its outputs."""
+    needs = [(home, "scratch", cost.scratch[0] * math.prod(first.shape))]
+    for output in places.values():
+        if output.target is not None:
+            size = COMPRESSED * math.prod(output.wanted.shape) * np.dtype(output.wanted.dtype).itemsize
+            needs.append((output.target.parent, "the result", size))
+    check_room(verb, needs)
 
 
 def _below(blobs: Blobs, prefix: str) -> Blobs:
