@@ -351,6 +351,8 @@ def take_keys(limit, steps, weights, there, here, found):
                 distance = np.int64(FURTHEST) - np.int64(near[z, y, x])
                 if own == 0 or (distance == FURTHEST and label != 0):
                     continue
+                if label == 0:
+                    distance = limit + 1
                 better = False
                 for k in range(weights.size):
                     i = z + steps[k, 0]
