@@ -1,0 +1,68 @@
+"""Where a verb's call goes: by what its arrays are."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lpa3d
+from lpa3d._dispatch import DEFAULTS
+from lpa3d.errors import InputError, InputTypeError
+
+zarr = pytest.importorskip("zarr")
+
+VERBS = ["label", "propagate", "merge", "contacts", "stitch", "fuse", "evaluate"]
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Any:
+    array = zarr.create_array(str(tmp_path / "a.zarr"), shape=(4, 5, 6), dtype="u2", chunks=(2, 5, 3))
+    array[:] = np.arange(120).reshape(4, 5, 6) % 3
+    return array
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_shows_the_keywords(verb: str) -> None:
+    parameters = inspect.signature(getattr(lpa3d, verb)).parameters
+    assert set(DEFAULTS) <= set(parameters)
+    assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in DEFAULTS)
+
+
+def test_mixed_kinds_are_refused(stored: Any) -> None:
+    memory = np.zeros((4, 5, 6), np.uint16)
+    with pytest.raises(InputTypeError, match=r"volume is a zarr.*seeds is a numpy.ndarray"):
+        lpa3d.propagate(stored, memory, out="x.zarr")
+    with pytest.raises(InputTypeError, match=r"reference is a builtins.str.*prediction is a numpy"):
+        lpa3d.evaluate("reference.zarr", memory)
+    with pytest.raises(InputTypeError, match=r"classes is a zarr.*labels is a numpy"):
+        lpa3d.merge(memory, classes=stored)
+
+
+@pytest.mark.parametrize("keyword", [{"tile": 8}, {"memory": "1GB"}, {"resume": False}, {"overwrite": True}])
+def test_keywords_of_stored_arrays_mean_nothing_in_memory(keyword: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"for zarr or dask arrays, and volume is a numpy\.ndarray"):
+        lpa3d.label(np.zeros((3, 3, 3), np.uint8), **keyword)
+
+
+def test_files_of_other_formats_are_read_first() -> None:
+    with pytest.raises(InputTypeError, match=r"lpa3d\.io\.read"):
+        lpa3d.label("volume.tif")
+
+
+def test_a_place_is_needed(stored: Any) -> None:
+    with pytest.raises(InputError, match=r"out='out\.zarr'"):
+        lpa3d.label(stored)
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys, numpy, lpa3d; lpa3d.label(numpy.ones((2, 2, 2), 'u1')); "
+        "print([m for m in ('zarr', 'dask', 'distributed', 'fsspec', 'lpa3d.tiled') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
