@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import __version__
+from .._outputs import ASIDE, TEMPORARY
 from ..errors import InputError, InputTypeError, Lpa3dError
 from .budget import COMPRESSED, COSTS, Cost, check_room, choose_tile
 from .grid import Grid, Place
@@ -50,6 +51,9 @@ PAUSE = 0.2
 
 RUN = "run.json"
 STORE_PREFIX = ".lpa3d-run"
+
+WHOLE = "whole"
+"""The stage that ends with all outputs complete; what is left is to move them."""
 
 Progress = Callable[[str, float], None]
 
@@ -327,7 +331,7 @@ def open_run(
                 for name, wanted in outputs.items()
             },
         }
-        before = _earlier(blobs, options)
+        before = _earlier(blobs, places, options)
         tile = options.tile
         if before is not None:
             _compare(before, about, options, first.ndim)
@@ -352,7 +356,9 @@ def open_run(
             blobs.put(RUN, [json.dumps(about | {"tile": list(plan.tile), "id": token}).encode()])
         sinks = {}
         for name, output in places.items():
-            sinks[name] = _build(output, name, home, token, layouts[name], about, fresh=before is None)
+            attributes = {**about, "attributes": dict((options.storage or {}).get("attributes", {}))}
+            state = "new" if before is None else "whole" if journal.finished(WHOLE) else "begun"
+            sinks[name] = _build(output, name, home, token, layouts[name], attributes, state)
         scheduler = choose_scheduler(plan.workers)
         _check_reach(scheduler, inputs, places)
         stack.callback(scheduler.close)
@@ -367,14 +373,21 @@ def open_run(
                 f"{', '.join(changed)} changed while {verb} read it, so the result would be of neither state; run it "
                 f"again with resume=False"
             )
+        if not journal.finished(WHOLE):
+            for output in places.values():
+                assert output.sink is not None
+                attributes = dict(output.sink.array.attrs["lpa3d"])
+                output.sink.array.attrs["lpa3d"] = attributes | {"complete": True}
+            journal.finish(WHOLE)
         for name, output in places.items():
-            _finish(output, about, home)
+            _move(output)
             run._results[name] = _open_result(output, any(source.is_dask for source in inputs.values()))
+        # First what says that there is something to go on with: a run half deleted is none.
+        blobs.delete(RUN)
         if home is None:
             blobs.clear("")
         elif not temporary:
             shutil.rmtree(home / token, ignore_errors=True)
-            (home / RUN).unlink(missing_ok=True)
 
 
 def _check_room(verb: str, cost: Cost, first: Source, places: Mapping[str, _Output], home: Path) -> None:
@@ -469,7 +482,7 @@ def _remove_empty(home: Path) -> None:
         home.rmdir()
 
 
-def _earlier(blobs: Blobs, options: Options) -> dict[str, Any] | None:
+def _earlier(blobs: Blobs, places: Mapping[str, _Output], options: Options) -> dict[str, Any] | None:
     """Return what an unfinished run at this place was, None if there is none or it is to be forgotten."""
     try:
         before: dict[str, Any] = json.loads(blobs.get(RUN, 0, 2**26))
@@ -477,8 +490,11 @@ def _earlier(blobs: Blobs, options: Options) -> dict[str, Any] | None:
         return None
     if options.resume:
         return before
-    blobs.clear(before["id"])
+    for name, output in places.items():
+        if output.target is not None:
+            shutil.rmtree(output.target.with_name(f"{TEMPORARY}{before['id']}-{name}"), ignore_errors=True)
     blobs.delete(RUN)
+    blobs.clear(before["id"])
     return None
 
 
@@ -528,9 +544,12 @@ def _refuse_existing(places: Mapping[str, _Output], options: Options) -> None:
 
 
 def _build(
-    output: _Output, name: str, home: Path | None, token: str, layout: Layout, about: dict[str, Any], *, fresh: bool
+    output: _Output, name: str, home: Path | None, token: str, layout: Layout, about: dict[str, Any], state: str
 ) -> Sink:
-    """Make the array of an output, or open the one that an earlier run made."""
+    """Make the array of an output, or open the one that an earlier run made.
+
+    Of a run whose outputs were "whole" when it was killed, some may be in their places already.
+    """
     import zarr
 
     wanted = output.wanted
@@ -539,7 +558,9 @@ def _build(
     else:
         assert home is not None
         assert output.target is not None
-        output.built = home / token / "result" / name
+        output.built = _building_site(output.target, home, token, name)
+        if state == "whole" and not output.built.exists():
+            output.built = output.target
         inner = output.final.relative_to(output.target).parts
         group = output.built
         for part in inner:
@@ -549,11 +570,12 @@ def _build(
         store = str(group)
     output.path = store if isinstance(store, str) else ""
     try:
-        array = None if fresh else zarr.open_array(store, mode="r+")
+        array = None if state == "new" else zarr.open_array(store, mode="r+")
     except (FileNotFoundError, KeyError):
         array = None
     if array is None:
         attributes = {"lpa3d": {key: about[key] for key in ("verb", "version", "algorithm", "parameters", "inputs")}}
+        attributes |= about["attributes"]
         attributes["lpa3d"]["complete"] = False
         array = create_array(store, wanted.shape, wanted.ndim, np.dtype(wanted.dtype), layout, attributes)
     output.sink = Sink(array, wanted.shape, wanted.ndim)
@@ -574,16 +596,20 @@ def _check_reach(scheduler: Scheduler, inputs: Mapping[str, Source], places: Map
             )
 
 
-def _finish(output: _Output, about: dict[str, Any], home: Path | None) -> None:
-    """Mark an output as complete and move it to its place."""
-    assert output.sink is not None
-    attributes = dict(output.sink.array.attrs["lpa3d"])
-    output.sink.array.attrs["lpa3d"] = attributes | {"complete": True}
-    if output.final is None or output.built is None or output.target is None:
+def _building_site(target: Path, home: Path, token: str, name: str) -> Path:
+    """Return where an output is built: with the run, or beside its place if only there it can be renamed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if os.stat(home).st_dev == os.stat(target.parent).st_dev:
+        return home / token / "result" / name
+    return target.with_name(f"{TEMPORARY}{token}-{name}")
+
+
+def _move(output: _Output) -> None:
+    """Move a complete output to its place."""
+    if output.target is None or output.built is None or output.built == output.target:
         return
     if output.target.exists():
-        assert home is not None
-        aside = home / f"old-{secrets.token_hex(4)}"
+        aside = output.built.with_name(f"{ASIDE}{secrets.token_hex(4)}")
         os.rename(output.target, aside)
         os.rename(output.built, output.target)
         shutil.rmtree(aside, ignore_errors=True)

@@ -267,7 +267,7 @@ MANY = 2**15
 
 def choose_layout(shape: Place, ndim: int, tile: Place, storage: Mapping[str, Any] | None, name: str) -> Layout:
     """Return chunks that divide the tile, near `CHUNK`, or what the caller asked for if the tile holds whole ones."""
-    asked = dict(storage or {})
+    asked = {key: value for key, value in (storage or {}).items() if key != "attributes"}
 
     def sides(key: str) -> Place | None:
         value = asked.pop(key, None)
