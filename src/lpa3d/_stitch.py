@@ -164,12 +164,12 @@ def stitch(
     shape: tuple[int, int, int] = ids.shape
     across = check_axis(axis, slices.ndim)
     gap = check_gap(max_gap)
-    if not isinstance(branching, (bool, np.bool_)):
-        raise InputTypeError(f"branching is {branching!r}; True or False is needed")
+    check_branching(branching)
     usable = check_bad(bad_slices, shape[across])
     must = check_links(must_link, "must_link", shape[across])
     cannot = check_links(cannot_link, "cannot_link", shape[across])
-    class_of = _check_class_map(classes, slices)
+    refuse_mapping(classes)
+    class_of = check_classes(classes, "classes", slices, "slices")
     dtype = np.dtype(np.uint32 if ids.size < WIDE else np.uint64)
     target = canonical_out(out, slices.shape, dtype, (slices, classes))
 
@@ -356,6 +356,20 @@ def choose_classes(parts: Iterable[Ints]) -> Chosen:
     return Chosen(owners[first], codes[first], np.unique(owners[~first]), int(voxels[~first].sum()))
 
 
+def merge_chosen(parts: Iterable[tuple[Ints, Ints, Ints]], bases: Ints) -> Chosen:
+    """Return the classes of all sections from those of some, ``(owners and codes, several, voxels)``.
+
+    The sections of each part stand together, from its entry of `bases` on.
+    """
+    pairs, several, voxels = [np.empty((2, 0), np.int64)], [np.empty(0, np.int64)], 0
+    for base, (some, mixed, lost) in zip(bases.tolist(), parts, strict=False):
+        pairs.append(some + np.array([[base], [0]]))
+        several.append(mixed + base)
+        voxels += int(lost[0])
+    owners, codes = np.concatenate(pairs, axis=1)
+    return Chosen(owners, codes, np.concatenate(several), voxels)
+
+
 def name_classes(chosen: Chosen, dtype: np.dtype[Any], sections: Sections) -> tuple[Ints, list[Any]]:
     """Return the class of each section as a position in a list of classes, and that list; warn of mixed sections.
 
@@ -450,6 +464,12 @@ def check_gap(max_gap: Any) -> int:
     return value
 
 
+def check_branching(branching: Any) -> None:
+    """Refuse anything but True and False."""
+    if not isinstance(branching, (bool, np.bool_)):
+        raise InputTypeError(f"branching is {branching!r}; True or False is needed")
+
+
 def check_bad(bad_slices: Any, depth: int) -> Flags:
     """Return which slices are usable."""
     need = f"positions from 0 to {depth - 1} across the axis are needed, e.g. bad_slices=[7, 31]"
@@ -484,11 +504,10 @@ def check_links(links: Any, name: str, depth: int) -> Ints:
     return np.array(rows, np.int64).reshape(-1, 4)
 
 
-def _check_class_map(classes: Any, slices: npt.NDArray[Any]) -> Any:
-    """Return None or a canonical class map in its own dtype."""
+def refuse_mapping(classes: Any) -> None:
+    """Refuse a mapping in the place of a class map."""
     if isinstance(classes, Mapping):
         raise InputTypeError(
             "classes is a mapping, but an id means something else on each slice; a class map of the shape of slices "
             "is needed"
         )
-    return check_classes(classes, "classes", slices, "slices")

@@ -1,0 +1,587 @@
+"""Unite instances that were found slice by slice, tile by tile: the verb `stitch`.
+
+Tiles at one place along the axis are a *layer*. Sections of different layers are different ones, so tables are reduced
+layer by layer, side by side.
+
+Stages
+------
+1. *List* (every tile): the sections in it, and the classes of their voxels. The tile is kept with their numbers in it,
+   here called *local*, so that inputs are read once.
+2. *Fold* (every layer): the tables become one, its sections get numbers, and each tile learns those of its own.
+3. *Neighbors* (every tile): what sections share with those of the next slice. The first and the last slice with
+   sections of each layer are kept as planes, as the next one of the last may lie in any later layer.
+4. *Cross* (tiles): the same from one layer to another, from planes alone. *Pairs* (every layer): the sums.
+5. *Chain*, *branch* (driver): as in memory. *Moved* (tiles with sections to be looked for, for each distance and gap):
+   what they share with those behind the gap, where their motion puts them.
+6. *Write* (every tile).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._chains import Chains, Moves, Sections, gather_pairs
+from .._checks import as_bits, class_map, seal
+from .._overlap import count_overlaps
+from .._stitch import (
+    WIDE,
+    check_axis,
+    check_bad,
+    check_branching,
+    check_gap,
+    check_links,
+    choose_classes,
+    find_sections,
+    make_sections,
+    merge_chosen,
+    name_classes,
+    number_groups,
+    number_sections,
+    refuse_mapping,
+)
+from .._unite import unite_musts
+from ..kernels import stitch as kernels
+from .grid import Box, Grid
+from .run import Options, Run, Wanted, open_run
+from .scratch import Scratch
+from .stored import Sink, Source, check_classes, check_id_values, check_ids, open_source, same_shape
+from .tables import digest
+
+__all__ = ["stitch"]
+
+CUT = 32
+"""Voxels of the borders that are kept apart, as sections seldom move farther from one tile into the next."""
+
+PIECE = 2**14
+"""Sections whose groups a tile reads at once."""
+
+Array = npt.NDArray[Any]
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Volume:
+    """The local numbers of sections, kept as tiles; and which numbers these are in the volume."""
+
+    grid: Grid
+    scratch: Scratch
+    axis: int
+
+    @property
+    def inside(self) -> tuple[int, int]:
+        """Return the two axes of a slice."""
+        first, second = (side for side in range(3) if side != self.axis)
+        return first, second
+
+    @property
+    def layers(self) -> int:
+        """Return the number of layers."""
+        return self.grid.counts[self.axis]
+
+    def layer(self, tile: int) -> int:
+        """Return the layer that a tile is in."""
+        return self.grid.position(tile)[self.axis]
+
+    def tiles(self, layer: int) -> Iterator[int]:
+        """Yield the tiles of a layer."""
+        spans: list[Iterable[int]] = [range(n) for n in self.grid.counts]
+        spans[self.axis] = (layer,)
+        return map(self.grid.index, itertools.product(*spans))
+
+    def write(self, tile: int, local: Array) -> None:
+        """Keep a tile's local numbers."""
+        self.scratch.volume("local", self.grid, np.uint32, CUT).write(tile, local)
+
+    def read_local(self, box: Box) -> Array:
+        """Return local numbers of a box inside one tile."""
+        return self.scratch.volume("local", self.grid, np.uint32, CUT).read(box)
+
+    def box(self, along: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]) -> Box:
+        """Return the box with the given sides along the axis and those of a slice."""
+        sides = [along] * 3
+        for side, bounds in zip(self.inside, (rows, columns), strict=True):
+            sides[side] = bounds
+        (z, z1), (y, y1), (x, x1) = sides
+        return Box((z, y, x), (z1, y1, x1))
+
+    def rows(self, box: Box) -> tuple[int, int]:
+        """Return the first row of a slice in a box, and one after the last."""
+        return box.lo[self.inside[0]], box.hi[self.inside[0]]
+
+    def columns(self, box: Box) -> tuple[int, int]:
+        """Return the first column of a slice in a box, and one after the last."""
+        return box.lo[self.inside[1]], box.hi[self.inside[1]]
+
+    def steps(self, box: Box) -> tuple[int, int, int]:
+        """Return what one slice, row and column further is in the flat array of a box."""
+        strides = box.shape[1] * box.shape[2], box.shape[2], 1
+        return strides[self.axis], strides[self.inside[0]], strides[self.inside[1]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Numbers:
+    """The numbers of sections in the volume, from 1.
+
+    Attributes
+    ----------
+    volume
+        Where they are.
+    bases : (layers + 1,) int64
+        Sections before each layer.
+    present, starts : int64
+        As in `Sections`.
+    gaps : int64
+        For each present slice how far the next one is, 0 where that does not count.
+    """
+
+    volume: _Volume
+    bases: Ints
+    present: Ints
+    starts: Ints
+    gaps: Ints
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Return a dtype that holds the numbers and that kernels are compiled for."""
+        return np.dtype(np.uint32 if self.bases[-1] < WIDE else np.int64)
+
+    def of(self, tile: int) -> Ints | None:
+        """Return the number of each of a tile's local ones, from 0 on (which is 0); None if the tile has none."""
+        try:
+            numbers = self.volume.scratch.get(f"numbers/{tile}")["numbers"]
+        except KeyError:
+            return None
+        numbers[1:] += self.bases[self.volume.layer(tile)]
+        return numbers
+
+    def read(self, box: Box) -> Array:
+        """Return the numbers in any box."""
+        grid = self.volume.grid
+        out = np.zeros(box.shape, self.dtype)
+        for tile in grid.tiles_in(box):
+            numbers = self.of(tile)
+            part = grid.box(tile).intersect(box)
+            if numbers is not None and part is not None:
+                found = self.volume.read_local(part).astype(self.dtype, copy=False)
+                kernels.replace_numbers(numbers, found.reshape(-1))
+                out[part.within(box)] = found
+        return out
+
+    def ranks(self, start: int, stop: int) -> range:
+        """Return the ranks of the present slices from `start` to before `stop`."""
+        first, last = np.searchsorted(self.present, (start, stop)).tolist()
+        return range(first, last)
+
+
+@dataclass(frozen=True, eq=False)
+class _Listing:
+    volume: _Volume
+    slices: Source
+    classes: Source | None
+    usable: Flags
+
+
+@dataclass(frozen=True, eq=False)
+class _Moving:
+    numbers: _Numbers
+    step: str
+    gap: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Writing:
+    numbers: _Numbers
+    dtype: np.dtype[Any]
+    out: Sink
+
+
+def stitch(
+    slices: Any,
+    *,
+    classes: Any = None,
+    axis: int = 0,
+    max_gap: int = 5,
+    branching: bool = True,
+    bad_slices: Iterable[int] = (),
+    must_link: Iterable[Any] = (),
+    cannot_link: Iterable[Any] = (),
+    out: Any = None,
+    options: Options,
+) -> Any:
+    """Do what `lpa3d.stitch` does for stored arrays.
+
+    No plane of the volume is held, only tiles. The driver holds all sections and pairs of sections that overlap, some
+    500 bytes for each; a worker the table of the sections of one layer of tiles, some 100 bytes for each.
+    """
+    source = open_source(slices, "slices")
+    check_ids(source, "slices")
+    across = check_axis(axis, source.ndim)
+    depth = source.shape[across]
+    gap = check_gap(max_gap)
+    check_branching(branching)
+    usable = check_bad(bad_slices, depth)
+    must = check_links(must_link, "must_link", depth)
+    cannot = check_links(cannot_link, "cannot_link", depth)
+    refuse_mapping(classes)
+    inputs = {"slices": source}
+    if classes is not None:
+        inputs["classes"] = open_source(classes, "classes")
+        check_classes(inputs["classes"], "classes")
+        same_shape(inputs["classes"], "classes", source, "slices")
+    dtype = np.dtype(np.uint32 if np.prod(source.shape, dtype=object) < WIDE else np.uint64)
+    parameters = {
+        "axis": across,
+        "max_gap": gap,
+        "branching": bool(branching),
+        "bad_slices": np.flatnonzero(~usable).tolist(),
+        "must_link": digest(must),
+        "cannot_link": digest(cannot),
+    }
+    outputs = {"out": Wanted(out, source.shape, source.ndim, dtype)}
+    width = sum(one.dtype.itemsize for one in inputs.values())
+    with open_run("stitch", inputs, parameters, outputs, options, bytes_per_voxel=max(width + 12, 24)) as run:
+        volume = _Volume(run.grid, run.scratch, across)
+        run.map("list", _list_tile, _Listing(volume, source, inputs.get("classes"), usable))
+        run.map("fold", _fold_layer, volume, volume.layers)
+        layers = [run.scratch.get(f"sections/{layer}") for layer in range(volume.layers)]
+        sections = make_sections(np.concatenate([np.empty((0, 10), np.int64), *(one["table"] for one in layers)]))
+        bases = np.cumsum([0, *(len(one["table"]) for one in layers)])
+        groups: Ints = np.zeros(len(sections), np.int64)
+        names: list[Any] = []
+        if classes is not None:
+            chosen = merge_chosen([(one["classes"], one["several"], one["voxels"]) for one in layers], bases)
+            groups, names = name_classes(chosen, inputs["classes"].dtype, sections)
+        del layers
+        must_pairs = find_sections(must, "must_link", sections, usable)
+        apart = find_sections(cannot, "cannot_link", sections, usable)
+        parents = unite_musts(must_pairs, apart, groups, names, sections.name)
+        counts = _Tiles(run, volume, bases, sections)
+        chains = Chains(sections, groups, counts, must_pairs, parents, apart)
+        found = number_groups(chains, min(gap, depth), bool(branching))
+        for layer in range(volume.layers):
+            own = found[1 + bases[layer] : 1 + bases[layer + 1]]
+            pieces = {f"{k}": own[at : at + PIECE] for k, at in enumerate(range(0, len(own), PIECE))}
+            run.scratch.put(f"groups/{layer}", **pieces)
+        run.map("write", _write_tile, _Writing(counts.numbers, dtype, run.outputs["out"]))
+    return run.result("out")
+
+
+# ------------------------------------------------------------------------------------------------------------- sections
+
+
+def _list_tile(context: _Listing, tile: int) -> None:
+    """List the sections of a tile; a tile without any keeps nothing."""
+    volume = context.volume
+    box = volume.grid.box(tile)
+    ids = context.slices.read(box)
+    check_id_values(ids, "slices", box)
+    usable = context.usable[box.lo[volume.axis] : box.hi[volume.axis]]
+    local = np.empty(box.shape, np.uint32)
+    flat = local.reshape(-1)
+    rows = kernels.list_sections(
+        seal(as_bits(ids)).reshape(-1), box.shape, volume.axis, 0, box.shape[0] * box.shape[1], usable, flat
+    )
+    if not len(rows):
+        return
+    classes = np.empty((0, 3), np.int64)
+    if context.classes is not None:
+        table = count_overlaps(local, class_map(context.classes.read(box), "classes"))
+        classes = np.column_stack([table.pairs, table.voxels])
+        classes = classes[(classes[:, :2] != 0).all(axis=1)]
+    volume.write(tile, local)
+    volume.scratch.put(f"list/{tile}", rows=_place_rows(rows, volume, box), classes=classes)
+
+
+def _place_rows(rows: Ints, volume: _Volume, box: Box) -> Ints:
+    """Return rows of the table of sections of a box with the places that they have in the volume."""
+    shape = volume.grid.shape
+    rows = rows.copy()
+    rows[:, kernels.SLICE] += box.lo[volume.axis]
+    for first, total, low, high in (
+        (volume.rows(box)[0], kernels.ROWS, kernels.ROW_LO, kernels.ROW_HI),
+        (volume.columns(box)[0], kernels.COLUMNS, kernels.COLUMN_LO, kernels.COLUMN_HI),
+    ):
+        rows[:, total] += first * rows[:, kernels.AREA]
+        rows[:, [low, high]] += first
+    places = np.unravel_index(rows[:, kernels.FIRST], box.shape)
+    z, y, x = (place + lo for place, lo in zip(places, box.lo, strict=True))
+    rows[:, kernels.FIRST] = (z * shape[1] + y) * shape[2] + x
+    return rows
+
+
+def _fold_layer(volume: _Volume, layer: int) -> None:
+    """Number the sections of a layer from 1, and choose their classes."""
+    tiles, parts, classes = [], [], []
+    for tile in volume.tiles(layer):
+        if volume.scratch.has(f"list/{tile}"):
+            found = volume.scratch.get(f"list/{tile}")
+            tiles.append(tile)
+            parts.append(found["rows"])
+            classes.append(found["classes"])
+    table, numbers = number_sections(parts)
+    own = np.split(numbers, np.cumsum([len(part) for part in parts[:-1]]))
+    for tile, some, rows in zip(tiles, own, classes, strict=False):
+        some = np.append(0, some)
+        rows[:, 0] = some[rows[:, 0]]
+        volume.scratch.put(f"numbers/{tile}", numbers=some)
+    chosen = choose_classes(classes)
+    volume.scratch.put(
+        f"sections/{layer}",
+        table=table,
+        classes=np.stack([chosen.owners, chosen.codes]),
+        several=chosen.several,
+        voxels=np.array([chosen.voxels]),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- neighbours
+
+
+def _count_tile(numbers: _Numbers, tile: int) -> None:
+    """Count what sections of a tile share with those of the next slice, and keep its first and last slice."""
+    volume = numbers.volume
+    if not volume.scratch.has(f"numbers/{tile}"):
+        return
+    box = volume.grid.box(tile)
+    start, stop = box.lo[volume.axis], box.hi[volume.axis]
+    ranks = numbers.ranks(start, stop)
+    found = numbers.read(box)
+    steps = np.zeros(stop - start, np.int64)
+    inner = slice(ranks.start, ranks.stop - 1)
+    steps[numbers.present[inner] - start] = numbers.gaps[inner] * volume.steps(box)[0]
+    rows = kernels.count_neighbors(
+        seal(found.reshape(-1)), box.shape, volume.axis, 0, box.shape[0] * box.shape[1], steps
+    )
+    volume.scratch.put(
+        f"neighbors/{tile}",
+        rows=rows,
+        first=found.take(numbers.present[ranks[0]] - start, volume.axis),
+        last=found.take(numbers.present[ranks[-1]] - start, volume.axis),
+    )
+
+
+def _cross_tile(numbers: _Numbers, tile: int) -> None:
+    """Count what the last slice of a tile shares with the first of the next layer that has sections."""
+    volume = numbers.volume
+    box = volume.grid.box(tile)
+    rank = numbers.ranks(box.lo[volume.axis], box.hi[volume.axis])[-1]
+    place = list(volume.grid.position(tile))
+    place[volume.axis] = int(numbers.present[rank + 1]) // volume.grid.tile[volume.axis]
+    after = volume.grid.index(place)
+    if not (volume.scratch.has(f"numbers/{tile}") and volume.scratch.has(f"numbers/{after}")):
+        return
+    planes = np.stack(
+        [
+            volume.scratch.get(f"neighbors/{tile}", "last")["last"],
+            volume.scratch.get(f"neighbors/{after}", "first")["first"],
+        ]
+    )
+    steps = np.array([planes[0].size, 0])
+    rows = kernels.count_neighbors(seal(planes.reshape(-1)), planes.shape, 0, 0, planes.shape[1], steps)
+    volume.scratch.put(f"cross/{tile}", rows=rows)
+
+
+def _add_pairs(numbers: _Numbers, layer: int) -> None:
+    """Add up the pairs whose earlier section is in a layer."""
+    scratch = numbers.volume.scratch
+    parts = [np.empty((0, 3), np.int64)]
+    for tile in numbers.volume.tiles(layer):
+        for key in (f"neighbors/{tile}", f"cross/{tile}"):
+            if scratch.has(key):
+                parts.append(scratch.get(key, "rows")["rows"])
+    rows = np.concatenate(parts)
+    pairs = gather_pairs(rows[:, :2], rows[:, 2], np.add)
+    scratch.put(f"pairs/{layer}", rows=np.column_stack([pairs.sections, pairs.shared]))
+
+
+class _Tiles:
+    """What `Chains` has counted: stages of a run."""
+
+    def __init__(self, run: Run, volume: _Volume, bases: Ints, sections: Sections) -> None:
+        self.run, self.volume, self.sections = run, volume, sections
+        self.numbers = _Numbers(volume, bases, sections.present, sections.starts, np.zeros_like(sections.present))
+
+    def count_neighbors(self, gaps: Ints) -> Ints:
+        """Count as `Counts` says."""
+        run, volume, present = self.run, self.volume, self.sections.present
+        self.numbers = numbers = _Numbers(volume, self.numbers.bases, present, self.sections.starts, gaps)
+        run.map("neighbors", _count_tile, numbers)
+        layers = present // volume.grid.tile[volume.axis]
+        leaving = layers[:-1][(layers[1:] != layers[:-1]) & (gaps[:-1] > 0)]
+        tiles = [tile for layer in leaving.tolist() for tile in volume.tiles(layer)]
+        if tiles:
+            run.map("cross", _cross_tile, numbers, tiles)
+        run.map("pairs", _add_pairs, numbers, volume.layers)
+        parts = (run.scratch.get(f"pairs/{layer}")["rows"] for layer in range(volume.layers))
+        return np.concatenate([np.empty((0, 3), np.int64), *parts])
+
+    def count_moved(self, moves: Moves) -> Ints:
+        """Count as `Counts` says."""
+        run, sections, volume = self.run, self.sections, self.volume
+        step = f"moved {moves.distance} {moves.gap}"
+        tiles: set[int] = set()
+        for side in range(2):
+            some = np.flatnonzero(moves.opened[side])
+            layers = sections.slices[some] // volume.grid.tile[volume.axis]
+            known, starts = np.unique(layers, return_index=True)
+            # Sections are numbered slice by slice, so those of a layer stand together.
+            for layer, own in zip(known.tolist(), np.split(some, starts[1:]), strict=False):
+                boxes = sections.boxes[own]
+                run.scratch.put(
+                    f"{step}/asked{side}/{layer}",
+                    some=own,
+                    slices=sections.slices[own],
+                    boxes=boxes,
+                    shifts=moves.shifts[side][own],
+                )
+                tiles.update(self._find_tiles(layer, boxes))
+        if not tiles:
+            return np.empty((0, 3), np.int64)
+        items = np.array(sorted(tiles))
+        run.map(step, _count_moved, _Moving(self.numbers, step, moves.gap), items)
+        parts = [np.empty((0, 3), np.int64)]
+        parts += [run.scratch.get(f"{step}/rows/{tile}")["rows"] for tile in items.tolist()]
+        return np.concatenate(parts)
+
+    def _find_tiles(self, layer: int, boxes: Ints) -> Iterator[int]:
+        """Yield the tiles of a layer that boxes of sections lie in."""
+        grid, (rows, columns) = self.volume.grid, self.volume.inside
+        low = boxes[:, :2] // np.array([grid.tile[rows], grid.tile[columns]])
+        high = (boxes[:, 2:] - 1) // np.array([grid.tile[rows], grid.tile[columns]])
+        for row, column, last_row, last_column in np.unique(np.hstack([low, high]), axis=0).tolist():
+            for place in itertools.product(range(row, last_row + 1), range(column, last_column + 1)):
+                at = [layer] * 3
+                at[rows], at[columns] = place
+                yield grid.index(at)
+
+
+# --------------------------------------------------------------------------------------------------------- across gaps
+
+
+def _count_moved(context: _Moving, tile: int) -> None:
+    """Count what shifted sections share with others, for their voxels in a tile."""
+    numbers, volume = context.numbers, context.numbers.volume
+    layer = volume.layer(tile)
+    whole = volume.grid.box(tile)
+    shape = volume.grid.shape
+    plane = np.array([shape[side] for side in volume.inside])
+    found = [np.empty((0, 3), np.int64)]
+    for side, gap in enumerate((context.gap, -context.gap)):
+        key = f"{context.step}/asked{side}/{layer}"
+        if not volume.scratch.has(key):
+            continue
+        asked = volume.scratch.get(key)
+        # The part of each section that lies in the tile and, when it is shifted, in the slice.
+        (row, last_row), (column, last_column) = volume.rows(whole), volume.columns(whole)
+        shifts = asked["shifts"]
+        low = np.maximum(np.maximum(asked["boxes"][:, :2], (row, column)), -shifts)
+        high = np.minimum(np.minimum(asked["boxes"][:, 2:], (last_row, last_column)), plane - shifts)
+        some = np.flatnonzero((low < high).all(axis=1))
+        if not len(some):
+            continue
+        slices = asked["slices"][some]
+        base, partners = _find_partners(context, 1 - side, slices[[0, -1]] + gap)
+        boxes = np.hstack([low, high])[some]
+        wanted = _Wanted(asked["some"][some], slices, boxes, shifts[some])
+        for rows in _count_part(numbers, wanted, gap, base, partners):
+            found.append(rows[:, [1, 0, 2]] if side else rows)
+    rows = np.concatenate(found)
+    pairs = gather_pairs(rows[:, :2], rows[:, 2], np.add)
+    volume.scratch.put(f"{context.step}/rows/{tile}", rows=np.column_stack([pairs.sections, pairs.shared]))
+
+
+def _find_partners(context: _Moving, side: int, slices: Ints) -> tuple[int, Flags]:
+    """Return the first section of the first of two slices, and which ones count from there to the end of the other."""
+    numbers, volume = context.numbers, context.numbers.volume
+    ranks = numbers.ranks(int(slices[0]), int(slices[1]) + 1)
+    base, stop = int(numbers.starts[ranks.start]), int(numbers.starts[ranks.stop])
+    flags = np.zeros(stop - base, np.bool_)
+    depth = volume.grid.tile[volume.axis]
+    for layer in range(int(slices[0]) // depth, int(slices[1]) // depth + 1):
+        key = f"{context.step}/asked{side}/{layer}"
+        if volume.scratch.has(key):
+            some = volume.scratch.get(key, "some")["some"]
+            flags[some[(some >= base) & (some < stop)] - base] = True
+    return base, flags
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """Sections on their slices, sorted; the boxes in which they are looked for, and how far they are shifted."""
+
+    some: Ints
+    slices: Ints
+    boxes: Ints
+    shifts: Ints
+
+    def cut(self, start: int, stop: int) -> _Wanted:
+        """Return some of them."""
+        at = slice(start, stop)
+        return _Wanted(self.some[at], self.slices[at], self.boxes[at], self.shifts[at])
+
+
+def _count_part(numbers: _Numbers, wanted: _Wanted, gap: int, base: int, partners: Flags) -> Iterator[Ints]:
+    """Count for all sections at once, unless what they are shifted to is much larger than a tile."""
+    volume = numbers.volume
+
+    def bound(boxes: Ints, shift: int) -> Box:
+        (top, left), (bottom, right) = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()
+        along = int(wanted.slices[0]) + shift, int(wanted.slices[-1]) + shift + 1
+        return volume.box(along, (top, bottom), (left, right))
+
+    here, there = bound(wanted.boxes, 0), bound(wanted.boxes + np.tile(wanted.shifts, 2), gap)
+    n = len(wanted.some)
+    if n > 1 and there.size > 2 * volume.grid.box(0).size:
+        for start, stop in ((0, n // 2), (n // 2, n)):
+            yield from _count_part(numbers, wanted.cut(start, stop), gap, base, partners)
+        return
+    own, others = (numbers.read(box) for box in (here, there))
+    starts = np.flatnonzero(np.append(True, wanted.slices[1:] != wanted.slices[:-1])).tolist()
+    for start, stop in itertools.pairwise([*starts, n]):
+        at = int(wanted.slices[start])
+        some = wanted.cut(start, stop)
+        places = []
+        for box, along in ((here, at), (there, at + gap)):
+            steps = volume.steps(box)
+            corner = along - box.lo[volume.axis], -volume.rows(box)[0], -volume.columns(box)[0]
+            places.append((sum(map(int.__mul__, corner, steps)), *steps[1:]))
+        plane = (volume.grid.shape[side] for side in volume.inside)
+        yield kernels.count_shifted(
+            seal(own.reshape(-1)),
+            seal(others.reshape(-1)),
+            places[0],
+            (*places[1], *plane, base),
+            some.some,
+            some.boxes,
+            some.shifts,
+            partners,
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def _write_tile(context: _Writing, tile: int) -> None:
+    """Write the groups of a tile."""
+    numbers, volume = context.numbers, context.numbers.volume
+    box = volume.grid.box(tile)
+    own = numbers.of(tile)
+    result = np.zeros(box.shape, context.dtype)
+    if own is not None:
+        layer = volume.layer(tile)
+        places = own[1:] - 1 - numbers.bases[layer]
+        pieces = np.unique(places // PIECE)
+        found = volume.scratch.get(f"groups/{layer}", *map(str, pieces.tolist()))
+        groups = np.concatenate([found[str(piece)] for piece in pieces.tolist()])
+        lengths = np.append(0, np.cumsum([len(found[str(piece)]) for piece in pieces.tolist()]))
+        at = lengths[np.searchsorted(pieces, places // PIECE)] + places % PIECE
+        result[...] = volume.read_local(box)
+        kernels.replace_numbers(np.append(0, groups[at]), as_bits(result).reshape(-1))
+    context.out.write(box, result)
