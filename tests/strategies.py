@@ -33,6 +33,18 @@ def class_volumes(draw, min_side=1, wide=False, max_classes=3, dtype="uint8"):
 
 
 @st.composite
+def _tiled_volumes(draw):
+    volume = draw(class_volumes(wide=True))
+    # Few tiles of one voxel and few of many, so that the number of tiles stays small.
+    least = 1 if volume.size <= 300 else 2
+    return volume, tuple(draw(st.integers(min(least, side), side + 2)) for side in volume.shape)
+
+
+tiled_volumes = _tiled_volumes()
+"""Class maps, each with the shape of its tiles: from single voxels to more than the volume."""
+
+
+@st.composite
 def laid_out(draw, arrays):
     """Draw an array, and the same values in another memory layout: order, strides, byte order, read-only."""
     array = draw(arrays)
