@@ -15,15 +15,18 @@ if TYPE_CHECKING:
     from ._merge import merge
     from ._propagate import propagate
     from ._stitch import stitch
+    from .tiled.estimate import Estimate, estimate
 
 __all__ = [
     "Conflicts",
     "Contacts",
     "Convention",
+    "Estimate",
     "Evaluation",
     "Fused",
     "Provenance",
     "contacts",
+    "estimate",
     "evaluate",
     "fuse",
     "label",
@@ -39,10 +42,12 @@ _HOMES = {
     "Conflicts": "_fuse",
     "Contacts": "_contacts",
     "Convention": "_conventions",
+    "Estimate": "tiled.estimate",
     "Evaluation": "_evaluation",
     "Fused": "_fuse",
     "Provenance": "_fuse",
     "contacts": "_contacts",
+    "estimate": "tiled.estimate",
     "evaluate": "_evaluate",
     "fuse": "_fuse",
     "label": "_label",
