@@ -22,7 +22,7 @@ from ._threads import num_threads, run_all, split
 from .kernels import overlap as kernels
 from .kernels.overlap import VOID
 
-__all__ = ["VOID", "Overlaps", "add_overlaps", "count_overlaps", "count_rows", "find_boxes"]
+__all__ = ["VOID", "Overlaps", "add_overlaps", "count_overlaps", "count_rows", "find_boxes", "shift_overlaps"]
 
 SLAB_VOXELS = 2**21
 """Most voxels of a slab: its table stays in the caches, and 10**6 blocks against 10**6 are counted in a quarter of the
@@ -95,8 +95,18 @@ def count_rows(
     parts = [seal(as_bits(part)) for part in (reference, prediction, mask)]
     rows: Ints = kernels.count_overlaps(*parts, shape[1], shape[2], first)
     # Copies, so that the table that had room for more is freed.
-    places = np.int32 if max(shape) < 2**31 else np.int64
-    return Overlaps(rows[:, :2].copy(), rows[:, 2].copy(), rows[:, 3:].astype(places).reshape(-1, 2, 3))
+    return Overlaps(rows[:, :2].copy(), rows[:, 2].copy(), rows[:, 3:].astype(_places(shape)).reshape(-1, 2, 3))
+
+
+def _places(shape: tuple[int, ...]) -> type[np.int32] | type[np.int64]:
+    """Return the dtype of boxes in a volume."""
+    return np.int32 if max(shape) < 2**31 else np.int64
+
+
+def shift_overlaps(overlaps: Overlaps, start: tuple[int, ...], shape: tuple[int, ...]) -> Overlaps:
+    """Return the table of a part of a volume of `shape` that begins at `start`, with boxes in the volume."""
+    boxes = overlaps.boxes.astype(_places(shape)) + np.array(start, _places(shape))
+    return Overlaps(overlaps.pairs, overlaps.voxels, boxes)
 
 
 def find_boxes(overlaps: Overlaps, side: int, ids: Ints) -> Ints:

@@ -22,7 +22,7 @@ from ._checks import as_bits, seal
 from ._threads import num_threads, run_all
 from .kernels.surfaces import list_surface, mark_shared
 
-__all__ = ["surface_distances"]
+__all__ = ["LARGE_BOX", "measure_lists", "surface_distances"]
 
 SMALL_BOX = 2**13
 """Voxels of a box below which pairs share a thread: they spend their 0.1 ms in Python, where threads only hinder."""
@@ -97,7 +97,7 @@ def surface_distances(
     def measure(rows: list[int], workers: int = 1) -> None:
         for row in rows:
             first, second = (_surface(labels[k], ignored, pairs[row, k], boxes[row, k]) for k in range(2))
-            result[row] = _summarise(_distances(first, second, steps, workers))
+            result[row] = measure_lists(first, second, steps, workers)
 
     extents = (boxes[:, :, 1] - boxes[:, :, 0]).prod(axis=2).max(axis=1, initial=0)
     small, large = extents < SMALL_BOX, extents >= LARGE_BOX
@@ -118,6 +118,14 @@ def _surface(labels: npt.NDArray[Any], ignored: npt.NDArray[np.bool_], wanted: n
         out = np.empty((found, 3), np.int64)
         list_surface(labels, ignored, wanted, box, out)
     return out[:found]
+
+
+def measure_lists(first: Ints, second: Ints, steps: Floats, workers: int) -> tuple[float, float, float]:
+    """Return what `surface_distances` does for two lists ``(n, 3)`` of surface voxels, each in raster order.
+
+    `steps` is the voxel size; `workers` threads search.
+    """
+    return _summarise(_distances(first, second, steps, workers))
 
 
 def _distances(first: Ints, second: Ints, steps: Floats, workers: int) -> Floats:

@@ -9,7 +9,7 @@ _SHIFT = np.uint64(32)
 
 
 @jit
-def _find_id(slots, ids, value):
+def find_id(slots, ids, value):
     """Return the slot of `value`: the one that holds its position in `ids`, else the empty one where it belongs."""
     mask = slots.size - 1
     slot = np.int64((np.uint64(value) * _MIX) >> _SHIFT) & mask
@@ -28,7 +28,7 @@ def index_ids(ids):
     for slot in range(size):
         slots[slot] = -1
     for k in range(ids.size):
-        slots[_find_id(slots, ids, ids[k])] = k
+        slots[find_id(slots, ids, ids[k])] = k
     return slots
 
 
@@ -41,6 +41,6 @@ def replace_ids(labels, slots, ids, new_ids, out):
         value = np.int64(labels[i])
         if value != last:
             last = value
-            k = slots[_find_id(slots, ids, value)]
+            k = slots[find_id(slots, ids, value)]
             new = new_ids[k] if k >= 0 else value
         out[i] = new

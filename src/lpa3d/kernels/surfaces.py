@@ -1,6 +1,9 @@
-"""Surface voxels of one object, and which of them two objects share."""
+"""Surface voxels of one object, those of many in a part of a volume, and which of them two objects share."""
+
+import numpy as np
 
 from ._jit import jit
+from .relabel import find_id
 
 
 @jit
@@ -52,6 +55,63 @@ def list_surface(labels, ignored, wanted, box, out):
                     out[found, 1] = y
                     out[found, 2] = x
                 found += 1
+    return found
+
+
+@jit
+def list_surfaces(labels, ignored, slots, ids, sides, flat, of, certain):
+    """List the voxels of some objects that may lie on their surfaces, in raster order; return their number.
+
+    `slots` is `index_ids` of the objects' `ids`. ``sides[2 * axis]`` and ``sides[2 * axis + 1]`` say what lies beyond
+    the first and the last slice of the part: 0 nothing, so that a voxel there is on the surface; 1 more of the volume;
+    2 nothing in a volume one slice thick, an image, which has no surface there. Listed is every voxel that is on a
+    surface for certain, by a neighbour in the part or the end of the volume, and every other one with more of the
+    volume beside it. `flat`, `of` and `certain` get place in the part, position of the object in `ids`, and whether it
+    is the former, as far as they reach.
+    """
+    n_z, n_y, n_x = labels.shape
+    found = 0
+    last = np.int64(0)
+    k = np.int64(-1)
+    for z in range(n_z):
+        for y in range(n_y):
+            for x in range(n_x):
+                value = np.int64(labels[z, y, x])
+                if value == 0:
+                    continue
+                if value != last:
+                    last = value
+                    k = slots[find_id(slots, ids, value)]
+                if k < 0 or (ignored.size and ignored[z, y, x]):
+                    continue
+                open_face = False
+                surface = False
+                for axis in range(3):
+                    for end in range(2):
+                        step = 2 * end - 1
+                        z_to, y_to, x_to = z, y, x
+                        if axis == 0:
+                            z_to += step
+                            beyond = z_to < 0 or z_to >= n_z
+                        elif axis == 1:
+                            y_to += step
+                            beyond = y_to < 0 or y_to >= n_y
+                        else:
+                            x_to += step
+                            beyond = x_to < 0 or x_to >= n_x
+                        if beyond:
+                            surface |= sides[2 * axis + end] == 0
+                            open_face |= sides[2 * axis + end] == 1
+                        else:
+                            surface |= labels[z_to, y_to, x_to] != labels[z, y, x]
+                            if ignored.size:
+                                surface |= ignored[z_to, y_to, x_to]
+                if surface or open_face:
+                    if found < flat.size:
+                        flat[found] = (z * n_y + y) * n_x + x
+                        of[found] = k
+                        certain[found] = surface
+                    found += 1
     return found
 
 
