@@ -1,6 +1,8 @@
 """The geodesic stage over tiles, against the same on the whole volume: any tiles, any order of activations."""
 
 import contextlib
+import itertools
+import pickle
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,11 @@ from lpa3d.errors import RangeError
 from lpa3d.tiled import geodesic
 from lpa3d.tiled.geodesic import settle, spread_tiles
 from lpa3d.tiled.grid import Grid
+from lpa3d.tiled.run import Options, open_run
+from lpa3d.tiled.stored import Source, open_source
 from test_geodesic import cases, make_serpentine
+
+zarr = pytest.importorskip("zarr")
 
 NAME = "reach"
 
@@ -292,3 +298,62 @@ def test_tiles_are_solved_less_than_twice_where_sources_are_near(monkeypatch):
         spread_tiles(run, NAME, field, class_table(volume, labels), step_weights(6, (1, 1, 1)), 6)
         assert len(solved) < 1.7 * len(grid)
         run.journal.done = False  # all borders are looked at again, and nothing is solved
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A field of stored arrays."""
+
+    grid: Grid
+    volume: Source
+    labels: Source
+
+    def load(self, tile):
+        box = self.grid.box(tile)
+        return self.volume.read(box), self.labels.read(box), None
+
+    def load_border(self, box):
+        raise AssertionError(box)
+
+
+def write_settled(spread, tile):
+    """Settle a tile and keep its labels."""
+    spread.scratch.put(f"settled/{tile}", labels=settle(spread, tile))
+
+
+@pytest.mark.parametrize("connectivity", [6, 26])
+def test_a_run_on_threads_that_keeps_files_goes_on_where_it_failed(tmp_path, connectivity, monkeypatch):
+    volume, end = make_serpentine(12)
+    labels = np.zeros(volume.shape, np.uint32)
+    labels[0, 0, 0], labels[end] = 2, 1
+    for name, array in {"volume": volume, "labels": labels}.items():
+        zarr.create_array(str(tmp_path / name), shape=array.shape, dtype=array.dtype, chunks=(5, 7, 6))[:] = array
+    volume_source, labels_source = (open_source(tmp_path / name, name) for name in ("volume", "labels"))
+    weights = step_weights(connectivity, (1, 1, 1))
+    monkeypatch.setattr(geodesic, "GARBAGE", 5)
+
+    def run_once(fails_after):
+        options = Options(tile=(4, 4, 6), scratch=tmp_path / "run")
+        with open_run("reach", {"volume": volume_source}, {}, {}, options, bytes_per_voxel=20) as run:
+            field = Stored(run.grid, volume_source, labels_source)
+            wait, count = run.wait, itertools.count(1)
+
+            def wait_and_fail():
+                if next(count) > fails_after:
+                    raise Killed
+                return wait()
+
+            run.wait = wait_and_fail
+            done = spread_tiles(run, NAME, field, class_table(volume, labels), weights, connectivity)
+            run.map("settled", write_settled, pickle.loads(pickle.dumps(done)))
+            out = np.zeros_like(labels)
+            for tile in range(len(run.grid)):
+                out[run.grid.box(tile).slices] = run.scratch.get(f"settled/{tile}")["labels"]
+            return out
+
+    for _ in range(3):
+        with pytest.raises(Killed):
+            run_once(20)
+    found = run_once(10**9)
+    spread(labels, link_voxels(volume, connectivity), weights, connectivity)
+    np.testing.assert_array_equal(found, labels)
