@@ -58,6 +58,9 @@ __all__ = ["stitch"]
 CUT = 32
 """Voxels of the borders that are kept apart, as sections seldom move farther from one tile into the next."""
 
+SPAN = 2
+"""Tiles' voxels that are read at once to look for shifted sections; beyond, these are counted in parts."""
+
 PIECE = 2**14
 """Sections whose groups a tile reads at once."""
 
@@ -538,7 +541,7 @@ def _count_part(numbers: _Numbers, wanted: _Wanted, gap: int, base: int, partner
 
     here, there = bound(wanted.boxes, 0), bound(wanted.boxes + np.tile(wanted.shifts, 2), gap)
     n = len(wanted.some)
-    if n > 1 and there.size > 2 * volume.grid.box(0).size:
+    if n > 1 and there.size > SPAN * volume.grid.box(0).size:
         for start, stop in ((0, n // 2), (n // 2, n)):
             yield from _count_part(numbers, wanted.cut(start, stop), gap, base, partners)
         return
