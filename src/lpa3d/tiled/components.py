@@ -357,7 +357,7 @@ def join(scratch: Scratch, grid: Grid, name: str, connectivity: int, numbers: bo
         _create_table(sets, np.bool_, False),
     )
     table.lower()
-    if numbers:
+    if numbers and tiles:
         number = 1
         for layer in range(grid.counts[0]):
             number = table.number(layer, number)
