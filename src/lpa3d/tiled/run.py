@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,7 @@ class Run:
     _ready: list[tuple[tuple[Any, ...], Any, BaseException | None]] = field(default_factory=list)
     _calls: dict[int, tuple[Any, Any, tuple[Any, ...], int, str]] = field(default_factory=dict)
     _results: dict[str, Any] = field(default_factory=dict)
+    _retype: Callable[[str, np.dtype[Any]], Sink] | None = None
     _told: float = 0.0
 
     def tell(self, stage: str, fraction: float, *, always: bool = False) -> None:
@@ -261,6 +262,12 @@ class Run:
             f"{error}. Finished tiles are kept: mend the cause and run the same call again"
         ) from error
 
+    def retype(self, name: str, dtype: np.dtype[Any]) -> None:
+        """Give an output, to which nothing was written yet, the dtype that it turned out to need."""
+        assert self._retype is not None
+        if self.outputs[name].array.dtype != dtype:
+            self.outputs[name] = self._retype(name, dtype)
+
     def result(self, name: str) -> Any:
         """Return a finished output."""
         return self._results[name]
@@ -354,17 +361,24 @@ def open_run(
         stack.callback(journal.close)
         if before is None:
             blobs.put(RUN, [json.dumps(about | {"tile": list(plan.tile), "id": token}).encode()])
-        sinks = {}
-        for name, output in places.items():
-            attributes = {**about, "attributes": dict((options.storage or {}).get("attributes", {}))}
-            state = "new" if before is None else "whole" if journal.finished(WHOLE) else "begun"
-            sinks[name] = _build(output, name, home, token, layouts[name], attributes, state)
+        attributes = {**about, "attributes": dict((options.storage or {}).get("attributes", {}))}
+        state = "new" if before is None else "whole" if journal.finished(WHOLE) else "begun"
+
+        def build(name: str) -> Sink:
+            return _build(places[name], name, home, token, layouts[name], attributes, state)
+
+        def retype(name: str, dtype: np.dtype[Any]) -> Sink:
+            places[name].wanted = replace(places[name].wanted, dtype=dtype)
+            _forget(places[name])
+            return build(name)
+
+        sinks = {name: build(name) for name in places}
         scheduler = choose_scheduler(plan.workers)
         _check_reach(scheduler, inputs, places)
         stack.callback(scheduler.close)
         run = Run(
             verb, Grid(first.shape, plan.tile), plan.workers, Scratch(_below(inner, "scratch")), journal, sinks,
-            options.progress, scheduler,
+            options.progress, scheduler, _retype=retype,
         )  # fmt: skip
         yield run
         changed = [name for name, source in inputs.items() if source.describe() != described[name]]
@@ -580,6 +594,14 @@ def _build(
         array = create_array(store, wanted.shape, wanted.ndim, np.dtype(wanted.dtype), layout, attributes)
     output.sink = Sink(array, wanted.shape, wanted.ndim)
     return output.sink
+
+
+def _forget(output: _Output) -> None:
+    """Delete an empty output's metadata: a store may hold other things beside them."""
+    from zarr.core.sync import sync
+
+    assert output.sink is not None
+    sync((output.sink.array.store_path / "zarr.json").delete())
 
 
 def _check_reach(scheduler: Scheduler, inputs: Mapping[str, Source], places: Mapping[str, _Output]) -> None:
