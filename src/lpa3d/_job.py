@@ -32,6 +32,9 @@ __all__ = ["BROKEN_PIPE", "FAILED", "INTERRUPTED", "UNUSABLE", "Job", "attend", 
 
 OK, FAILED, UNUSABLE, MISSED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 2, 3, 130, 141, 143
 
+TILES_END = 10.0
+"""Seconds that tiles in flight have to end after an interruption. What they leave unfinished is done again."""
+
 Array = npt.NDArray[Any]
 Phrase = Callable[[str], str]
 
@@ -40,6 +43,8 @@ Phrase = Callable[[str], str]
 class Job:
     """One run: what was asked, where messages go, the outputs in the making, what standard output will get, and which
     of the user's limits the results miss.
+
+    While a verb works tile by tile `tiled` is set, and `advice` says how to go on with what it leaves, if it does.
     """
 
     args: argparse.Namespace
@@ -48,6 +53,8 @@ class Job:
     files: ExitStack
     results: list[str] = field(default_factory=list)
     misses: list[str] = field(default_factory=list)
+    tiled: bool = False
+    advice: str = ""
 
     def open(self, name: str) -> Volume:
         """Open an input; it is closed at the end."""
@@ -142,10 +149,11 @@ def _warnings_to(terminal: Terminal, phrase: Phrase) -> Iterator[None]:
 def _as_options(text: str) -> str:
     """Turn the keywords that the library's messages name into the options and arguments of the same name."""
     text = re.sub(
-        r"\b(unseeded|seed_conflicts|slice_axis|sweeps|max_distance|connectivity|min_contact)='?([\w.]+)'?",
+        r"\b(unseeded|seed_conflicts|slice_axis|sweeps|max_distance|connectivity|min_contact|tile|memory|scratch)='?([\w.]+)'?",
         lambda match: f"--{match[1].replace('_', '-')} {match[2]}",
         text,
     )
+    text = text.replace("resume=False", "--no-resume")
     text = re.sub(r", or pass classes\[\d\]=\{id: class\}", "", text)
     text = re.sub(r"\bclasses\[(\d)\]", lambda match: ("REFERENCE_CLASSES", "PREDICTION_CLASSES")[int(match[1])], text)
     text = re.sub(r"\bscores (?=has |holds )", "--scores ", text)
@@ -201,13 +209,15 @@ def attend(run: Callable[[Job], None], args: argparse.Namespace, *, keywords: bo
     except (KeyboardInterrupt, _Terminated) as interruption:
         # Once is enough: the cleaning up is not to be interrupted.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # A writer stops by itself at the next slab; one that does not is cut off.
+        # A writer stops by itself at the next slab, a run over tiles when those in flight are done; one that does not
+        # is cut off.
         outputs.cancel()
-        done.wait(2.0 if outputs.writing else 0.0)
+        advice = f"; {jobs[0].advice}" if jobs and jobs[0].advice else ""
+        done.wait(TILES_END if jobs and jobs[0].tiled else 2.0 if outputs.writing else 0.0)
         outputs.discard()
         terminal.finish()
         stopped = isinstance(interruption, _Terminated)
-        terminal.message("terminated" if stopped else "interrupted")
+        terminal.message(("terminated" if stopped else "interrupted") + advice)
         code = TERMINATED if stopped else INTERRUPTED
         if not done.is_set():
             # Compiled code cannot be stopped, and leaving in the usual way would wait for it.
@@ -216,7 +226,10 @@ def attend(run: Callable[[Job], None], args: argparse.Namespace, *, keywords: bo
         return code
     terminal.finish()
     if failures:
-        return report(failures[0], terminal, phrase)
+        code = report(failures[0], terminal, phrase)
+        if jobs and jobs[0].advice and not isinstance(failures[0], Lpa3dError):
+            terminal.message(f"finished tiles are kept; mend the cause and {jobs[0].advice}")
+        return code
     (job,) = jobs
     for text in job.results:
         sys.stdout.write(text)

@@ -42,6 +42,7 @@ from ._job import BROKEN_PIPE, FAILED, INTERRUPTED, UNUSABLE, Job, attend, repor
 from ._pipeline_command import add_pipeline_arguments, run_pipeline
 from ._stitch_command import add_stitch_arguments, run_stitch
 from ._terminal import Terminal
+from ._tiling import Tiling, add_tiling, find_tiling
 from .io import Volume, plan
 
 __all__ = ["main"]
@@ -198,12 +199,18 @@ def _label_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="IN", help="class map: bool or integers, 0 is background")
     parser.add_argument("output", metavar="OUT", help="labels: uint32, or uint64 from 2**32 voxels on")
     add_connectivity(parser)
+    add_tiling(parser)
 
 
 def _label(job: Job) -> None:
     source = job.open(job.args.input)
     source.check_integers("a class map")
-    target = plan(job.outputs, job.args.output, source.shape, [source.path])
+    tiling = find_tiling(job, "label", [source], [job.args.output])
+    outputs = tiling.outputs if tiling else job.outputs
+    target = plan(outputs, job.args.output, source.shape, [source.path])
+    if tiling:
+        _label_tiles(job, tiling, source)
+        return
     volume = job.read(source, "a class map")
     from lpa3d import label
 
@@ -213,6 +220,20 @@ def _label(job: Job) -> None:
     count = int(labels.max()) if labels.size else 0
     voxels = int(np.count_nonzero(labels))
     job.finish(f"{format_count(count, 'component')}, {format_share(voxels, labels.size)} labelled")
+
+
+def _label_tiles(job: Job, tiling: Tiling, source: Volume) -> None:
+    args = job.args
+    labels = tiling.run(
+        "labelling", "labelled", source, geometry=source.geometry, connectivity=args.connectivity, out=args.output
+    )
+
+    def describe() -> str:
+        count, voxels = tiling.count_numbered(labels)
+        return f"{format_count(count, 'component')}, {format_share(voxels, math.prod(source.shape))} labelled"
+
+    if labels is not None:
+        tiling.finish(describe)
 
 
 # ---------------------------------------------------------------------------------------------------------- propagate
@@ -256,6 +277,7 @@ def _propagate_arguments(parser: argparse.ArgumentParser) -> None:
         help="an id on two classes: stop, or keep its larger class (default raise)",
     )
     parser.add_argument("--confidence", metavar="FILE", help="also write how sure each label is, uint16")
+    add_tiling(parser)
 
 
 def _propagate(job: Job) -> None:
@@ -270,29 +292,36 @@ def _propagate(job: Job) -> None:
         check_same_place(job, volume, file)
     spacing, geometry = find_spacing(job, volume)
     paths = [file.path for file in inputs]
-    target = plan(job.outputs, args.output, volume.shape, paths)
-    sureness = plan(job.outputs, args.confidence, volume.shape, paths) if args.confidence else None
+    tiling = find_tiling(job, "propagate", inputs, [args.output, args.confidence])
+    outputs = tiling.outputs if tiling else job.outputs
+    target = plan(outputs, args.output, volume.shape, paths)
+    sureness = plan(outputs, args.confidence, volume.shape, paths) if args.confidence else None
+    keywords = {
+        "connectivity": args.connectivity,
+        "spacing": spacing,
+        "max_distance": args.max_distance,
+        "sweeps": args.sweeps,
+        "slice_axis": args.slice_axis,
+        "missing_slices": args.missing_slices,
+        "unseeded": args.unseeded,
+        "seed_conflicts": args.seed_conflicts,
+        "return_confidence": sureness is not None,
+    }
+    if tiling:
+        places = (args.output, args.confidence) if sureness else args.output
+        result = tiling.run(
+            "propagating", "propagated", volume, seeds, geometry=geometry, cost=cost, out=places, **keywords
+        )
+        if result is not None:
+            tiling.finish(lambda: tiling.summarize(result[0] if sureness else result))
+        return
     from lpa3d import propagate
 
     classes = job.read(volume, "a class map")
     ids = job.read(seeds, "seeds")
     costs = None if cost is None else job.read(cost, "a cost", floats=True)
     job.terminal.step("propagating", "propagated")
-    result = propagate(
-        classes,
-        ids,
-        connectivity=args.connectivity,
-        spacing=spacing,
-        cost=costs,
-        max_distance=args.max_distance,
-        sweeps=args.sweeps,
-        slice_axis=args.slice_axis,
-        missing_slices=args.missing_slices,
-        unseeded=args.unseeded,
-        seed_conflicts=args.seed_conflicts,
-        return_confidence=sureness is not None,
-        progress=job.stage,
-    )
+    result = propagate(classes, ids, cost=costs, progress=job.stage, **keywords)
     labels = result[0] if sureness else result
     job.write(target, labels, geometry)
     if sureness:
@@ -326,6 +355,7 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="A:B|CSV",
             help=f"a pair of ids, or a file with columns id_a,id_b, that this {what}; may be given again",
         )
+    add_tiling(parser)
 
 
 def _merge(job: Job) -> None:
@@ -342,29 +372,38 @@ def _merge(job: Job) -> None:
     tables += [args.scores] if args.scores else []
     inputs = [file.path for file in (source, classes) if file is not None] + [Path(name) for name in tables]
     spacing, geometry = find_spacing(job, source)
-    target = plan(job.outputs, args.output, source.shape, inputs)
+    tiling = find_tiling(job, "merge", [file for file in (source, classes) if file is not None], [args.output])
+    target = plan(tiling.outputs if tiling else job.outputs, args.output, source.shape, inputs)
     must, cannot = (_read_links(texts) for texts in links.values())
     scores = (
         read_table(args.scores, _LINK | {"score": float}, "two ids and a score are needed, such as 3,7,0.9")
         if args.scores
         else None
     )
+    keywords = {
+        "scores": scores,
+        "spacing": spacing,
+        "connectivity": args.connectivity,
+        "min_contact": args.min_contact,
+        "must_link": must,
+        "cannot_link": cannot,
+    }
+    if tiling:
+        result = tiling.run(
+            "merging", "merged", source, geometry=geometry, classes=classes, out=args.output, **keywords
+        )
+        if result is not None:
+            tiling.finish(
+                lambda: f"{format_count(tiling.count_labels(source)[0], 'instance')} became {tiling.summarize(result)}"
+            )
+        return
     labels = job.read(source, "labels")
     class_map = None if classes is None else job.read(classes, "a class map")
     before = summarize(labels)
     from lpa3d import merge
 
     job.terminal.step("merging", "merged")
-    merged = merge(
-        labels,
-        classes=class_map,
-        scores=scores,
-        spacing=spacing,
-        connectivity=args.connectivity,
-        min_contact=args.min_contact,
-        must_link=must,
-        cannot_link=cannot,
-    )
+    merged = merge(labels, classes=class_map, **keywords)
     job.write(target, merged, geometry)
     job.finish(f"{before.partition(',')[0]} became {summarize(merged)}")
 
@@ -391,6 +430,7 @@ def _contacts_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", metavar="FILE", help="image of the same shape, whose mean on each boundary is added")
     add_connectivity(parser)
     add_spacing(parser)
+    add_tiling(parser)
 
 
 def _contacts(job: Job) -> None:
@@ -405,12 +445,19 @@ def _contacts(job: Job) -> None:
         inputs.append(image.path)
     spacing, _ = find_spacing(job, source)
     output = job.add_text(args.output, inputs) if args.output else None
-    labels = job.read(source, "labels")
-    values = None if image is None else job.read(image, "an image", floats=True)
-    from lpa3d import contacts
+    tiling = find_tiling(job, "contacts", [file for file in (source, image) if file is not None])
+    words, keywords = ("finding contacts", "found contacts"), {"spacing": spacing, "connectivity": args.connectivity}
+    if tiling:
+        table = tiling.run(*words, source, image=image, **keywords)
+        if table is None:
+            return
+    else:
+        labels = job.read(source, "labels")
+        values = None if image is None else job.read(image, "an image", floats=True)
+        from lpa3d import contacts
 
-    job.terminal.step("finding contacts", "found contacts")
-    table = contacts(labels, image=values, spacing=spacing, connectivity=args.connectivity)
+        job.terminal.step(*words)
+        table = contacts(labels, image=values, **keywords)
     columns = table.columns()
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     text = "".join(f"{','.join(map(str, row))}\n" for row in (columns, *rows))

@@ -150,7 +150,7 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
     -----
     Memory is that of the process and of a tile for each worker. Tables of objects and of pairs that touch, some 10 to
     200 bytes each, come to it. What disks need depends on how the labels compress: real ones to 1/20 to 1/100 of their
-    size, of which the typical figures take 1/20. Times are rough, half to twice of what a core of a common server takes.
+    size, of which the typical figures take 1/20. Times are rough, half to twice of what a common server takes.
 
     See Also
     --------
