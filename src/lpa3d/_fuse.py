@@ -12,6 +12,7 @@ Stages
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import MAX_ID, as_bits, check_array, class_map, instance_ids, max_id, same_shape, seal
+from ._checks import MAX_ID, as_bits, check_array, class_map, instance_ids, same_shape, seal
 from ._dispatch import accepts_stored
 from ._tables import Table
 from ._threads import num_threads, run_all, split
@@ -139,7 +140,36 @@ class Fused(NamedTuple):
     conflicts: Conflicts
 
 
-class _Inputs(NamedTuple):
+@dataclass(frozen=True)
+class Rules:
+    """What `fuse` is asked for.
+
+    Attributes
+    ----------
+    order, labels : list of str
+        The sources, and the label sources, that are given, the most trusted first.
+    axis : int
+    complete : ndarray of int64
+        Complete slices.
+    maps
+        The classes of ids, of both label sources.
+    dtypes
+        Of each source, in native byte order.
+    size, ndim : int
+        Of the volume.
+    """
+
+    order: list[str]
+    labels: list[str]
+    axis: int
+    complete: Ints
+    maps: dict[str, dict[int, int]]
+    dtypes: dict[str, np.dtype[Any]]
+    size: int
+    ndim: int
+
+
+class Inputs(NamedTuple):
     """Canonical arrays; the label sources in the order of trust, None where there is none."""
 
     shape: tuple[int, ...]
@@ -150,7 +180,7 @@ class _Inputs(NamedTuple):
     flags: npt.NDArray[np.uint8]
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Combinations with their voxels; `first` is a flat index, `boxes` ``(n, 2, 3)``."""
 
     keys: Ints
@@ -189,6 +219,7 @@ def fuse(
     priority: Sequence[Source] = ("instances", "slices", "classes"),
     instance_classes: Mapping[int, int] | None = None,
     slice_classes: Mapping[int, int] | None = None,
+    out: Any = None,
 ) -> Fused:
     """Unite a class map, partial instances and labels made slice by slice into one class map with seeds.
 
@@ -213,6 +244,9 @@ def fuse(
         The sources, the most trusted first; all that are given.
     instance_classes, slice_classes : mapping of id to class, optional
         The classes of objects of `instances` and of `slices`, not 0; not necessarily of all.
+    out : str, path or mapping, optional
+        Only where sources are zarr or dask arrays, and then needed: a folder, in which `volume.zarr`, `seeds.zarr` and
+        `provenance.zarr` are made, or the place of each, ``{"volume": ..., "seeds": ..., "provenance": ...}``.
 
     Returns
     -------
@@ -310,7 +344,8 @@ def fuse(
     >>> fused.conflicts.box(1)
     (slice(1, 2, None), slice(0, 1, None), slice(4, 5, None))
     """
-    # 0. The door.
+    if out is not None:
+        raise InputError("out is for zarr or dask arrays; of arrays in memory the result is always new: leave it out")
     given = {CLASSES: classes, INSTANCES: instances, SLICES: slices}
     given = {name: array for name, array in given.items() if array is not None}
     if not given:
@@ -319,46 +354,81 @@ def fuse(
         check_array(array, name)
         same_shape(array, name, next(iter(given.values())), next(iter(given)))
     shape = next(iter(given.values())).shape
-    order = _check_priority(priority, given)
+    canonical = {name: class_map(a, name) if name == CLASSES else instance_ids(a, name) for name, a in given.items()}
+    rules = check_rules(
+        {name: array.dtype for name, array in given.items()},
+        shape,
+        complete_slices=complete_slices,
+        axis=axis,
+        priority=priority,
+        instance_classes=instance_classes,
+        slice_classes=slice_classes,
+    )
+    whole = next(iter(canonical.values())).shape
+    both = [mark_slices(canonical[name], rules.axis) for name in rules.labels] if len(rules.labels) == 2 else []
+    inputs = make_inputs(rules, canonical, whole, flag_slices(rules, whole[rules.axis], both))
+    rows = count_rows(inputs)
+    tables, conflicts = settle(rules, rows)
+    volume, seeds, provenance = (array.reshape(shape) for array in write_tables(inputs, rows.keys, tables))
+    return Fused(volume, seeds, provenance, conflicts)
+
+
+def check_rules(
+    dtypes: Mapping[str, np.dtype[Any]],
+    shape: Sequence[int],
+    *,
+    complete_slices: Iterable[int],
+    axis: int,
+    priority: Sequence[Source],
+    instance_classes: Mapping[int, int] | None,
+    slice_classes: Mapping[int, int] | None,
+) -> Rules:
+    """Check the options of `fuse` for sources of some dtypes and a shape of 2 or 3 sides."""
+    order = _check_priority(priority, dtypes)
     labels = [name for name in order if name in LABELS]
     side = _check_axis(axis, len(shape))
-    canonical = {name: class_map(a, name) if name == CLASSES else instance_ids(a, name) for name, a in given.items()}
-    whole = next(iter(canonical.values())).shape
-    complete = _check_slices(complete_slices, whole[side], labels)
+    complete = _check_slices(complete_slices, (1, *shape)[-3:][side], labels)
+    native = {name: dtype.newbyteorder("=") for name, dtype in dtypes.items()}
     maps = {}
     for source, mapping in ((INSTANCES, instance_classes), (SLICES, slice_classes)):
         name = f"{source[:-1]}_classes"
-        maps[source] = check_mapping(mapping, name, None if classes is None else classes.dtype)
-        if mapping is not None and source not in given:
+        maps[source] = check_mapping(mapping, name, dtypes.get(CLASSES))
+        if mapping is not None and source not in dtypes:
             raise InputError(f"{name} gives classes to the ids of {source}, which are not given; pass {source}= too")
-    class_dtype = _class_dtype(classes, maps)
-    sources = [canonical[name] for name in labels] + [None, None]
+    return Rules(order, labels, side, complete, maps, native, math.prod(shape), len(shape))
 
-    # 1 and 2. Tables of what there is.
-    flags = np.zeros(whole[side], np.uint8)
-    flags[complete] = COMPLETE
-    if len(labels) == 2:
-        both = [_labelled_slices(canonical[name], side) for name in labels]
-        flags += SHARED * (both[0] & both[1])
-    inputs = _Inputs(whole, sources[0], sources[1], canonical.get(CLASSES), side, flags)
-    rows = _count_rows(inputs)
-    values, ranks = _rank_classes(rows, canonical.get(CLASSES), class_dtype, maps)
 
-    # 3. and 4. Decisions.
-    objects = _link(rows, ranks, values, [maps[name] for name in labels])
-    decided = _decide(rows, ranks, objects, order, labels)
-    _refuse_unknown(decided, objects, rows, values, labels)
-    conflicts = _tabulate(decided.lost, rows, values, len(shape))
+def flag_slices(rules: Rules, depth: int, labelled: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+    """Return the flags of all slices; `labelled` are those with labels of both sources (1), if there are two."""
+    flags = np.zeros(depth, np.uint8)
+    flags[rules.complete] = COMPLETE
+    if len(labelled) == 2:
+        flags += SHARED * (labelled[0] & labelled[1])
+    return flags
 
-    # 5. The voxels.
-    seed_dtype = _seed_dtype(inputs)
+
+def make_inputs(
+    rules: Rules, arrays: Mapping[str, Array], shape: tuple[int, ...], flags: npt.NDArray[np.uint8]
+) -> Inputs:
+    """Return canonical `arrays` of a volume, or of a part of one, in the order of trust."""
+    sources = [arrays[name] for name in rules.labels] + [None, None]
+    return Inputs(shape, sources[0], sources[1], arrays.get(CLASSES), rules.axis, flags)
+
+
+def settle(rules: Rules, rows: Rows) -> tuple[tuple[Array, Array, Array], Conflicts]:
+    """Decide what each row becomes: class, seed and provenance; and what was overruled."""
+    values, ranks, maps = _rank_classes(rows, rules)
+    objects = _link(rows, ranks, values, [maps[name] for name in rules.labels])
+    decided = _decide(rows, ranks, objects, rules.order, rules.labels)
+    _refuse_unknown(decided, objects, rows, values, rules.labels)
+    conflicts = _tabulate(decided.lost, rows, values, rules.ndim)
+    tops = [int(rows.keys[:, column].max(initial=0)) for column in (0, 1)]
     tables = (
-        values.astype(class_dtype)[decided.classes],
-        objects.ids[decided.seeds].astype(seed_dtype),
+        values.astype(class_dtype(rules))[decided.classes],
+        objects.ids[decided.seeds].astype(seed_dtype(rules, tops)),
         decided.provenance,
     )
-    volume, seeds, provenance = (array.reshape(shape) for array in _write(inputs, rows, tables))
-    return Fused(volume, seeds, provenance, conflicts)
+    return tables, conflicts
 
 
 def _check_priority(priority: Any, given: Mapping[str, Any]) -> list[str]:
@@ -443,24 +513,25 @@ def check_mapping(mapping: Any, name: str, dtype: np.dtype[Any] | None) -> dict[
     return pairs
 
 
-def _class_dtype(classes: Array | None, maps: Mapping[str, dict[int, int]]) -> np.dtype[Any]:
+def class_dtype(rules: Rules) -> np.dtype[Any]:
     """Return the dtype of the resulting class map."""
-    if classes is not None:
-        return classes.dtype.newbyteorder("=")
-    return np.min_scalar_type(max((value for pairs in maps.values() for value in pairs.values()), default=1))
+    if CLASSES in rules.dtypes:
+        return rules.dtypes[CLASSES]
+    return np.min_scalar_type(max((value for pairs in rules.maps.values() for value in pairs.values()), default=1))
 
 
-def _seed_dtype(inputs: _Inputs) -> np.dtype[Any]:
-    """Return the dtype of the lead, or a wider one where fresh ids may need it."""
-    lead, other = inputs.lead, inputs.other
-    if lead is None:
+def seed_dtype(rules: Rules, tops: Sequence[int]) -> np.dtype[Any]:
+    """Return the dtype of the lead, or a wider one where fresh ids may need it; `tops` are the two largest ids."""
+    if not rules.labels:
         return np.dtype(np.uint8)
-    most = max_id(lead) + min(max_id(other), other.size) if other is not None else 0
+    lead = rules.dtypes[rules.labels[0]]
+    lead = np.dtype(np.uint8) if lead.kind == "b" else lead
+    most = tops[0] + min(tops[1], rules.size) if len(rules.labels) == 2 else 0
     for size in (1, 2, 4):
-        wider = np.dtype(f"{lead.dtype.kind}{size}")
-        if size >= lead.dtype.itemsize and np.iinfo(wider).max >= most:
+        wider = np.dtype(f"{lead.kind}{size}")
+        if size >= lead.itemsize and np.iinfo(wider).max >= most:
             return wider
-    return np.dtype(f"{lead.dtype.kind}8")
+    return np.dtype(f"{lead.kind}8")
 
 
 def _slabs(shape: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -470,7 +541,7 @@ def _slabs(shape: tuple[int, ...]) -> list[tuple[int, int]]:
     return split(shape[0] * shape[1], -(-int(np.prod(shape, dtype=np.int64)) // SLAB_VOXELS))
 
 
-def _labelled_slices(labels: Array, axis: int) -> npt.NDArray[np.uint8]:
+def mark_slices(labels: Array, axis: int) -> npt.NDArray[np.uint8]:
     """Return 1 for the slices across `axis` that have labels, 0 for the others."""
     height, width = labels.shape[1:]
     flat = seal(as_bits(labels)).reshape(-1)
@@ -488,7 +559,7 @@ def _labelled_slices(labels: Array, axis: int) -> npt.NDArray[np.uint8]:
 class _Parts:
     """Slabs of the sources in one of two widths that kernels are compiled for; zeros for what is not given."""
 
-    def __init__(self, inputs: _Inputs) -> None:
+    def __init__(self, inputs: Inputs) -> None:
         arrays = [inputs.lead, inputs.other, inputs.classes]
         self.flat = [None if array is None else as_bits(array).reshape(-1) for array in arrays]
         wide = any(part is not None and part.dtype.itemsize == 8 for part in self.flat[:2])
@@ -516,25 +587,34 @@ class _Parts:
         return [*parts, *self.flags]
 
 
-def _count_rows(inputs: _Inputs) -> _Rows:
+def count_rows(inputs: Inputs) -> Rows:
     """Count the voxels of all combinations; the rows are sorted by their keys."""
     parts = _Parts(inputs)
 
-    def count(bounds: tuple[int, int]) -> tuple[Ints, Ints]:
+    def count(bounds: tuple[int, int]) -> Rows:
         pairs, rows = kernels.count_combinations(*parts[bounds], inputs.axis, inputs.shape[1], bounds[0])
         keys = np.column_stack([pairs[rows[:, 0] >> 2], rows[:, 1], rows[:, 0] & 3])
-        return keys, rows[:, 2:].copy()
+        return Rows(keys, rows[:, 2].copy(), rows[:, 3].copy(), rows[:, 4:].reshape(-1, 2, 3).copy())
 
-    tables = run_all(count, parts.slabs)
-    keys = np.concatenate([np.empty((0, 4), np.int64), *(table[0] for table in tables)])
-    counts = np.concatenate([np.empty((0, kernels.COLUMNS - 2), np.int64), *(table[1] for table in tables)])
+    return add_rows(run_all(count, parts.slabs))
+
+
+def add_rows(parts: Iterable[Rows]) -> Rows:
+    """Return the sum of tables of parts of a volume, sorted by keys."""
+    parts = list(parts)
+    keys = np.concatenate([np.empty((0, 4), np.int64), *(part.keys for part in parts)])
+    voxels, first = (
+        np.concatenate([np.empty(0, np.int64), *columns])
+        for columns in ([part.voxels for part in parts], [part.first for part in parts])
+    )
+    boxes = np.concatenate([np.empty((0, 2, 3), np.int64), *(part.boxes for part in parts)])
     order, starts = _group(keys)
-    counts = counts[order]
-    low, high = np.minimum.reduceat(counts[:, 2:5], starts), np.maximum.reduceat(counts[:, 5:], starts)
-    return _Rows(
+    boxes = boxes[order]
+    low, high = np.minimum.reduceat(boxes[:, 0], starts), np.maximum.reduceat(boxes[:, 1], starts)
+    return Rows(
         keys[order[starts]],
-        np.add.reduceat(counts[:, 0], starts),
-        np.minimum.reduceat(counts[:, 1], starts),
+        np.add.reduceat(voxels[order], starts),
+        np.minimum.reduceat(first[order], starts),
         np.stack([low, high], axis=1),
     )
 
@@ -547,28 +627,32 @@ def _group(keys: Ints) -> tuple[Ints, Ints]:
     return order, np.flatnonzero(first)
 
 
-def _rank_classes(
-    rows: _Rows, classes: Array | None, dtype: np.dtype[Any], maps: dict[str, dict[int, int]]
-) -> tuple[Array, Ints]:
+def _rank_classes(rows: Rows, rules: Rules) -> tuple[Array, Ints, dict[str, dict[int, int]]]:
     """Return the classes that there are, 0 and then the others ascending, and the position of each row's class.
 
-    The mappings' classes become positions in place.
+    Also the mappings, with positions of classes for the classes.
     """
+    dtype = class_dtype(rules)
     wide = np.uint64 if dtype == np.uint64 else np.int64
     found = np.zeros(len(rows.keys), wide)
-    if classes is not None:
-        found = rows.keys[:, 2].astype(classes.dtype).view(dtype).astype(wide)
-    mapped = np.array([value for pairs in maps.values() for value in pairs.values()], wide)
+    if CLASSES in rules.dtypes:
+        found = rows.keys[:, 2].astype(f"u{dtype.itemsize}").view(dtype).astype(wide)
+    mapped = np.array([value for pairs in rules.maps.values() for value in pairs.values()], wide)
     others = np.unique(np.concatenate([found[found != 0], mapped]))
     if not others.size:
         others = np.ones(1, wide)
-    for pairs in maps.values():
-        for key, value in pairs.items():
-            pairs[key] = 1 + int(np.searchsorted(others, wide(value)))
-    return np.concatenate([np.zeros(1, wide), others]), np.where(found == 0, 0, 1 + np.searchsorted(others, found))
+    maps = {
+        name: {key: 1 + int(np.searchsorted(others, wide(value))) for key, value in pairs.items()}
+        for name, pairs in rules.maps.items()
+    }
+    return (
+        np.concatenate([np.zeros(1, wide), others]),
+        np.where(found == 0, 0, 1 + np.searchsorted(others, found)),
+        maps,
+    )
 
 
-def _link(rows: _Rows, ranks: Ints, values: Array, maps: Sequence[dict[int, int]]) -> _Objects:
+def _link(rows: Rows, ranks: Ints, values: Array, maps: Sequence[dict[int, int]]) -> _Objects:
     """Link the objects of both label sources, and find the class of each."""
     (lead_ids, lead), (other_ids, other) = (_positions(rows.keys[:, column]) for column in (0, 1))
     both = (lead > 0) & (other > 0)
@@ -656,7 +740,7 @@ class _Decided(NamedTuple):
     """Positions of rows, and the first seven columns of the table of conflicts, as codes and positions."""
 
 
-def _decide(rows: _Rows, ranks: Ints, objects: _Objects, order: Sequence[str], labels: Sequence[str]) -> _Decided:
+def _decide(rows: Rows, ranks: Ints, objects: _Objects, order: Sequence[str], labels: Sequence[str]) -> _Decided:
     """Let the sources speak on every row in the order of trust."""
     n = len(rows.keys)
     number = dict(zip(labels, (objects.lead, objects.other), strict=False))
@@ -729,7 +813,7 @@ def _decide(rows: _Rows, ranks: Ints, objects: _Objects, order: Sequence[str], l
     return _Decided(classes, seeds, provenance.astype(np.uint8), lost)
 
 
-def _refuse_unknown(decided: _Decided, objects: _Objects, rows: _Rows, values: Array, labels: Sequence[str]) -> None:
+def _refuse_unknown(decided: _Decided, objects: _Objects, rows: Rows, values: Array, labels: Sequence[str]) -> None:
     """Refuse objects that decide a voxel without having a class."""
     at = decided.classes == UNKNOWN
     for column, (source, numbers) in enumerate(zip(labels, (objects.lead, objects.other), strict=False)):
@@ -744,7 +828,7 @@ def _refuse_unknown(decided: _Decided, objects: _Objects, rows: _Rows, values: A
             )
 
 
-def _tabulate(lost: Sequence[tuple[Ints, Ints]], rows: _Rows, values: Array, ndim: int) -> Conflicts:
+def _tabulate(lost: Sequence[tuple[Ints, Ints]], rows: Rows, values: Array, ndim: int) -> Conflicts:
     """Return the table of conflicts: rows of equal winner and loser made one."""
     at = np.concatenate([np.empty(0, np.int64), *(part[0] for part in lost)])
     keys = np.concatenate([np.empty((0, 7), np.int64), *(part[1] for part in lost)])
@@ -773,12 +857,12 @@ def _tabulate(lost: Sequence[tuple[Ints, Ints]], rows: _Rows, values: Array, ndi
     return Conflicts(*columns)
 
 
-def _write(inputs: _Inputs, rows: _Rows, tables: Sequence[Array]) -> list[Array]:
-    """Return volumes of what `tables` say of each voxel's combination."""
+def write_tables(inputs: Inputs, keys: Ints, tables: Sequence[Array]) -> list[Array]:
+    """Return volumes of what `tables` say of each voxel's combination, one of the rows of `keys`."""
     parts = _Parts(inputs)
     results = [np.empty(inputs.shape, table.dtype) for table in tables]
     flat = [result.reshape(-1) for result in results]
-    index = kernels.index_combinations(rows.keys)
+    index = kernels.index_combinations(keys)
 
     def write(bounds: tuple[int, int]) -> None:
         at = slice(bounds[0] * parts.width, bounds[1] * parts.width)
