@@ -357,3 +357,24 @@ def test_a_run_on_threads_that_keeps_files_goes_on_where_it_failed(tmp_path, con
     found = run_once(10**9)
     spread(labels, link_voxels(volume, connectivity), weights, connectivity)
     np.testing.assert_array_equal(found, labels)
+
+
+@pytest.mark.parametrize(
+    ("connectivity", "steps"), [(18, (0, 1, 1)), (18, (1, 0, 1)), (18, (1, 1, 0)), (26, (1, 1, 1))]
+)
+@pytest.mark.parametrize("tile", [1, 2])
+@pytest.mark.parametrize("flip", [0, 1, 2])
+@pytest.mark.parametrize("end", [0, 9])
+def test_a_diagonal_way_leads_from_tile_to_tile_across_edges_and_corners(connectivity, steps, tile, flip, end):
+    way = np.arange(10)
+    places = np.stack([way * step for step in steps])
+    volume = np.zeros(places.max(axis=1) + 1, np.uint8)
+    labels = np.zeros(volume.shape, np.uint32)
+    volume[tuple(places)] = 1
+    labels[tuple(places[:, end])] = 5
+    volume, labels = (np.ascontiguousarray(np.flip(array, flip)) for array in (volume, labels))
+    grid = Grid(volume.shape, (tile,) * 3)
+    run = Disorder(grid, Memory(), Rows(), np.random.default_rng(1), workers=1)
+    field = Arrays(grid, volume, labels, None)
+    found = spread_disorderly(run, field, volume, labels, step_weights(connectivity, (1, 1, 1)), connectivity, None)
+    np.testing.assert_array_equal(found, 5 * volume)
