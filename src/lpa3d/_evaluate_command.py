@@ -40,6 +40,7 @@ from ._metrics import (
     WARPING,
     find_range,
 )
+from ._tiling import add_tiling, find_tiling
 from .errors import InputError
 from .io import Geometry, Volume
 
@@ -130,6 +131,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     _add_metrics(parser.add_argument_group("which metrics"))
     _add_outputs(parser.add_argument_group("output"))
     _add_limits(parser.add_argument_group("limits"))
+    add_tiling(parser)
     names = {
         "of foreground": SEMANTIC,
         "of the partition": PARTITION,
@@ -419,27 +421,35 @@ def run_evaluate(job: Job) -> None:
         if args.scores
         else None
     )
-    volumes = job.read(reference, "a reference"), job.read(prediction, "a prediction")
-    ignored = value if mask is None else job.read(mask, "a mask of what is ignored")
-    classes = [job.read(file, "a class map") for file in maps]
-    from lpa3d import evaluate
+    whole = "--warping 3d" if args.warping == "3d" else ""
+    tiling = find_tiling(job, "evaluate", [reference, *others], whole=whole)
+    keywords = {
+        "spacing": spacing,
+        "iou_thresholds": args.iou,
+        "instances": None if args.instances == "none" else args.instances,
+        "class_names": names,
+        "connectivity": args.connectivity,
+        "convention": args.convention,
+        "scores": scores,
+        "size_strata": args.size_strata,
+        "surfaces": args.surfaces,
+        "warping": args.warping,
+    }
+    if tiling:
+        ignored: Any = value if mask is None else mask
+        result = tiling.run(
+            "evaluating", "evaluated", reference, prediction, ignore=ignored, classes=maps or None, **keywords
+        )
+        if result is None:
+            return
+    else:
+        volumes = job.read(reference, "a reference"), job.read(prediction, "a prediction")
+        ignored = value if mask is None else job.read(mask, "a mask of what is ignored")
+        classes = [job.read(file, "a class map") for file in maps]
+        from lpa3d import evaluate
 
-    job.terminal.step("evaluating", "evaluated")
-    result = evaluate(
-        *volumes,
-        spacing=spacing,
-        ignore=ignored,
-        iou_thresholds=args.iou,
-        instances=None if args.instances == "none" else args.instances,
-        classes=classes or None,
-        class_names=names,
-        connectivity=args.connectivity,
-        convention=args.convention,
-        scores=scores,
-        size_strata=args.size_strata,
-        surfaces=args.surfaces,
-        warping=args.warping,
-    )
+        job.terminal.step("evaluating", "evaluated")
+        result = evaluate(*volumes, ignore=ignored, classes=classes or None, **keywords)
     if args.ignore is not None:
         job.terminal.say(f"ignored {format_share(result.parameters['ignored'], math.prod(reference.shape))}")
     suffix = Path(args.output or "").suffix.lower()

@@ -22,8 +22,9 @@ from ._inputs import (
     read_table,
 )
 from ._job import Job
+from ._tiling import Tiling, add_tiling, find_tiling
 from .errors import InputError
-from .io import plan
+from .io import Geometry, Volume, plan
 
 __all__ = ["add_stitch_arguments", "check_slices", "count_stitched", "describe_stitched", "read_links", "run_stitch"]
 
@@ -77,6 +78,7 @@ def add_stitch_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"two sections, each a slice and an id, that {what}, or a file with columns "
             f"slice_a,id_a,slice_b,id_b; may be given again",
         )
+    add_tiling(parser)
 
 
 def run_stitch(job: Job) -> None:
@@ -95,27 +97,41 @@ def run_stitch(job: Job) -> None:
     tables = [text for texts in given.values() for text in texts if not _LINK.fullmatch(text)]
     inputs = [file.path for file in (source, classes) if file is not None] + [Path(name) for name in tables]
     geometry = find_geometry(*(file for file in (source, classes) if file is not None))
-    target = plan(job.outputs, args.output, source.shape, inputs)
+    tiling = find_tiling(job, "stitch", [file for file in (source, classes) if file is not None], [args.output])
+    target = plan(tiling.outputs if tiling else job.outputs, args.output, source.shape, inputs)
     check_slices(args.bad_slices, "--bad-slices", source.shape, args.axis)
     must, cannot = (read_links(texts, f"--{name}-link") for name, texts in given.items())
+    keywords = {
+        "axis": args.axis,
+        "max_gap": args.max_gap,
+        "branching": args.branching,
+        "bad_slices": args.bad_slices,
+        "must_link": must,
+        "cannot_link": cannot,
+    }
+    if tiling:
+        _stitch_tiles(tiling, source, geometry, classes=classes, out=args.output, **keywords)
+        return
     slices = job.read(source, "slices")
     class_map = None if classes is None else job.read(classes, "a class map")
     from lpa3d import stitch
 
     job.terminal.step("stitching", "stitched")
-    labels = stitch(
-        slices,
-        classes=class_map,
-        axis=args.axis,
-        max_gap=args.max_gap,
-        branching=args.branching,
-        bad_slices=args.bad_slices,
-        must_link=must,
-        cannot_link=cannot,
-    )
+    labels = stitch(slices, classes=class_map, **keywords)
     counts = count_stitched(slices, labels, args.axis, args.bad_slices)
     job.write(target, labels, geometry)
     job.finish(describe_stitched(counts))
+
+
+def _stitch_tiles(tiling: Tiling, source: Volume, geometry: Geometry, **keywords: Any) -> None:
+    labels = tiling.run("stitching", "stitched", source, geometry=geometry, **keywords)
+
+    def describe() -> str:
+        sections = tiling.count_sections(source, keywords["axis"])
+        return describe_stitched(_count_stitched(sections, *tiling.count_numbered(labels), keywords["bad_slices"]))
+
+    if labels is not None:
+        tiling.finish(describe)
 
 
 def check_slices(slices: Sequence[int], name: str, shape: Sequence[int], axis: int) -> None:
@@ -146,10 +162,13 @@ def read_links(texts: Iterable[str], name: str) -> list[tuple[Section, Section]]
 
 def count_stitched(slices: Array, labels: Array, axis: int, bad_slices: Collection[int]) -> dict[str, int]:
     """Return how many slices and sections there were, and how many objects and links they became."""
-    sections = count_sections(slices, axis)
+    objects = int(labels.max()) if labels.size else 0
+    return _count_stitched(count_sections(slices, axis), objects, int(np.count_nonzero(labels)), bad_slices)
+
+
+def _count_stitched(sections: Sequence[int], objects: int, voxels: int, bad_slices: Collection[int]) -> dict[str, int]:
     bad = {z for z in bad_slices if sections[z]}
     used = sum(count for z, count in enumerate(sections) if z not in bad)
-    objects = int(labels.max()) if labels.size else 0
     return {
         "slices": len(sections),
         "slices_present": sum(count > 0 for count in sections) - len(bad),
@@ -160,7 +179,7 @@ def count_stitched(slices: Array, labels: Array, axis: int, bad_slices: Collecti
         "objects": objects,
         # Each link that is accepted makes one group of two.
         "links": used - objects,
-        "labelled_voxels": int(np.count_nonzero(labels)),
+        "labelled_voxels": voxels,
     }
 
 
