@@ -86,6 +86,9 @@ IMAGE = 2048
 
 TIMEOUT = 3600
 
+POOLS = ("max_threads", "max_processes")
+"""How tilewise-ccl may scan its tiles."""
+
 LOOK = 0.1
 """Seconds between two looks at the memory of all processes."""
 
@@ -549,7 +552,7 @@ class Entry:
     def growth(self) -> float | None:
         """Return by how many MB memory grew; of the last turn, as in the first one kernels may have been compiled."""
         last = self.samples[-1]
-        return None if last["before"] is None else (self.bytes_in_all - last["before"]) / 1e6
+        return None if last["before"] is None or self.processes else (self.bytes_in_all - last["before"]) / 1e6
 
     @property
     def memory(self) -> float | None:
@@ -706,7 +709,7 @@ def run_label(session: Session, sizes: Sequence[int], wanted: Callable[[str], ob
                 rounds=ROUNDS if pool == "max_threads" else 1,
             )
             for tile in (CHUNK, 2 * CHUNK)
-            for pool in ("max_threads", "max_processes")
+            for pool in POOLS
         ]
         peers.append(Entry("cc3d in memory", "label cc3d", stores, shape, {"chunk": CHUNK}, module="cc3d", rounds=1))
         workers = {"tool": "lpa3d, distributed", "processes": session.threads, "module": "distributed", "rounds": 1}
@@ -730,7 +733,7 @@ CORE: dict[str, tuple[dict[str, str], float, float | None, float, tuple[str, ...
     "propagate": ({"volume": "mask", "seeds": "seeds"}, 2.5, 1.5, 2000, ("read", "first call", "write")),
     "evaluate": ({"reference": "reference", "prediction": "prediction"}, 1.3, None, 600, ("read", "first call")),
 }
-"""Verbs that are compared with themselves in memory: stores, floor, aim, MB in all, and the parts of a call with files."""
+"""Verbs that are compared with themselves in memory: stores, floor, aim, MB in all, parts of a call with files."""
 
 
 def run_against_core(verb: str, session: Session, sizes: Sequence[int], wanted: Callable[[str], object]) -> list[Entry]:
