@@ -138,3 +138,12 @@ def find_combinations(first, second, classes, flags, cuts, place, index, out):
             piece += stop == start + cuts[piece + 1]
             i += stop == ends[i]
             begin = stop
+
+
+@jit
+def find_keys(keys, index, out):
+    """Write to `out` which number each of the `keys` has in an `index` that holds them all."""
+    pair_slots, pairs, slots, rows = index
+    for k in range(keys.shape[0]):
+        pair = pair_slots[find_pair(pair_slots, pairs, keys[k, 0], keys[k, 1])]
+        out[k] = slots[find_pair(slots, rows, 4 * pair + keys[k, 3], keys[k, 2])]

@@ -248,8 +248,7 @@ def stitch(
         "cannot_link": digest(cannot),
     }
     outputs = {"out": Wanted(out, source.shape, source.ndim, dtype)}
-    width = sum(one.dtype.itemsize for one in inputs.values())
-    with open_run("stitch", inputs, parameters, outputs, options, bytes_per_voxel=max(width + 12, 24)) as run:
+    with open_run("stitch", inputs, parameters, outputs, options) as run:
         volume = _Volume(run.grid, run.scratch, across)
         run.map("list", _list_tile, _Listing(volume, source, inputs.get("classes"), usable))
         run.map("fold", _fold_layer, volume, volume.layers)
