@@ -55,6 +55,7 @@ import numpy.typing as npt
 from .._label import WIDE, Components, Slab, find_components
 from .._neighbors import neighbor_offsets
 from ..kernels import faces as kernels
+from ..kernels.label import count_runs
 from ..kernels.unionfind import rank_sets
 from .grid import Grid
 
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Totals",
+    "cut_slices",
     "join",
     "local_flags",
     "local_numbers",
@@ -553,6 +555,23 @@ def local_numbers(
         out,
     )
     return out
+
+
+def cut_slices(components: Components, step: int) -> Iterator[tuple[int, Components]]:
+    """Yield recalled components `step` slices at a time: the first slice, and the runs of these slices alone.
+
+    So their numbers can be written without an array of the whole tile. The slices are those of ``components.shape``.
+    """
+    depth = components.shape[0]
+    (slab,) = components.slabs
+    run = 0
+    for z_lo in range(0, depth, step):
+        at = slice(z_lo, min(z_lo + step, depth))
+        changes, inside = slab.changes[at], slab.inside[at]
+        count = int(count_runs(changes, inside))
+        part = replace(slab, z_hi=len(changes), changes=changes, inside=inside, runs=slab.runs[run : run + count])
+        yield z_lo, replace(components, shape=(len(changes), *components.shape[1:]), slabs=[part])
+        run += count
 
 
 def write_numbers(components: Components, numbers: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:

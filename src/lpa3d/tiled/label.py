@@ -16,8 +16,8 @@ import numpy as np
 
 from .. import _label
 from .._checks import canonical_connectivity
-from .components import local_numbers, open_sides, recall_components, run_join, scan_tile, write_numbers
-from .grid import Grid
+from .components import cut_slices, local_numbers, open_sides, recall_components, run_join, scan_tile, write_numbers
+from .grid import Box, Grid
 from .run import Options, Wanted, open_run
 from .scratch import Scratch
 from .stored import Sink, Source, check_classes, open_source
@@ -58,9 +58,16 @@ def _write(context: _Write, tile: int) -> None:
     box = context.grid.box(tile)
     components = recall_components(context.scratch, NAME, tile)
     numbers = local_numbers(context.scratch, context.grid, NAME, tile, components, context.dtype)
-    labels = np.empty(box.shape, context.dtype)
-    write_numbers(components, numbers, labels)
-    context.out.write(box, labels)
+    # As many slices at a time as a chunk has: zarr copies what it is given before it compresses that.
+    sliced = components.shape == box.shape
+    array = context.out.array
+    step = (array.shards or array.chunks)[0] if sliced else components.shape[0]
+    for first, part in cut_slices(components, step):
+        labels = np.empty(part.shape, context.dtype)
+        write_numbers(part, numbers, labels)
+        z_lo = box.lo[0] + first
+        slices = Box((z_lo, *box.lo[1:]), (z_lo + len(labels), *box.hi[1:]))
+        context.out.write(slices if sliced else box, labels)
 
 
 def label(volume: Any, *, connectivity: int = 6, out: Any = None, options: Options) -> Any:
