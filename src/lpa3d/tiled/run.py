@@ -410,7 +410,7 @@ def _check_room(verb: str, cost: Cost, first: Source, places: Mapping[str, _Outp
     for output in places.values():
         if output.target is not None:
             size = COMPRESSED * math.prod(output.wanted.shape) * np.dtype(output.wanted.dtype).itemsize
-            needs.append((output.target.parent, "the result", size))
+            needs.append((next(folder for folder in output.target.parents if folder.exists()), "the result", size))
     check_room(verb, needs)
 
 
