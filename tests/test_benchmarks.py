@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 try:
     from benchmarks import benchmarks as suite
-    from benchmarks import compare
+    from benchmarks import benchmarks_tiled as stored_suite
+    from benchmarks import compare, tiled
 finally:
     sys.path.remove(str(ROOT))
 
@@ -335,3 +336,149 @@ def test_asv_check():
     words = [sys.executable, "-m", "asv", "check", "--python=same"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+STORED = [
+    (cls, name)
+    for cls in vars(stored_suite).values()
+    if inspect.isclass(cls) and cls.__module__ == stored_suite.__name__
+    for name in dir(cls)
+    if BENCHMARK.match(name)
+]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """Folder in which the stores of the asv suite of tiled runs have been made."""
+    folder = tmp_path_factory.mktemp("stored")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(stored_suite.Stored, "params", [SIDE])
+        patch.setattr(stored_suite, "CHUNK", 32)
+        stored_suite.Stored().setup_cache()
+    return folder
+
+
+@pytest.mark.parametrize(("cls", "name"), [m for m in STORED if m[0] is not stored_suite.Stored])
+def test_asv_tiled(cls, name, stores, monkeypatch):
+    monkeypatch.chdir(stores)
+    monkeypatch.setattr(stored_suite, "TILE", 32)
+    benchmark = cls()
+    parameter = SIDE if issubclass(cls, stored_suite.Stored) else 1000
+    benchmark.setup(parameter)
+    try:
+        getattr(benchmark, name)(parameter)
+    finally:
+        benchmark.teardown(parameter)
+    assert not [path for path in stores.iterdir() if path.name.startswith("results")]
+
+
+def test_every_verb_is_in_the_tiled_suite():
+    verbs = {cls.verb for cls, _ in STORED if hasattr(cls, "verb")}
+    assert verbs == set(suite.CALLS)
+    assert not [name for name in vars(tiled) if BENCHMARK.match(name)]
+
+
+def work_on_stores(job, task, environment):
+    return tiled.JOBS[job](json.loads(json.dumps(task)))
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Tiles of volumes of 32 cubed, and no process but this one."""
+    monkeypatch.setattr(tiled, "CHUNK", 16)
+    monkeypatch.setattr(tiled, "CROP", 16)
+    monkeypatch.setattr(tiled, "WARM", 8)
+
+
+TINY = ["--size", "32", "--rounds", "1", "--tiles", "1000", "--threads", "2"]
+
+
+def test_stores_are_copies_of_one(small_chunks, tmp_path, monkeypatch):
+    """Each copy has its own ids; strips are not longer than a copy."""
+    made = np.random.default_rng(0).integers(0, 5, (32, 32, 32)).astype(np.int32)
+    monkeypatch.setitem(tiled.STORES, "seeds", (32, lambda data, side: made[:side, :side, :side]))
+    session = tiled.Session(None, tmp_path, {}, 1, 2, work_on_stores)
+    cubed = tiled.open_store(session.store("seeds", (64, 64, 64)))[...]
+    np.testing.assert_array_equal(cubed, compare.tile_instances(made, 64))
+    stack = tiled.open_store(session.store("seeds", (16, 96, 96)))[...]
+    np.testing.assert_array_equal(stack > 0, compare.tile(made, 96)[:16] > 0)
+    assert len(np.unique(stack)) == 1 + 9 * 4
+    np.testing.assert_array_equal(tiled.open_store(session.store("seeds", (16, 16, 16)))[...], made[:16, :16, :16])
+
+
+def test_eroded_voxels_touch_no_other_label(data_dir):
+    mask = tiled.make_eroded(data_dir, 48)
+    labels = compare.read_connectomics(data_dir, 48)
+    inner = tuple(slice(1, -1) for _ in range(3))
+    wanted = labels > 0
+    for axis in range(3):
+        for shift in (1, -1):
+            wanted &= labels == np.roll(labels, shift, axis)
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask[inner] > 0, wanted[inner])
+    np.testing.assert_array_equal(mask > 0, wanted)
+
+
+def test_tiled_script_without_data(small_chunks, tmp_path, capsys):
+    """Rows that need no data run; the others are named."""
+    report = tmp_path / "report.json"
+    words = [*TINY, "--data", str(tmp_path), "--folder", str(tmp_path / "stores"), "--json", str(report)]
+    assert tiled.main([*words, "--only", "noise|threads|^label: 32|^propagate"], work_on_stores) == 0
+    printed = re.sub(" +", " ", capsys.readouterr().out)
+    assert re.search(r"\| 32 cubed, 26 \| [\d.]+ \| [\d,]+ \|", printed)
+    assert re.search(r"\| threads, 1,000 tiles \| [\d.]+ \| [\d.]+ \| 0.2 \| yes \|", printed)
+    assert "- label: 32 cubed: no connectomics.zarr." in printed
+    assert "- propagate: no UroCell volumes." in printed
+    read = json.loads(report.read_text())
+    assert [row["scheduler"] for row in read["driver"]] == ["threads"]
+    assert read["failures"] == []
+
+
+def test_tiled_script_on_data(small_chunks, data_dir, tmp_path, capsys, monkeypatch):
+    """Here in this process: others would have to compile the kernels."""
+    pytest.importorskip("nibabel")
+    monkeypatch.setattr(tiled, "POOLS", ("max_threads",))
+    monkeypatch.setattr(tiled, "is_installed", lambda name: name != "distributed" and compare.is_installed(name))
+    words = [*TINY, "--data", str(data_dir), "--folder", str(tmp_path), "--slices", "16", "--image", "64"]
+    assert tiled.main([*words, "--only", "propagate|evaluate|^label|^scaling"], work_on_stores) == 0
+    printed = re.sub(" +", " ", capsys.readouterr().out)
+    assert "lpa3d finds" not in printed
+    assert "differ." not in printed
+    assert re.search(r"\| 32 cubed \| [\d.]+ \| cc3d in memory \| [\d.]+ \| [\d.]+ \|", printed)
+    assert "- lpa3d, distributed: not installed." in printed
+    assert printed.count("in memory, with reading and writing, 16 cubed") == 2
+    assert printed.count("in memory, with reading, 16 cubed") == 2
+    assert re.search(r"\| propagate, mask, seeds, 16 slices of 64 x 64 ", printed)
+    assert re.search(r"\| 1e\+12 voxels, evaluate ", printed)
+
+
+def test_tiled_rows_are_listed(capsys):
+    assert tiled.main(["--list", "--slices", "8"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[:3] == ["label: 512 cubed", "label: 1024 cubed", "propagate: 1024 cubed"]
+    assert rows[-1] == "scaling: evaluate, 8 slices of 2048 x 2048"
+
+
+def test_a_tiled_worker_is_watched(tmp_path):
+    """The memory of the driver and of its processes is seen from outside."""
+    pytest.importorskip("distributed")
+    pytest.importorskip("psutil")
+    task = {"tiles": 1000, "processes": True, "workers": 2, "folder": str(tmp_path / "work")}
+    done = tiled.run_worker("drive", task, tiled.os.environ)
+    assert done["tiles"] == 1000
+    assert done["seconds"] > 0
+    assert done["seen"]["memory"] > (done["peak"] or 0)
+    with pytest.raises(compare.FailedError, match="KeyError"):
+        tiled.run_worker("drive", {"folder": str(tmp_path / "more")}, tiled.os.environ)
+
+
+def test_a_tiled_failure_is_told(small_chunks, tmp_path, capsys):
+    def fail(job, task, environment):
+        if job == "measure":
+            raise compare.FailedError("killed")
+        return work_on_stores(job, task, environment)
+
+    words = [*TINY, "--data", str(tmp_path), "--folder", str(tmp_path)]
+    assert tiled.main([*words, "--only", "noise"], fail) == 1
+    assert "- noise, lpa3d, 26: killed" in capsys.readouterr().out
