@@ -12,11 +12,13 @@ __all__ = [
     "count_foreground",
     "count_seeds",
     "count_unlabelled",
+    "join_seeds",
     "list_borders",
     "make_ranks",
     "rank_seeds",
     "restrict_seeds",
     "select_voxels",
+    "split_seeds",
 ]
 
 
@@ -196,3 +198,27 @@ def list_borders(volume, labels, links, strides, lo, hi, out):
             if (mask >> k) & 1 and labels[v + strides[k]] != 0:
                 out[v] = volume[v]
                 break
+
+
+@jit
+def split_seeds(labels, classes, lo, hi, seeds, out):
+    """Take the highest bit from each label, in place, and write it to `seeds`; write the class of each label to `out`.
+
+    Without `classes` (empty), `out` is left alone.
+    """
+    if classes.size == 0:
+        for v in range(lo, hi):
+            seeds[v] = labels[v] >> np.uint32(31)
+            labels[v] &= np.uint32(0x7FFFFFFF)
+        return
+    for v in range(lo, hi):
+        seeds[v] = labels[v] >> np.uint32(31)
+        labels[v] &= np.uint32(0x7FFFFFFF)
+        out[v] = classes[labels[v]]
+
+
+@jit
+def join_seeds(labels, lo, hi, seeds):
+    """Set the highest bit of each label, in place, that is a seed."""
+    for v in range(lo, hi):
+        labels[v] |= np.uint32(seeds[v] != 0) << np.uint32(31)

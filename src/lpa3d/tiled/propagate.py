@@ -63,7 +63,7 @@ from .._reattach import flag_seeds
 from .._threads import run_all
 from .._warn import warn
 from ..errors import InputError
-from ..kernels.census import apply_ids
+from ..kernels.census import apply_ids, join_seeds, split_seeds
 from .components import (
     Totals,
     local_flags,
@@ -453,18 +453,22 @@ class _Draw:
 def _draw(context: _Draw, tile: int) -> None:
     volume = context.volume
     box = volume.grid.box(tile)
-    start = context.seeds.read(box)
-    labels = start & RANK
-    start &= SEED
+    labels = context.seeds.read(box)
+    seeds, _ = _split(labels)
     draw_tile(context.drawing, tile, context.classes.read(box), labels)
-    _scan_labels(volume, DRAWN, tile, labels, _flag_bits(start))
-    labels |= start
+    _scan_labels(volume, DRAWN, tile, labels, seeds)
+    join_seeds(labels.reshape(-1), 0, labels.size, seeds.reshape(-1))
     context.out.write(tile, labels)
 
 
-def _flag_bits(labels: Ranks) -> npt.NDArray[np.uint8]:
-    """Return where the seeds are."""
-    return (labels >> np.uint32(31)).astype(np.uint8)
+def _split(labels: Ranks, class_of: Array | None = None) -> tuple[npt.NDArray[np.uint8], Array]:
+    """Leave the ranks, in place; return where the seeds were, and the class map of the labels if asked for."""
+    seeds = np.empty(labels.shape, np.uint8)
+    if class_of is None:
+        class_of = np.zeros(0, np.uint8)
+    classes = np.empty(labels.shape if len(class_of) else (0,), class_of.dtype)
+    split_seeds(labels.reshape(-1), class_of, 0, labels.size, seeds.reshape(-1), classes.reshape(-1))
+    return seeds, classes
 
 
 def _scan_labels(volume: _Volume, name: str, tile: int, labels: Ranks, seeds: npt.NDArray[np.uint8]) -> None:
@@ -534,9 +538,9 @@ def _diffuse(context: _Diffuse, tile: int) -> None:
     box = volume.grid.box(tile)
     outer = box.grow(context.sweeps, volume.grid.shape)
     labels = context.labels.read(outer)
-    seeds = _flag_bits(labels)
-    labels &= RANK
-    links = link_voxels(np.take(volume.tables.get("classes"), labels), volume.connectivity)
+    seeds, classes = _split(labels, volume.tables.get("classes"))
+    links = link_voxels(classes, volume.connectivity)
+    del classes
     lead = diffuse(
         labels, links, seeds, np.array(context.conductances), volume.connectivity,
         volume.tables.get("sweeps") if context.mixed else context.sweeps,
@@ -771,7 +775,8 @@ class _Stages:
             run.scratch.clear("reached")
 
         start, drawn = self._draw(start, run.scratch.get(slices))
-        filled, rest = self._fill(start, bool(drawn.any()))
+        sweeps = sweeps_of_labels(drawn, rules)
+        filled, rest = self._fill(start, bool(drawn.any()), int(sweeps[1:].max(initial=0)))
         lone = rest.components[0]
         fresh = None
         if lone and not rules.fresh_ids:
@@ -781,7 +786,7 @@ class _Stages:
             fresh = self._create("fresh", np.uint32 if stop <= 2**32 else np.int64)
             run.map("fresh ids", _fresh, _Fresh(volume, most, fresh), rest.mixed)
         run.scratch.clear(f"{REST}/scan")
-        self._smooth(filled, sweeps_of_labels(drawn, rules))
+        self._smooth(filled, sweeps)
         if self.reached is not None:
             self.reached.clear()
         return fresh
@@ -820,11 +825,10 @@ class _Stages:
         run_join(run, DRAWN, rules.connectivity, numbers=False)
         return out, sections.took_part
 
-    def _fill(self, start: ScratchVolume, drawn: bool) -> tuple[ScratchVolume, Totals]:
-        """Return the nearest labels, and what is known of the components that have none."""
+    def _fill(self, start: ScratchVolume, drawn: bool, halo: int) -> tuple[ScratchVolume, Totals]:
+        """Return the nearest labels, to be read with a halo, and what is known of the components that have none."""
         run, rules = self.run, self.rules
         spread = self._spread("geodesic", _Field(self.volume, self.classes, _Labels(start), DRAWN if drawn else None))
-        halo = SWEEPS if rules.sweeps is None else rules.sweeps
         out = self._create("filled", np.uint32, cut=halo)
         run.map("settling", _settle, _Settle(self.volume, spread, start, self.reached, out))
         start.clear()

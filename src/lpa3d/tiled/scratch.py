@@ -326,7 +326,7 @@ class ScratchVolume:
 
     def read(self, box: Box) -> Array:
         """Return the voxels of any box inside the volume."""
-        out = np.zeros(box.shape, self.dtype)
+        out: Array | None = None
         for tile in self.grid.tiles_in(box):
             whole = self.grid.box(tile)
             parts = {name: (brick, brick.intersect(box)) for name, brick in self._bricks(whole)}
@@ -335,8 +335,12 @@ class ScratchVolume:
                 found = self.scratch.get(self._key(tile), *wanted)
             except KeyError:
                 continue
+            if len(wanted) == 1 and parts[wanted[0]][0] == box:
+                return found[wanted[0]]  # it need not be copied
+            if out is None:
+                out = np.zeros(box.shape, self.dtype)
             for name in wanted:
                 brick, part = parts[name]
                 if part is not None:
-                    out[part.within(box)] = found[name][part.within(brick)]
-        return out
+                    out[part.within(box)] = found.pop(name)[part.within(brick)]
+        return np.zeros(box.shape, self.dtype) if out is None else out
