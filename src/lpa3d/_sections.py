@@ -150,6 +150,12 @@ class Geometry:
         lengths = np.rint(np.sqrt(rows[:, None] ** 2 + columns[None, :] ** 2) / 4)
         self.table = np.minimum(lengths, 16 * CAP).astype(np.int64)
         self.table[-1] = self.table[:, -1] = 16 * CAP
+        # The least sum of a row's and a column's key names the nearest voxel: the squared distance above dy and dx.
+        # Beyond the cap no distance is nearer than another.
+        self.row_keys, self.column_keys = (
+            (np.minimum((steps * side) ** 2, (CAP * UNIT) ** 2) << 8 | steps << shift).astype(np.int32)
+            for steps, side, shift in zip(map(np.arange, self.margins + 2), self.steps, (4, 0), strict=True)
+        )
 
     def length2(self, motions: Ints) -> Ints:
         """Return squared lengths of motions in 1/16 voxel, in (1/1024 pixel)^2."""
@@ -610,7 +616,8 @@ def _find_potentials(pieces: Ints, boxes: Ints, image: npt.NDArray[Any], geometr
     starts = np.concatenate([[0], np.cumsum(heights * widths)]).astype(np.int64)
     potentials = np.empty(starts[-1], dtype=np.int16)
     numbers = np.ascontiguousarray(pieces) + 1
-    kernels.potentials_of_pieces(image, numbers, boxes, starts, geometry.table, potentials)
+    keys = (geometry.row_keys, geometry.column_keys, geometry.table)
+    kernels.potentials_of_pieces(image, numbers, boxes, starts, *keys, potentials)
     return _Windows(pieces, boxes, starts, potentials)
 
 

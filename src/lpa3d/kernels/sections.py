@@ -73,17 +73,34 @@ def measure_pieces(labels, pieces, boxes, measures, piece_labels):
         measures[p, 2] = divide_even(SUBPIXEL * measures[p, 2], measures[p, 0])
 
 
+@leaf
+def count_rows(rows, step, first, end):
+    """Lower numbers of rows to the nearest voxel of a state to one more than in the row before, counted by `step`."""
+    for y in range(first, end, step):
+        for x in range(rows.shape[1]):
+            rows[y, x] = min(rows[y, x], np.uint8(rows[y - step, x] + np.uint8(1)))
+
+
+@leaf
+def lower_keys(keys, shift, key, best):
+    """Lower each of `best` to the key `shift` places on, plus `key`."""
+    shifted = keys[shift : shift + best.size]  # an index that may be negative is not compiled to vectors
+    for x in range(best.size):
+        best[x] = min(best[x], np.int32(shifted[x] + key))
+
+
 @jit
-def potentials_of_pieces(pieces, numbers, boxes, starts, table, potentials):
+def potentials_of_pieces(pieces, numbers, boxes, starts, row_keys, column_keys, table, potentials):
     """Write potentials in the windows of some pieces: the distance to the nearest voxel of the other state, + inside.
 
-    `numbers` are the pieces' numbers in the plane `pieces`.
-    ``table[dy, dx]`` is the potential at that distance, at most its last entry, the cap; the margin of a window is the
-    table's reach. What lies outside the plane is of neither state.
+    `numbers` are the pieces' numbers in the plane `pieces`. ``row_keys[dy] + column_keys[dx]`` is the squared distance
+    and, in the 8 bits below it, dy and dx: the least key names the nearest voxel. ``table[dy, dx]`` is the potential
+    there, at most its last entry, the cap. The margin of a window is the table's reach. What lies outside the plane is
+    of neither state.
     """
     margin_y = table.shape[0] - 2
     margin_x = table.shape[1] - 2
-    cap = table[margin_y + 1, margin_x + 1]
+    far = np.uint8(margin_y + 1)
     ny, nx = pieces.shape
     for p in range(starts.size - 1):
         y0 = boxes[p, 0] - margin_y
@@ -91,32 +108,36 @@ def potentials_of_pieces(pieces, numbers, boxes, starts, table, potentials):
         height = boxes[p, 1] + margin_y - y0
         width = boxes[p, 3] + margin_x - x0
         # Rows to the nearest voxel of the piece, and of anything else in the plane, along each column.
-        rows_in = np.full((height, width), margin_y + 1, dtype=np.uint8)
-        rows_out = np.full((height, width), margin_y + 1, dtype=np.uint8)
-        for x in range(width):
-            if x0 + x < 0 or x0 + x >= nx:
-                continue
-            for y in range(height):
-                if 0 <= y0 + y < ny:
-                    if np.int64(pieces[y0 + y, x0 + x]) == numbers[p]:
-                        rows_in[y, x] = 0
-                    else:
-                        rows_out[y, x] = 0
-            for y in range(1, height):
-                rows_in[y, x] = min(rows_in[y, x], rows_in[y - 1, x] + 1)
-                rows_out[y, x] = min(rows_out[y, x], rows_out[y - 1, x] + 1)
-            for y in range(height - 2, -1, -1):
-                rows_in[y, x] = min(rows_in[y, x], rows_in[y + 1, x] + 1)
-                rows_out[y, x] = min(rows_out[y, x], rows_out[y + 1, x] + 1)
+        rows_in = np.full((height, width), far, dtype=np.uint8)
+        rows_out = np.full((height, width), far, dtype=np.uint8)
+        for y in range(max(0, -y0), min(height, ny - y0)):
+            for x in range(max(0, -x0), min(width, nx - x0)):
+                if np.int64(pieces[y0 + y, x0 + x]) == numbers[p]:
+                    rows_in[y, x] = 0
+                else:
+                    rows_out[y, x] = 0
+        for rows in (rows_in, rows_out):
+            count_rows(rows, 1, 1, height)
+            count_rows(rows, -1, height - 2, -1)
+        keys_in = np.full(width + 2 * margin_x, row_keys[far], dtype=np.int32)
+        keys_out = np.full(width + 2 * margin_x, row_keys[far], dtype=np.int32)
+        best_in = np.empty(width, dtype=np.int32)
+        best_out = np.empty(width, dtype=np.int32)
         at = starts[p]
         for y in range(height):
             for x in range(width):
+                keys_in[margin_x + x] = row_keys[rows_in[y, x]]
+                keys_out[margin_x + x] = row_keys[rows_out[y, x]]
+                best_in[x] = row_keys[far]
+                best_out[x] = row_keys[far]
+            for dx in range(-margin_x, margin_x + 1):
+                lower_keys(keys_in, margin_x + dx, column_keys[abs(dx)], best_in)
+                lower_keys(keys_out, margin_x + dx, column_keys[abs(dx)], best_out)
+            for x in range(width):
                 inside = rows_in[y, x] == 0
-                best = cap
-                for dx in range(-min(margin_x, x), min(margin_x, width - 1 - x) + 1):
-                    rows = np.int64(rows_out[y, x + dx] if inside else rows_in[y, x + dx])
-                    best = min(best, table[rows, abs(dx)])
-                potentials[at] = best if inside else -best
+                key = best_out[x] if inside else best_in[x]
+                value = table[key >> 4 & 15, key & 15]
+                potentials[at] = value if inside else -value
                 at += 1
 
 

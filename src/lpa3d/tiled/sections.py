@@ -61,9 +61,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Drawing", "Reads", "Sections", "draw_tile", "run_sections"]
 
-CUT = 32
-"""Most windows reach less than so many voxels beyond a tile."""
-
 MOST_READ = 2**26
 """Bytes of the class map that are read at once to match pieces; a piece that needs more gets them."""
 
@@ -114,7 +111,7 @@ class Drawing:
         """Return the piece of each voxel of the annotated slices, counted from 1."""
         _, height, width = self.planes.shape
         dtype = np.uint32 if height * width < WIDE else np.int64
-        return self.scratch.volume("sections/images", self.planes, dtype, CUT)
+        return self.scratch.volume("sections/images", self.planes, dtype)
 
     def _in_plane(self, place: Sequence[int]) -> tuple[int, int]:
         first, second = (value for axis, value in enumerate(place) if axis != self.axis)
@@ -437,19 +434,23 @@ def _save_motions(passed: _Passed, tile: int) -> None:
             continue
         volume = class_map(passed.volume.read(drawing.box((z0, z1), (y0, y1, x0, x1))))
         across = np.moveaxis(volume, drawing.axis, 0)
+        image = np.zeros((0, 0), dtype=np.uint32)
+        held = -1
         for search, first in zip(searches, ends[:-1].tolist(), strict=True):
             own = slice(max(lo - first, 0), min(hi - first, len(search.lone)))
             if own.start >= own.stop:
                 continue
-            _, _, v0, v1, u0, u1 = _hull(search.boxes[own])
+            if search.plane != held:
+                held = search.plane
+                image = drawing.read_image(held, (y0, y1, x0, x1))
             motions[f"{search.index}.{search.side}"][own] = match_lone(
                 search.lone[own],
                 drawing.intervals[search.index],
                 search.side,
-                drawing.annotated[search.plane],
-                across[:, v0 - y0 : v1 - y0, u0 - x0 : u1 - x0],
-                drawing.read_image(search.plane, (v0, v1, u0, u1)),
-                (z0, v0, u0),
+                drawing.annotated[held],
+                across,
+                image,
+                (z0, y0, x0),
                 drawing.geometry,
             )
     drawing.scratch.put(f"sections/motions/{tile}", **motions)
