@@ -76,8 +76,8 @@ def label(volume: Any, *, connectivity: int = 6, out: Any = None, options: Optio
     source = open_source(volume, "volume")
     check_classes(source, "volume")
     dtype = np.dtype(np.uint32 if np.prod(source.shape, dtype=object) < _label.WIDE else np.uint64)
-    # The class map, its runs, and where the output is written: the labels and their chunks before compression.
-    bytes_per_voxel = max(source.dtype.itemsize, dtype.itemsize) + dtype.itemsize + 1.5
+    # Chunks are decoded and encoded beside the tile; then runs, and what the allocator does not give back (measured).
+    bytes_per_voxel = 2 * max(source.dtype.itemsize, dtype.itemsize) + 4
     with open_run(
         "label",
         {"volume": source},
