@@ -195,7 +195,7 @@ class Keys:
 
     def improve(self, voxels: npt.NDArray[Any]) -> None:
         """Bring all keys to their fixpoint, on this thread, where those of `voxels` (flat) alone may better others."""
-        self._relax((0, len(self.labels)), voxels)
+        self._relax((0, len(self.labels)), voxels.astype(flat_dtype(self.labels.size), copy=False))
 
     def _relax(self, span: tuple[int, int], voxels: npt.NDArray[Any], fresh: bool = False) -> None:
         if voxels.size == 0:

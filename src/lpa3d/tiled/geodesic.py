@@ -202,7 +202,6 @@ class _Driver:
         self.run, self.spread, self.active = run, spread, active
         depth, height, width = run.grid.counts
         shape = depth + 2, height + 2, width + 2
-        self.strides = (shape[1] * shape[2], shape[2], 1)
         self.versions = np.zeros(shape, dtype=np.int64)
         self.state = np.full(shape, SHUT, dtype=np.uint8)
         self.nearest = np.zeros(shape, dtype=np.uint32)
@@ -463,7 +462,7 @@ def _take(spread: Spread, k: int, there: Side, here: Side, limit: int) -> tuple[
 
 def _can_improve(spread: Spread, tile: int, own: int, beside: dict[int, Side]) -> bool:
     """Return whether a key beside a tile improves one on its border, of which only that is read."""
-    border = spread.scratch.get(spread.border(tile))
+    border = spread.scratch.get(spread.border(tile), *(f"{what}{k}" for what in ("classes", "cost") for k in beside))
     found = spread.scratch.get(spread.keys(tile, own), *(f"keys{k}" for k in beside)) if own > 0 else {}
     for k, there in beside.items():
         classes = border[f"classes{k}"].astype(np.uint64)
