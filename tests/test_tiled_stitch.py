@@ -3,7 +3,6 @@
 import tempfile
 import warnings
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -135,15 +134,6 @@ def test_slices_of_2d_and_of_nothing(dtype, tmp_path):
         found = tiled.stitch(source, out=tmp_path / f"{number}.zarr", options=Options(tile=(3, 3)))
         np.testing.assert_array_equal(np.asarray(found), stitch(flat))
         assert found.shape == (5, 7)
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 2**32 - 1))
-def test_far_jumps_are_counted_in_parts(seed):
-    """What sections are shifted to may span many tiles; here nothing is read at once."""
-    slices, arguments = draw_case(seed)
-    with mock.patch.object(tiled, "SPAN", 0):
-        assert_same(slices, np.random.default_rng(seed), arguments)
 
 
 @pytest.mark.parametrize(

@@ -213,21 +213,24 @@ class _Volume:
     def count_moved(self, moves: Moves) -> Ints:
         """Count as `Counts` says, gap by gap."""
         sections = self.sections
+        steps = 2 * self.steps
+        boxes = [clip_boxes(sections.boxes, shifts, (0, 0), self.plane) for shifts in moves.shifts]
 
         def count(first: int) -> Ints:
             rows = []
             for side in range(2):
                 here, there = (first, first + moves.distance)[:: -1 if side else 1]
-                at, other = (int(sections.present[rank]) * self.stride for rank in (here, there))
                 start, stop = sections.starts[here], sections.starts[here + 1]
                 some = start + np.flatnonzero(moves.opened[side, start:stop])
+                starts = np.empty((len(some), 2), np.int64)
+                starts[:] = sections.present[here] * self.stride, sections.present[there] * self.stride
                 found = kernels.count_shifted(
                     self.flat,
                     self.flat,
-                    (at, *self.steps),
-                    (other, *self.steps, *self.plane, 0),
+                    steps,
+                    starts,
                     some,
-                    sections.boxes[some],
+                    boxes[side][some],
                     moves.shifts[side][some],
                     moves.opened[1 - side],
                 )
@@ -235,6 +238,13 @@ class _Volume:
             return np.concatenate(rows)
 
         return np.concatenate([np.empty((0, 3), np.int64), *run_all(count, moves.firsts.tolist())])
+
+
+def clip_boxes(boxes: Ints, shifts: Ints, low: npt.ArrayLike, high: npt.ArrayLike) -> Ints:
+    """Return the parts of boxes ``(n, 4)`` in slices that lie between two corners when they are shifted."""
+    first = np.maximum(boxes[:, :2], np.asarray(low) - shifts)
+    last = np.minimum(boxes[:, 2:], np.asarray(high) - shifts)
+    return np.concatenate([first, last], axis=1)
 
 
 def _slabs(shape: tuple[int, int, int]) -> list[tuple[int, int]]:

@@ -154,40 +154,38 @@ def count_neighbors(sections, shape, axis, first, last, steps):
 
 
 @jit
-def count_shifted(sections, others, here, there, some, boxes, shifts, partners):
-    """Count the voxels that sections of a slice, shifted, share with sections of another.
+def count_shifted(sections, others, steps, starts, some, boxes, shifts, partners):
+    """Count the voxels that sections, shifted, share with sections of other slices.
 
-    `sections` and `others` are flat; the place ``(row, column)`` of a slice has the index ``here[0] + here[1] * row +
-    here[2] * column`` in `sections`, and likewise in `others`. `there` goes on with the rows and columns of the other
-    slice, and the section that the first of `partners` (bool: which ones count) is of. Of the section ``some[i]`` the
-    voxels inside ``boxes[i]`` are shifted by ``shifts[i]`` (rows, columns). Returns rows ``(section, other section,
-    voxels)``.
+    `sections` and `others` are flat. Of ``some[i]`` the voxels inside ``boxes[i]`` are looked for, and each is shifted
+    by ``shifts[i]`` (rows, columns), which must be in the slice of `others`. On the slices of ``some[i]`` the place
+    ``(row, column)`` has the index ``starts[i, 0] + steps[0] * row + steps[1] * column`` in `sections`, and
+    ``starts[i, 1] + steps[2] * row + steps[3] * column`` in `others`. `partners` tells of which sections voxels count.
+    Returns rows ``(section, other section, voxels)``.
     """
-    row_step, column_step, height, width, base = there[1:]
     slots, rows = create_pairs(64, 3)
     used = 0
     for i in range(some.size):
         k = some[i]
-        dr, dc = shifts[i, 0], shifts[i, 1]
-        lo, hi = max(boxes[i, 1], -dc), min(boxes[i, 3], width - dc)
-        for row in range(max(boxes[i, 0], -dr), min(boxes[i, 2], height - dr)):
+        lo, hi = boxes[i, 1], boxes[i, 3]
+        for row in range(boxes[i, 0], boxes[i, 2]):
             if used + max(0, hi - lo) > rows.shape[0]:
                 slots, rows = grow_pairs(slots, rows, used, 2 * (used + hi - lo))
-            start = here[0] + row * here[1]
-            other = there[0] + (row + dr) * row_step + dc * column_step
+            start = starts[i, 0] + row * steps[0]
+            other = starts[i, 1] + (row + shifts[i, 0]) * steps[2] + shifts[i, 1] * steps[3]
             last = np.int64(0)
             count = 0
             for column in range(lo, hi):
                 b = np.int64(0)
-                if sections[start + column * here[2]] == k + 1:
-                    b = np.int64(others[other + column * column_step])
+                if sections[start + column * steps[1]] == k + 1:
+                    b = np.int64(others[other + column * steps[3]])
                 if b != last:
-                    if last and partners[last - 1 - base]:
+                    if last and partners[last - 1]:
                         used = add_voxels(slots, rows, used, k, last - 1, count)
                     last = b
                     count = 0
                 count += 1
-            if last and partners[last - 1 - base]:
+            if last and partners[last - 1]:
                 used = add_voxels(slots, rows, used, k, last - 1, count)
     return rows[:used]
 

@@ -19,7 +19,7 @@ Stages
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ from .._stitch import (
     check_gap,
     check_links,
     choose_classes,
+    clip_boxes,
     find_sections,
     make_sections,
     merge_chosen,
@@ -57,9 +58,6 @@ __all__ = ["stitch"]
 
 CUT = 32
 """Voxels of the borders that are kept apart, as sections seldom move farther from one tile into the next."""
-
-SPAN = 2
-"""Tiles' voxels that are read at once to look for shifted sections; beyond, these are counted in parts."""
 
 PIECE = 2**14
 """Sections whose groups a tile reads at once."""
@@ -102,25 +100,25 @@ class _Volume:
         """Keep a tile's local numbers."""
         self.scratch.volume("local", self.grid, np.uint32, CUT).write(tile, local)
 
-    def read_local(self, box: Box) -> Array:
+    def read(self, box: Box) -> Array:
         """Return local numbers of a box inside one tile."""
         return self.scratch.volume("local", self.grid, np.uint32, CUT).read(box)
 
-    def box(self, along: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]) -> Box:
-        """Return the box with the given sides along the axis and those of a slice."""
-        sides = [along] * 3
-        for side, bounds in zip(self.inside, (rows, columns), strict=True):
-            sides[side] = bounds
-        (z, z1), (y, y1), (x, x1) = sides
-        return Box((z, y, x), (z1, y1, x1))
+    def find_tiles(self, layers: Ints, boxes: Ints) -> list[int]:
+        """Return the tiles that boxes ``(n, 4)`` in slices lie in, each in its layer."""
+        tile = np.array([self.grid.tile[side] for side in self.inside])
+        spans = np.column_stack([layers, boxes[:, :2] // tile, (boxes[:, 2:] - 1) // tile])
+        tiles = set()
+        for layer, row, column, last_row, last_column in np.unique(spans, axis=0).tolist():
+            for place in itertools.product(range(row, last_row + 1), range(column, last_column + 1)):
+                at = [layer] * 3
+                at[self.inside[0]], at[self.inside[1]] = place
+                tiles.add(self.grid.index(at))
+        return sorted(tiles)
 
-    def rows(self, box: Box) -> tuple[int, int]:
-        """Return the first row of a slice in a box, and one after the last."""
-        return box.lo[self.inside[0]], box.hi[self.inside[0]]
-
-    def columns(self, box: Box) -> tuple[int, int]:
-        """Return the first column of a slice in a box, and one after the last."""
-        return box.lo[self.inside[1]], box.hi[self.inside[1]]
+    def corner(self, place: Sequence[int]) -> Ints:
+        """Return the two sides of a place that lie in a slice."""
+        return np.array([place[side] for side in self.inside])
 
     def steps(self, box: Box) -> tuple[int, int, int]:
         """Return what one slice, row and column further is in the flat array of a box."""
@@ -150,11 +148,6 @@ class _Numbers:
     starts: Ints
     gaps: Ints
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Return a dtype that holds the numbers and that kernels are compiled for."""
-        return np.dtype(np.uint32 if self.bases[-1] < WIDE else np.int64)
-
     def of(self, tile: int) -> Ints | None:
         """Return the number of each of a tile's local ones, from 0 on (which is 0); None if the tile has none."""
         try:
@@ -163,19 +156,6 @@ class _Numbers:
             return None
         numbers[1:] += self.bases[self.volume.layer(tile)]
         return numbers
-
-    def read(self, box: Box) -> Array:
-        """Return the numbers in any box."""
-        grid = self.volume.grid
-        out = np.zeros(box.shape, self.dtype)
-        for tile in grid.tiles_in(box):
-            numbers = self.of(tile)
-            part = grid.box(tile).intersect(box)
-            if numbers is not None and part is not None:
-                found = self.volume.read_local(part).astype(self.dtype, copy=False)
-                kernels.replace_numbers(numbers, found.reshape(-1))
-                out[part.within(box)] = found
-        return out
 
     def ranks(self, start: int, stop: int) -> range:
         """Return the ranks of the present slices from `start` to before `stop`."""
@@ -304,11 +284,12 @@ def _list_tile(context: _Listing, tile: int) -> None:
 def _place_rows(rows: Ints, volume: _Volume, box: Box) -> Ints:
     """Return rows of the table of sections of a box with the places that they have in the volume."""
     shape = volume.grid.shape
+    row, column = volume.corner(box.lo).tolist()
     rows = rows.copy()
     rows[:, kernels.SLICE] += box.lo[volume.axis]
     for first, total, low, high in (
-        (volume.rows(box)[0], kernels.ROWS, kernels.ROW_LO, kernels.ROW_HI),
-        (volume.columns(box)[0], kernels.COLUMNS, kernels.COLUMN_LO, kernels.COLUMN_HI),
+        (row, kernels.ROWS, kernels.ROW_LO, kernels.ROW_HI),
+        (column, kernels.COLUMNS, kernels.COLUMN_LO, kernels.COLUMN_HI),
     ):
         rows[:, total] += first * rows[:, kernels.AREA]
         rows[:, [low, high]] += first
@@ -348,25 +329,30 @@ def _fold_layer(volume: _Volume, layer: int) -> None:
 
 def _count_tile(numbers: _Numbers, tile: int) -> None:
     """Count what sections of a tile share with those of the next slice, and keep its first and last slice."""
-    volume = numbers.volume
-    if not volume.scratch.has(f"numbers/{tile}"):
+    volume, own = numbers.volume, numbers.of(tile)
+    if own is None:
         return
     box = volume.grid.box(tile)
     start, stop = box.lo[volume.axis], box.hi[volume.axis]
     ranks = numbers.ranks(start, stop)
-    found = numbers.read(box)
+    local = volume.read(box)
     steps = np.zeros(stop - start, np.int64)
     inner = slice(ranks.start, ranks.stop - 1)
     steps[numbers.present[inner] - start] = numbers.gaps[inner] * volume.steps(box)[0]
     rows = kernels.count_neighbors(
-        seal(found.reshape(-1)), box.shape, volume.axis, 0, box.shape[0] * box.shape[1], steps
+        seal(local.reshape(-1)), box.shape, volume.axis, 0, box.shape[0] * box.shape[1], steps
     )
     volume.scratch.put(
         f"neighbors/{tile}",
-        rows=rows,
-        first=found.take(numbers.present[ranks[0]] - start, volume.axis),
-        last=found.take(numbers.present[ranks[-1]] - start, volume.axis),
+        rows=_name_rows(rows, own, own),
+        first=local.take(numbers.present[ranks[0]] - start, volume.axis),
+        last=local.take(numbers.present[ranks[-1]] - start, volume.axis),
     )
+
+
+def _name_rows(rows: Ints, first: Ints, second: Ints) -> Ints:
+    """Return rows of pairs of local sections, both from 0, with those of the volume."""
+    return np.column_stack([first[rows[:, 0] + 1] - 1, second[rows[:, 1] + 1] - 1, rows[:, 2]])
 
 
 def _cross_tile(numbers: _Numbers, tile: int) -> None:
@@ -377,7 +363,8 @@ def _cross_tile(numbers: _Numbers, tile: int) -> None:
     place = list(volume.grid.position(tile))
     place[volume.axis] = int(numbers.present[rank + 1]) // volume.grid.tile[volume.axis]
     after = volume.grid.index(place)
-    if not (volume.scratch.has(f"numbers/{tile}") and volume.scratch.has(f"numbers/{after}")):
+    own, others = numbers.of(tile), numbers.of(after)
+    if own is None or others is None:
         return
     planes = np.stack(
         [
@@ -387,7 +374,7 @@ def _cross_tile(numbers: _Numbers, tile: int) -> None:
     )
     steps = np.array([planes[0].size, 0])
     rows = kernels.count_neighbors(seal(planes.reshape(-1)), planes.shape, 0, 0, planes.shape[1], steps)
-    volume.scratch.put(f"cross/{tile}", rows=rows)
+    volume.scratch.put(f"cross/{tile}", rows=_name_rows(rows, own, others))
 
 
 def _add_pairs(numbers: _Numbers, layer: int) -> None:
@@ -429,21 +416,24 @@ class _Tiles:
         run, sections, volume = self.run, self.sections, self.volume
         step = f"moved {moves.distance} {moves.gap}"
         tiles: set[int] = set()
-        for side in range(2):
-            some = np.flatnonzero(moves.opened[side])
+        plane = volume.corner(volume.grid.shape)
+        for side, (opened, shifts) in enumerate(zip(moves.opened, moves.shifts, strict=True)):
+            some = np.flatnonzero(opened)
+            boxes = clip_boxes(sections.boxes[some], shifts[some], (0, 0), plane)
             layers = sections.slices[some] // volume.grid.tile[volume.axis]
+            inside = (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
+            tiles.update(volume.find_tiles(layers[inside], boxes[inside]))
             known, starts = np.unique(layers, return_index=True)
             # Sections are numbered slice by slice, so those of a layer stand together.
-            for layer, own in zip(known.tolist(), np.split(some, starts[1:]), strict=False):
-                boxes = sections.boxes[own]
+            for layer, at in zip(known.tolist(), np.split(np.arange(len(some)), starts[1:]), strict=False):
+                own = some[at]
                 run.scratch.put(
                     f"{step}/asked{side}/{layer}",
                     some=own,
                     slices=sections.slices[own],
-                    boxes=boxes,
-                    shifts=moves.shifts[side][own],
+                    boxes=boxes[at],
+                    shifts=shifts[own],
                 )
-                tiles.update(self._find_tiles(layer, boxes))
         if not tiles:
             return np.empty((0, 3), np.int64)
         items = np.array(sorted(tiles))
@@ -452,119 +442,100 @@ class _Tiles:
         parts += [run.scratch.get(f"{step}/rows/{tile}")["rows"] for tile in items.tolist()]
         return np.concatenate(parts)
 
-    def _find_tiles(self, layer: int, boxes: Ints) -> Iterator[int]:
-        """Yield the tiles of a layer that boxes of sections lie in."""
-        grid, (rows, columns) = self.volume.grid, self.volume.inside
-        low = boxes[:, :2] // np.array([grid.tile[rows], grid.tile[columns]])
-        high = (boxes[:, 2:] - 1) // np.array([grid.tile[rows], grid.tile[columns]])
-        for row, column, last_row, last_column in np.unique(np.hstack([low, high]), axis=0).tolist():
-            for place in itertools.product(range(row, last_row + 1), range(column, last_column + 1)):
-                at = [layer] * 3
-                at[rows], at[columns] = place
-                yield grid.index(at)
-
 
 # --------------------------------------------------------------------------------------------------------- across gaps
 
 
 def _count_moved(context: _Moving, tile: int) -> None:
-    """Count what shifted sections share with others, for their voxels in a tile."""
+    """Count what shifted sections share with others, for their voxels in a tile: tile after tile that these are in."""
     numbers, volume = context.numbers, context.numbers.volume
-    layer = volume.layer(tile)
     whole = volume.grid.box(tile)
-    shape = volume.grid.shape
-    plane = np.array([shape[side] for side in volume.inside])
+    own = numbers.of(tile)
     found = [np.empty((0, 3), np.int64)]
+    local = np.empty(0, np.uint32)
     for side, gap in enumerate((context.gap, -context.gap)):
-        key = f"{context.step}/asked{side}/{layer}"
-        if not volume.scratch.has(key):
+        key = f"{context.step}/asked{side}/{volume.layer(tile)}"
+        if own is None or not volume.scratch.has(key):
             continue
-        asked = volume.scratch.get(key)
-        # The part of each section that lies in the tile and, when it is shifted, in the slice.
-        (row, last_row), (column, last_column) = volume.rows(whole), volume.columns(whole)
-        shifts = asked["shifts"]
-        low = np.maximum(np.maximum(asked["boxes"][:, :2], (row, column)), -shifts)
-        high = np.minimum(np.minimum(asked["boxes"][:, 2:], (last_row, last_column)), plane - shifts)
-        some = np.flatnonzero((low < high).all(axis=1))
-        if not len(some):
-            continue
-        slices = asked["slices"][some]
-        base, partners = _find_partners(context, 1 - side, slices[[0, -1]] + gap)
-        boxes = np.hstack([low, high])[some]
-        wanted = _Wanted(asked["some"][some], slices, boxes, shifts[some])
-        for rows in _count_part(numbers, wanted, gap, base, partners):
-            found.append(rows[:, [1, 0, 2]] if side else rows)
+        wanted = _Wanted(**volume.scratch.get(key)).inside(volume, whole, own)
+        if len(wanted.some) and not local.size:
+            local = volume.read(whole)
+        layers = (wanted.slices + gap) // volume.grid.tile[volume.axis]
+        for other in volume.find_tiles(layers, wanted.boxes + np.tile(wanted.shifts, 2)):
+            names = numbers.of(other)
+            partners = f"{context.step}/asked{1 - side}/{volume.layer(other)}"
+            if names is None or not volume.scratch.has(partners):
+                continue
+            flags = np.isin(names[1:] - 1, volume.scratch.get(partners, "some")["some"])
+            if flags.any():
+                rows = _name_rows(_count_pair(volume, wanted, gap, (tile, other), local, flags), own, names)
+                found.append(rows[:, [1, 0, 2]] if side else rows)
     rows = np.concatenate(found)
     pairs = gather_pairs(rows[:, :2], rows[:, 2], np.add)
     volume.scratch.put(f"{context.step}/rows/{tile}", rows=np.column_stack([pairs.sections, pairs.shared]))
 
 
-def _find_partners(context: _Moving, side: int, slices: Ints) -> tuple[int, Flags]:
-    """Return the first section of the first of two slices, and which ones count from there to the end of the other."""
-    numbers, volume = context.numbers, context.numbers.volume
-    ranks = numbers.ranks(int(slices[0]), int(slices[1]) + 1)
-    base, stop = int(numbers.starts[ranks.start]), int(numbers.starts[ranks.stop])
-    flags = np.zeros(stop - base, np.bool_)
-    depth = volume.grid.tile[volume.axis]
-    for layer in range(int(slices[0]) // depth, int(slices[1]) // depth + 1):
-        key = f"{context.step}/asked{side}/{layer}"
-        if volume.scratch.has(key):
-            some = volume.scratch.get(key, "some")["some"]
-            flags[some[(some >= base) & (some < stop)] - base] = True
-    return base, flags
-
-
 @dataclass(frozen=True, eq=False)
 class _Wanted:
-    """Sections on their slices, sorted; the boxes in which they are looked for, and how far they are shifted."""
+    """Sections on their slices; the boxes in which they are looked for, and how far they are shifted."""
 
     some: Ints
     slices: Ints
     boxes: Ints
     shifts: Ints
 
-    def cut(self, start: int, stop: int) -> _Wanted:
+    def take(self, at: Any) -> _Wanted:
         """Return some of them."""
-        at = slice(start, stop)
         return _Wanted(self.some[at], self.slices[at], self.boxes[at], self.shifts[at])
 
+    def inside(self, volume: _Volume, box: Box, numbers: Ints) -> _Wanted:
+        """Return those that may have voxels in the box of a tile, with its local numbers (from 0)."""
+        boxes = clip_boxes(self.boxes, np.zeros_like(self.shifts), volume.corner(box.lo), volume.corner(box.hi))
+        order = np.argsort(numbers)
+        places = np.searchsorted(numbers, self.some + 1, sorter=order)
+        places = order[np.minimum(places, len(order) - 1)]
+        at = (numbers[places] == self.some + 1) & (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
+        return _Wanted(places[at] - 1, self.slices[at], boxes[at], self.shifts[at])
 
-def _count_part(numbers: _Numbers, wanted: _Wanted, gap: int, base: int, partners: Flags) -> Iterator[Ints]:
-    """Count for all sections at once, unless what they are shifted to is much larger than a tile."""
-    volume = numbers.volume
 
-    def bound(boxes: Ints, shift: int) -> Box:
-        (top, left), (bottom, right) = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()
-        along = int(wanted.slices[0]) + shift, int(wanted.slices[-1]) + shift + 1
-        return volume.box(along, (top, bottom), (left, right))
-
-    here, there = bound(wanted.boxes, 0), bound(wanted.boxes + np.tile(wanted.shifts, 2), gap)
-    n = len(wanted.some)
-    if n > 1 and there.size > SPAN * volume.grid.box(0).size:
-        for start, stop in ((0, n // 2), (n // 2, n)):
-            yield from _count_part(numbers, wanted.cut(start, stop), gap, base, partners)
-        return
-    own, others = (numbers.read(box) for box in (here, there))
-    starts = np.flatnonzero(np.append(True, wanted.slices[1:] != wanted.slices[:-1])).tolist()
-    for start, stop in itertools.pairwise([*starts, n]):
-        at = int(wanted.slices[start])
-        some = wanted.cut(start, stop)
-        places = []
-        for box, along in ((here, at), (there, at + gap)):
-            steps = volume.steps(box)
-            corner = along - box.lo[volume.axis], -volume.rows(box)[0], -volume.columns(box)[0]
-            places.append((sum(map(int.__mul__, corner, steps)), *steps[1:]))
-        plane = (volume.grid.shape[side] for side in volume.inside)
-        yield kernels.count_shifted(
-            seal(own.reshape(-1)),
-            seal(others.reshape(-1)),
-            places[0],
-            (*places[1], *plane, base),
-            some.some,
-            some.boxes,
-            some.shifts,
-            partners,
-        )
+def _count_pair(
+    volume: _Volume, wanted: _Wanted, gap: int, tiles: tuple[int, int], local: Array, partners: Flags
+) -> Ints:
+    """Count for the sections of one tile what they share with those of another: rows of local sections, from 0."""
+    here, there = map(volume.grid.box, tiles)
+    boxes = clip_boxes(wanted.boxes, wanted.shifts, volume.corner(there.lo), volume.corner(there.hi))
+    places = wanted.slices + gap
+    reached = (places >= there.lo[volume.axis]) & (places < there.hi[volume.axis])
+    at = np.flatnonzero(reached & (boxes[:, :2] < boxes[:, 2:]).all(axis=1))
+    if not len(at):
+        return np.empty((0, 3), np.int64)
+    wanted, boxes, places = wanted.take(at), boxes[at], places[at]
+    others = local
+    if tiles[0] != tiles[1]:
+        # Mostly a thin part of it.
+        moved = boxes + np.tile(wanted.shifts, 2)
+        lo, hi = [int(places.min())] * 3, [int(places.max()) + 1] * 3
+        for column, side in enumerate(volume.inside):
+            lo[side], hi[side] = int(moved[:, column].min()), int(moved[:, 2 + column].max())
+        there = Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
+        others = volume.read(there)
+    starts = np.empty((len(at), 2), np.int64)
+    steps: list[int] = []
+    for column, (box, slices) in enumerate(((here, wanted.slices), (there, places))):
+        stride, *inside = volume.steps(box)
+        starts[:, column] = (slices - box.lo[volume.axis]) * stride - int(volume.corner(box.lo) @ np.array(inside))
+        steps += inside
+    rows: Ints = kernels.count_shifted(
+        seal(local.reshape(-1)),
+        seal(others.reshape(-1)),
+        (steps[0], steps[1], steps[2], steps[3]),
+        starts,
+        wanted.some,
+        boxes,
+        wanted.shifts,
+        partners,
+    )
+    return rows
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
@@ -584,6 +555,6 @@ def _write_tile(context: _Writing, tile: int) -> None:
         groups = np.concatenate([found[str(piece)] for piece in pieces.tolist()])
         lengths = np.append(0, np.cumsum([len(found[str(piece)]) for piece in pieces.tolist()]))
         at = lengths[np.searchsorted(pieces, places // PIECE)] + places % PIECE
-        result[...] = volume.read_local(box)
+        result[...] = volume.read(box)
         kernels.replace_numbers(np.append(0, groups[at]), as_bits(result).reshape(-1))
     context.out.write(box, result)
