@@ -236,7 +236,7 @@ def _search(shape: Place, chunks: Place, room: int, workers: int, bytes_per_voxe
     for n, c in zip(shape, chunks, strict=True):
         sides = {c * 2**k for k in range(12) if c * 2**k < n} | {s for s in (32, 64, 128, 256, 512) if s < n}
         # Chunks of one slice must not make tiles of one slice.
-        axes.append(sorted(sides | {n}))
+        axes.append(sorted(sides | {max(n, 1)}))
     # Enough tiles for all workers, unless they become tiny.
     most = max(min(LARGEST * (8 if halo else 1), math.prod(shape) // (2 * workers)), 2**18)
     best: tuple[tuple[float, ...], Place] | None = None

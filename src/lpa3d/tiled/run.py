@@ -592,7 +592,7 @@ def _build(
         attributes |= about["attributes"]
         attributes["lpa3d"]["complete"] = False
         array = create_array(store, wanted.shape, wanted.ndim, np.dtype(wanted.dtype), layout, attributes)
-    output.sink = Sink(array, wanted.shape, wanted.ndim)
+    output.sink = Sink(array.with_config({"write_empty_chunks": True}), wanted.shape, wanted.ndim)
     return output.sink
 
 
