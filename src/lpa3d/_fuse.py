@@ -246,7 +246,8 @@ def fuse(
         The classes of objects of `instances` and of `slices`, not 0; not necessarily of all.
     out : str, path or mapping, optional
         Only where sources are zarr or dask arrays, and then needed: a folder, in which `volume.zarr`, `seeds.zarr` and
-        `provenance.zarr` are made, or the place of each, ``{"volume": ..., "seeds": ..., "provenance": ...}``.
+        `provenance.zarr` are made, or the place of each, ``{"volume": ..., "seeds": ..., "provenance": ...}``. Without
+        a place the provenance is None.
 
     Returns
     -------

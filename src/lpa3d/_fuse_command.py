@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from ._inputs import (
 from ._job import Job
 from ._stitch_command import check_slices
 from ._tables import format_columns
+from ._tiling import add_tiling, find_tiling
 from .errors import InputError
 from .io import Volume, plan
 
@@ -107,6 +109,7 @@ def add_fuse_arguments(parser: argparse.ArgumentParser) -> None:
         help="which source decided each voxel: 0 nothing, 1 classes, 2 instances, 3 slices, 4 complete slice",
     )
     outputs.add_argument("--conflicts", metavar="CSV", help="file for the list of all conflicts, the largest first")
+    add_tiling(parser)
 
 
 def run_fuse(job: Job) -> None:
@@ -131,11 +134,10 @@ def run_fuse(job: Job) -> None:
         raise InputError("--complete-slices is about labels, but there are none; pass --instances or --slices")
     tables = [text for name in ("instance", "slice") for text in getattr(args, f"{name}_classes") if "=" not in text]
     inputs = [file.path for file in files.values()] + [Path(name) for name in tables]
-    targets = {
-        name: plan(job.outputs, getattr(args, name), first.shape, inputs)
-        for name in ("volume", "seeds", "provenance")
-        if getattr(args, name)
-    }
+    places = {name: getattr(args, name) for name in ("volume", "seeds", "provenance") if getattr(args, name)}
+    tiling = find_tiling(job, "fuse", list(files.values()), list(places.values()))
+    planned = tiling.outputs if tiling else job.outputs
+    targets = {name: plan(planned, place, first.shape, inputs) for name, place in places.items()}
     check_text_name(args.conflicts, "--conflicts", (".csv", ".txt"))
     listing = job.add_text(args.conflicts, inputs) if args.conflicts else None
     mappings: dict[str, Any] = {
@@ -143,20 +145,30 @@ def run_fuse(job: Job) -> None:
         for name in ("instance", "slice")
     }
     check_mappings({f"--{name.replace('_', '-')}": mapping for name, mapping in mappings.items()}, files)
-    arrays: dict[str, Any] = {name: job.read(file, ROLES[name]) for name, file in files.items()}
-    from lpa3d import fuse
-
-    job.terminal.step("fusing", "fused")
-    fused = fuse(**arrays, complete_slices=args.complete_slices, axis=args.axis, priority=priority, **mappings)
-    del arrays
-    summary = describe_fused(count_fused(fused))
+    keywords = {"complete_slices": args.complete_slices, "axis": args.axis, "priority": priority} | mappings
     geometry = find_geometry(*files.values())
-    for name, target in targets.items():
-        job.write(target, getattr(fused, name), geometry)
+    if tiling:
+        fused = tiling.run("fusing", "fused", geometry=geometry, out=places, **files, **keywords)
+        if fused is None:
+            return
+    else:
+        arrays: dict[str, Any] = {name: job.read(file, ROLES[name]) for name, file in files.items()}
+        from lpa3d import fuse
+
+        job.terminal.step("fusing", "fused")
+        fused = fuse(**arrays, **keywords)
+        del arrays
+        summary = describe_fused(count_fused(fused))
+        for name, target in targets.items():
+            job.write(target, getattr(fused, name), geometry)
     if listing is not None:
         job.write_text(listing, format_conflicts(fused.conflicts))
     job.terminal.say(describe_conflicts(fused.conflicts))
-    job.finish(summary)
+    if tiling:
+        voxels, conflicts = math.prod(first.shape), len(fused.conflicts)
+        tiling.finish(lambda: _describe_fused(*tiling.count_labels(fused.seeds), voxels, conflicts))
+    else:
+        job.finish(summary)
 
 
 def check_priority(given: Iterable[str] | None, name: str, sources: Iterable[str]) -> tuple[Any, ...]:
@@ -233,9 +245,13 @@ def count_fused(fused: Fused) -> dict[str, Any]:
 def describe_fused(counts: dict[str, Any]) -> str:
     """Return the counts as a phrase."""
     conflicts = sum(one["number"] for one in counts["conflicts"].values())
+    return _describe_fused(counts["objects"], counts["labelled_voxels"], counts["voxels"], conflicts)
+
+
+def _describe_fused(objects: int, labelled: int, voxels: int, conflicts: int) -> str:
     return (
-        f"{format_count(counts['objects'], 'object')}, "
-        f"{format_share(counts['labelled_voxels'], counts['voxels'])} labelled, {format_count(conflicts, 'conflict')}"
+        f"{format_count(objects, 'object')}, {format_share(labelled, voxels)} labelled, "
+        f"{format_count(conflicts, 'conflict')}"
     )
 
 

@@ -82,7 +82,7 @@ class _Context:
 class _Writing:
     grid: Grid
     scratch: Scratch
-    outputs: tuple[Sink, ...]
+    outputs: dict[str, Sink]
 
 
 def fuse(
@@ -125,7 +125,7 @@ def fuse(
     dtypes = class_dtype(rules), seed_dtype(rules, [min(top, MAX_ID) for top in tops]), np.dtype(np.uint8)
     outputs = {
         name: Wanted(place, shape, ndim, dtype)
-        for (name, place), dtype in zip(_find_places(out).items(), dtypes, strict=True)
+        for (name, place), dtype in zip(_find_places(out).items(), dtypes, strict=False)
     }
     parameters = {
         "axis": rules.axis,
@@ -151,10 +151,11 @@ def fuse(
         run.map("count", _count_tile, context)
         dtype = run.once("decide", _decide, run.scratch, run.grid, rules)["seeds"]
         run.retype("seeds", np.dtype(dtype))
-        run.map("write", _write_tile, _Writing(run.grid, run.scratch, tuple(run.outputs[name] for name in RESULTS)))
+        run.map("write", _write_tile, _Writing(run.grid, run.scratch, dict(run.outputs)))
         kept = run.scratch.get("conflicts")
         conflicts = Conflicts(*(seal(kept[one.name]) if one.name in kept else None for one in fields(Conflicts)))  # type: ignore[arg-type]
-    return Fused(run.result("volume"), run.result("seeds"), run.result("provenance"), conflicts)
+    provenance: Any = run.result("provenance") if "provenance" in outputs else None
+    return Fused(run.result("volume"), run.result("seeds"), provenance, conflicts)
 
 
 def _find_places(out: Any) -> dict[str, Any]:
@@ -164,9 +165,9 @@ def _find_places(out: Any) -> dict[str, Any]:
     if out is None:
         raise InputError(f"stored arrays need a place for the result: {need}")
     if isinstance(out, Mapping):
-        if set(out) != set(RESULTS):
-            raise InputError(f"out names {', '.join(map(repr, out)) or 'nothing'}; {need}")
-        return {name: out[name] for name in RESULTS}
+        if not {"volume", "seeds"} <= set(out) <= set(RESULTS):
+            raise InputError(f"out names {', '.join(map(repr, out)) or 'nothing'}; {need} (provenance may be left out)")
+        return {name: out[name] for name in RESULTS if name in out}
     if not isinstance(out, (str, os.PathLike)):
         raise InputTypeError(f"out is a {type(out).__module__}.{type(out).__qualname__}; {need}")
     folder = os.fspath(out)
@@ -235,6 +236,6 @@ def _write_tile(context: _Writing, tile: int) -> None:
     box = context.grid.box(tile)
     numbers = context.scratch.volume("numbers", context.grid, np.uint32).read(box)
     found = context.scratch.get(f"found/{tile}")
-    for name, sink in zip(RESULTS, context.outputs, strict=True):
+    for name, sink in context.outputs.items():
         # Any mode but "raise" takes without a check; all numbers are in range.
         sink.write(box, np.take(found[name], numbers, mode="clip"))
