@@ -104,7 +104,6 @@ def blobs(seed):
         random, classes=one_of(random, 1, 2), pooled=one_of(random, False, True), depth=int(random.integers(7, 14)),
         side=22, gap=gap,
     )  # fmt: skip
-    volume = volume.astype(one_of(random, np.uint8, np.uint64))
     annotated = list(range(int(random.integers(0, min(gap, len(volume) - gap))), len(volume), gap))
     seeds = np.zeros_like(instances)
     seeds[annotated] = instances[annotated]
@@ -157,8 +156,9 @@ def test_any_tiles_give_the_same(make, every_class, tmp_path_factory):
 
 
 def test_tiles_of_one_voxel(every_class, tmp_path):
+    # And a class that is no int64.
     random = np.random.default_rng(0)
-    volume = np.ones((7, 5, 6), dtype=np.uint8)
+    volume = np.full((7, 5, 6), 2**63 + 5, dtype=np.uint64)
     seeds = np.zeros(volume.shape, dtype=np.int64)
     for z in (1, 5):
         seeds[z, 1:3, z // 2 : z // 2 + 2] = 3
@@ -213,3 +213,16 @@ def test_a_potential_that_is_cut_far_from_the_tile(width, every_class, tmp_path)
             folder = tmp_path / f"{axis}{start}"
             drawn = draw_both(folder, *arrays, classes, axis, [0, 4], (1, 1, 1), (20, 20, start), random)
             assert drawn > 1000
+
+
+def test_a_task_that_comes_late_fails(every_class, tmp_path):
+    # Zeros for what was deleted would be drawn, and written, as a tile of the result.
+    random, volume, seeds, annotated, spacing = scattered(5)
+    ranks, classes = rank(volume, seeds)
+    run = SerialRun(Grid(volume.shape, (8, 40, 40)), tmp_path, random)
+    drawing = tiled.run_sections(run, Held(volume), Held(ranks), classes, 0, annotated, spacing).drawing
+    at = run.grid.box(0).slices
+    for folder in ("sections/images", "sections/items"):
+        run.scratch.clear(folder)
+        with pytest.raises(KeyError):
+            tiled.draw_tile(drawing, 0, volume[at], ranks[at].copy())

@@ -617,7 +617,7 @@ def _find_potentials(pieces: Ints, boxes: Ints, image: npt.NDArray[Any], geometr
     potentials = np.empty(starts[-1], dtype=np.int16)
     numbers = np.ascontiguousarray(pieces) + 1
     keys = (geometry.row_keys, geometry.column_keys, geometry.table)
-    kernels.potentials_of_pieces(image, numbers, boxes, starts, *keys, potentials)
+    kernels.potentials_of_pieces(np.ascontiguousarray(image), numbers, boxes, starts, *keys, potentials)
     return _Windows(pieces, boxes, starts, potentials)
 
 

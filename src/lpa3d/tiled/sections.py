@@ -106,13 +106,6 @@ class Drawing:
         """Return the seeds on the annotated slices, as ranks."""
         return self.scratch.volume("sections/seeds", self.planes, np.uint32)
 
-    @property
-    def images(self) -> ScratchVolume:
-        """Return the piece of each voxel of the annotated slices, counted from 1."""
-        _, height, width = self.planes.shape
-        dtype = np.uint32 if height * width < WIDE else np.int64
-        return self.scratch.volume("sections/images", self.planes, dtype)
-
     def _in_plane(self, place: Sequence[int]) -> tuple[int, int]:
         first, second = (value for axis, value in enumerate(place) if axis != self.axis)
         return first, second
@@ -172,9 +165,21 @@ class Drawing:
         return Pairs(**self.scratch.get(f"sections/pairs/{interval}", "pieces", "motions"))
 
     def read_image(self, plane: int, inside: PlaneBox) -> npt.NDArray[Any]:
-        """Return the piece of each voxel in a part of an annotated slice."""
+        """Return the piece of each voxel in a part of an annotated slice, counted from 1.
+
+        All tiles of it are there, also empty ones: a task that comes late, when the folder is being deleted, fails
+        rather than draw without the pieces.
+        """
         y0, y1, x0, x1 = inside
-        image: npt.NDArray[Any] = self.images.read(Box((plane, y0, x0), (plane + 1, y1, x1)))[0]
+        box = Box((plane, y0, x0), (plane + 1, y1, x1))
+        _, height, width = self.planes.shape
+        image = np.empty(box.shape[1:], dtype=np.uint32 if height * width < WIDE else np.int64)
+        for tile in self.planes.tiles_in(box):
+            whole = self.planes.box(tile)
+            part = whole.intersect(box)
+            if part is not None:
+                found = self.scratch.get(f"sections/images/{tile}", "image")["image"]
+                image[part.within(box)[1:]] = found[part.within(whole)[1:]]
         return image
 
 
@@ -322,9 +327,7 @@ def _save_pieces(drawing: Drawing, plane: int) -> None:
     for row in range(drawing.planes.counts[1]):
         for column in range(drawing.planes.counts[2]):
             tile = drawing.planes.index((plane, row, column))
-            part = image[drawing.planes.box(tile).slices[1:]]
-            if part.any():
-                drawing.images.write(tile, part[np.newaxis])
+            drawing.scratch.put(f"sections/images/{tile}", image=image[drawing.planes.box(tile).slices[1:]])
     drawing.scratch.put(
         f"sections/pieces/{plane}",
         labels=pieces.labels,
