@@ -89,13 +89,17 @@ IMAGE = 2048
 
 TIMEOUT = 3600
 
-POOLS = ("max_threads", "max_processes")
-"""How tilewise-ccl may scan its tiles."""
+BACKENDS = (
+    ("dask, threads", "label tilewise", "tilewise_ccl", "max_threads"),
+    ("dask, processes", "label tilewise", "tilewise_ccl", "max_processes"),
+    ("dyna-zarr, threads", "label dyna", "dyna_zarr", "max_threads"),
+)
+"""How tilewise-ccl may work: name, call, module, and what scans its tiles."""
 
 LOOK = 0.1
 """Seconds between two looks at the memory of all processes."""
 
-TOOLS = ("zarr", "dask", "distributed", "tilewise_ccl")
+TOOLS = ("zarr", "dask", "distributed", "tilewise_ccl", "dyna_zarr")
 """What is named with its version besides the tools of `compare`."""
 
 LARGEST_STACK = 100_000 * IMAGE**2
@@ -291,6 +295,21 @@ def label_tilewise(
     return {}, {}
 
 
+def label_dyna(
+    stores: Mapping[str, str], out: str, scratch: str, tile: int, workers: int, pool: str, chunk: int
+) -> Found:
+    """Label with tilewise-ccl without dask; dyna-zarr's codec is the same."""
+    from dyna_zarr import io
+    from tilewise_ccl import label_array
+
+    volume = io.read(stores["volume"]) > 0
+    with contextlib.redirect_stdout(None):
+        labels = label_array(volume, tile_shape=(tile,) * 3, connectivity=3, labeler="cc3d", **{pool: workers})
+        chunks = tuple(min(chunk, n) for n in volume.shape)
+        io.write(labels, out, chunks=chunks, max_threads=workers, overwrite=True)
+    return {}, {}
+
+
 def label_cc3d(stores: Mapping[str, str], out: str, scratch: str, chunk: int) -> Found:
     """Read the volume, label it with cc3d in memory, write the labels."""
     import cc3d
@@ -309,6 +328,7 @@ CALLS: dict[str, Callable[..., Found]] = {
     **{f"{verb} tiled": functools.partial(call_tiled, verb) for verb in BUDGETS},
     **{f"{verb} in core": functools.partial(call_core, verb) for verb in BUDGETS},
     "label tilewise": label_tilewise,
+    "label dyna": label_dyna,
     "label cc3d": label_cc3d,
 }
 
@@ -736,16 +756,16 @@ def run_label(session: Session, sizes: Sequence[int], wanted: Callable[[str], ob
         ours = tiled_entry("label", stores, shape, connectivity=26)
         peers = [
             Entry(
-                f"tilewise-ccl, {tile} tiles, {pool[4:]}",
-                "label tilewise",
+                f"tilewise-ccl, {tile} tiles, {name}",
+                call,
                 stores,
                 shape,
                 {"tile": tile, "workers": session.threads, "pool": pool, "chunk": CHUNK},
-                module="tilewise_ccl",
+                module=module,
                 rounds=ROUNDS if pool == "max_threads" else 1,
             )
             for tile in (CHUNK, 2 * CHUNK)
-            for pool in POOLS
+            for name, call, module, pool in BACKENDS
         ]
         peers.append(Entry("cc3d in memory", "label cc3d", stores, shape, {"chunk": CHUNK}, module="cc3d", rounds=1))
         workers = {"tool": "lpa3d, distributed", "processes": session.threads, "module": "distributed", "rounds": 1}
@@ -753,12 +773,12 @@ def run_label(session: Session, sizes: Sequence[int], wanted: Callable[[str], ob
         if size == sizes[0]:
             options = {"connectivity": 26, "chunk": CHUNK, "again": False}
             peers.append(Entry("lpa3d in memory", "label in core", stores, shape, options, rounds=1))
-        measured = take_turns(f"label: {what}", [*peers[:2], ours, *peers[2:]], session)
+        measured = take_turns(f"label: {what}", [*peers[:1], ours, *peers[1:]], session)
         entries += measured
         for entry in measured:
             memories.append((what, entry, "growth", GROWTH if entry is ours else None))
             if entry is not ours and ours.samples:
-                asked = floor if entry.call == "label tilewise" else None
+                asked = floor if entry.call in ("label tilewise", "label dyna") else None
                 speeds.append((what, ours, entry, asked, None))
                 note_differences(what, ours, entry, session)
     print_section("label", [speed_table(speeds)] if speeds else [], memories, session)

@@ -438,7 +438,7 @@ def test_tiled_script_without_data(small_chunks, tmp_path, capsys):
 def test_tiled_script_on_data(small_chunks, data_dir, tmp_path, capsys, monkeypatch):
     """Here in this process: others would have to compile the kernels."""
     pytest.importorskip("nibabel")
-    monkeypatch.setattr(tiled, "POOLS", ("max_threads",))
+    monkeypatch.setattr(tiled, "BACKENDS", [backend for backend in tiled.BACKENDS if "processes" not in backend[0]])
     monkeypatch.setattr(tiled, "is_installed", lambda name: name != "distributed" and compare.is_installed(name))
     words = [*TINY, "--data", str(data_dir), "--folder", str(tmp_path), "--slices", "16", "--image", "64"]
     assert tiled.main([*words, "--only", "propagate|evaluate|^label|^scaling"], work_on_stores) == 0
