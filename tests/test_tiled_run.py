@@ -127,6 +127,16 @@ def test_a_scratch_volume_reads_any_box(shape: Any, tile: Any, cut: int, data: s
         np.testing.assert_array_equal(volume.read(box), values[box.slices])
 
 
+def test_a_cleared_volume_is_not_read_as_0(tmp_path: Path) -> None:
+    volume = Scratch(Folder(tmp_path)).volume("v", Grid((4, 4, 4), (4, 2, 4)), np.uint8)
+    volume.write(0, np.ones((4, 2, 4), np.uint8))
+    whole = Box((0, 0, 0), (4, 4, 4))
+    assert volume.read(whole).sum() == 32
+    volume.clear()
+    with pytest.raises(KeyError):
+        volume.read(whole)
+
+
 def test_the_journal_survives_and_cuts_a_torn_row(tmp_path: Path) -> None:
     journal = Journal(Folder(tmp_path))
     for k in range(5):

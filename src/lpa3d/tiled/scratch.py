@@ -321,11 +321,12 @@ class ScratchVolume:
         self.scratch.delete(self._key(tile))
 
     def clear(self) -> None:
-        """Delete all tiles."""
+        """Delete all tiles for good: who still reads one, in a task that nobody waits for any more, is told."""
+        self.scratch.put(f"{self.name} cleared")
         self.scratch.clear(self.name)
 
     def read(self, box: Box) -> Array:
-        """Return the voxels of any box inside the volume."""
+        """Return the voxels of any box inside the volume; a `KeyError` once it was cleared."""
         out: Array | None = None
         for tile in self.grid.tiles_in(box):
             whole = self.grid.box(tile)
@@ -334,6 +335,8 @@ class ScratchVolume:
             try:
                 found = self.scratch.get(self._key(tile), *wanted)
             except KeyError:
+                if self.scratch.has(f"{self.name} cleared"):
+                    raise
                 continue
             if len(wanted) == 1 and parts[wanted[0]][0] == box:
                 return found[wanted[0]]  # it need not be copied
