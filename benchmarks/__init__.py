@@ -1,1 +1,4 @@
-"""Benchmarks: `compare.py` runs every peer beside lpa3d, `benchmarks.py` is the asv suite that follows lpa3d itself."""
+"""Benchmarks: `compare.py` and `tiled.py` run peers beside lpa3d, in memory and on stored volumes; the others are asv's.
+
+The asv suite follows lpa3d itself: `benchmarks.py`, and `benchmarks_tiled.py` on stored volumes.
+"""
