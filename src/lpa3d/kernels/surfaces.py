@@ -75,44 +75,63 @@ def list_surfaces(labels, ignored, slots, ids, sides, flat, of, certain):
     k = np.int64(-1)
     for z in range(n_z):
         for y in range(n_y):
+            inner = 0 < z < n_z - 1 and 0 < y < n_y - 1
+            row = labels[z, y]
             for x in range(n_x):
-                value = np.int64(labels[z, y, x])
-                if value == 0:
+                here = row[x]
+                if here == 0:
                     continue
+                value = np.int64(here)
                 if value != last:
                     last = value
                     k = slots[find_id(slots, ids, value)]
                 if k < 0 or (ignored.size and ignored[z, y, x]):
                     continue
-                open_face = False
-                surface = False
-                for axis in range(3):
-                    for end in range(2):
-                        step = 2 * end - 1
-                        z_to, y_to, x_to = z, y, x
-                        if axis == 0:
-                            z_to += step
-                            beyond = z_to < 0 or z_to >= n_z
-                        elif axis == 1:
-                            y_to += step
-                            beyond = y_to < 0 or y_to >= n_y
-                        else:
-                            x_to += step
-                            beyond = x_to < 0 or x_to >= n_x
-                        if beyond:
-                            surface |= sides[2 * axis + end] == 0
-                            open_face |= sides[2 * axis + end] == 1
-                        else:
-                            surface |= labels[z_to, y_to, x_to] != labels[z, y, x]
-                            if ignored.size:
-                                surface |= ignored[z_to, y_to, x_to]
-                if surface or open_face:
+                is_open = False
+                if inner and 0 < x < n_x - 1:
+                    # Without branches, six comparisons take little more than one.
+                    is_surface = (
+                        (row[x - 1] != here)
+                        | (row[x + 1] != here)
+                        | (labels[z, y - 1, x] != here)
+                        | (labels[z, y + 1, x] != here)
+                        | (labels[z - 1, y, x] != here)
+                        | (labels[z + 1, y, x] != here)
+                    )
+                    if ignored.size:
+                        is_surface |= ignored[z, y, x - 1] | ignored[z, y, x + 1]
+                        is_surface |= ignored[z, y - 1, x] | ignored[z, y + 1, x]
+                        is_surface |= ignored[z - 1, y, x] | ignored[z + 1, y, x]
+                else:
+                    is_surface, is_open = look_around(labels, ignored, sides, z, y, x)
+                if is_surface or is_open:
                     if found < flat.size:
                         flat[found] = (z * n_y + y) * n_x + x
                         of[found] = k
-                        certain[found] = surface
+                        certain[found] = is_surface
                     found += 1
     return found
+
+
+@jit
+def look_around(labels, ignored, sides, z, y, x):
+    """Return whether a neighbour for certain does not belong to the object of a voxel, and whether one is unknown."""
+    n_z, n_y, n_x = labels.shape
+    here = labels[z, y, x]
+    is_surface = False
+    is_open = False
+    for axis in range(3):
+        for end in range(2):
+            step = 2 * end - 1
+            z_to = z + step if axis == 0 else z
+            y_to = y + step if axis == 1 else y
+            x_to = x + step if axis == 2 else x
+            if 0 <= z_to < n_z and 0 <= y_to < n_y and 0 <= x_to < n_x:
+                is_surface |= not belongs(labels, ignored, here, z_to, y_to, x_to)
+            else:
+                is_surface |= sides[2 * axis + end] == 0
+                is_open |= sides[2 * axis + end] == 1
+    return is_surface, is_open
 
 
 @jit

@@ -224,8 +224,9 @@ def _open_classes(classes: Any, mode: str | None, inputs: dict[str, Source]) -> 
 def _need(inputs: Mapping[str, Source], request: Request) -> float:
     """Return the bytes that a voxel of a tile takes: what is read, and what becomes of it."""
     width = sum(source.dtype.itemsize for source in inputs.values())
-    # Numbers of components; masks, what is warped, and the voxels that differ.
-    return width + 6 + 10 * (request.mode == "components") + 10 * (request.warping is not None)
+    # Numbers of components; lists of surface voxels; masks, what is warped, and the voxels that differ.
+    more = (request.mode == "components", request.surfaces, request.warping is not None)
+    return width + 6 + 10 * sum(more)
 
 
 def _count(run: Run, volumes: Volumes, request: Request, classes: tuple[Any, Any]) -> Classified:
