@@ -1,4 +1,4 @@
-"""Benchmarks: `compare.py` and `tiled.py` run peers beside lpa3d, in memory and on stored volumes; the others are asv's.
+"""Benchmarks: lpa3d beside its peers, in memory (`compare.py`) and on stored volumes (`tiled.py`).
 
 The asv suite follows lpa3d itself: `benchmarks.py`, and `benchmarks_tiled.py` on stored volumes.
 """
