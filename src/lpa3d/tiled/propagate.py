@@ -46,7 +46,6 @@ from .._diffuse import conductances, diffuse
 from .._geodesic import link_voxels
 from .._label import Components, find_components
 from .._propagate import (
-    SWEEPS,
     Rules,
     check_cost,
     check_rules,
@@ -702,23 +701,10 @@ def propagate(
     dtypes = {"labels": _choose_dtype(ids, rules), "confidence": np.dtype(np.uint16)}
     wanted = {name: Wanted(place, classes.shape, classes.ndim, dtypes[name]) for name, place in places.items()}
     parameters = {name: value for name, value in asdict(rules).items() if name != "weights"}
-    size, halo = _size_up(rules, inputs)
-    with open_run("propagate", inputs, parameters, wanted, options, bytes_per_voxel=size, halo=halo) as run:
+    with open_run("propagate", inputs, parameters, wanted, options) as run:
         _run(run, rules, classes, ids, costs)
     labels = run.result("labels")
     return (labels, run.result("confidence")) if rules.return_confidence else labels
-
-
-def _size_up(rules: Rules, inputs: dict[str, Source]) -> tuple[float, int]:
-    """Return the bytes that a voxel of a tile and its halo needs, and the halo."""
-    links = 1 if rules.connectivity == 6 else 4
-    cost = 2 if "cost" in inputs else 0
-    halo = SWEEPS if rules.sweeps is None else rules.sweeps
-    # Of a worklist: labels, nearness and what is queued; of the seeds as they are read.
-    single = 16 + links + cost + 2 * sum(source.dtype.itemsize for source in inputs.values())
-    # Of diffusion: labels, seeds, classes, hops, queue, lists.
-    around = 13 + links + cost + (2 if rules.return_confidence else 0)
-    return max(around, 0.6 * single) if halo else single, halo
 
 
 def _run(run: Run, rules: Rules, classes: Source, seeds: Source, cost: Source | None) -> None:
@@ -785,7 +771,7 @@ class _Stages:
             stop = fresh_ids(lone, most).stop
             fresh = self._create("fresh", np.uint32 if stop <= 2**32 else np.int64)
             run.map("fresh ids", _fresh, _Fresh(volume, most, fresh), rest.mixed)
-        run.scratch.clear(f"{REST}/scan")
+        self._forget(REST)
         self._smooth(filled, sweeps)
         if self.reached is not None:
             self.reached.clear()
@@ -798,6 +784,11 @@ class _Stages:
 
     def _create(self, name: str, dtype: npt.DTypeLike, cut: int = 0) -> ScratchVolume:
         return self.run.scratch.volume(f"volumes/{name}", self.run.grid, dtype, cut)
+
+    def _forget(self, name: str) -> None:
+        """Delete what is known of components but the totals, which a run that goes on asks for again."""
+        for part in ("scan", "pairs", "sets", "rows"):
+            self.run.scratch.clear(f"{name}/{part}")
 
     def _spread(self, name: str, field: _Field, limit: int | None = None, active: Ints | None = None) -> Spread:
         rules = self.rules
@@ -833,7 +824,7 @@ class _Stages:
         run.map("settling", _settle, _Settle(self.volume, spread, start, self.reached, out))
         start.clear()
         run.scratch.clear("geodesic")
-        run.scratch.clear(DRAWN)
+        self._forget(DRAWN)
         return out, run_join(run, REST, rules.connectivity, numbers=rules.fresh_ids)
 
     def _smooth(self, filled: ScratchVolume, sweeps: Ints) -> None:
@@ -861,4 +852,4 @@ class _Stages:
             run.scratch.clear("reattachment")
             self.labels = _Labels(out, over)
             self.lead = None if lead is None else (lead, over_lead)
-        run.scratch.clear(f"{SMOOTH}/scan")
+        self._forget(SMOOTH)
