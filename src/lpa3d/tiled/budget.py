@@ -7,7 +7,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .._threads import num_threads
 from ..errors import InputError, InputTypeError
 from .grid import Place
 
-__all__ = ["COSTS", "Cost", "Plan", "available_memory", "check_room", "choose_tile", "parse_memory"]
+__all__ = ["COSTS", "Cost", "Plan", "available_memory", "check_room", "choose_tile", "find_cost", "parse_memory"]
 
 UNITS = {"": 1, "b": 1} | {f"{letter}b": 1000**k for k, letter in enumerate("kmgt", 1)}
 UNITS |= {f"{letter}ib": 1024**k for k, letter in enumerate("kmgt", 1)}
@@ -30,6 +30,9 @@ LARGEST = 2**24
 FIXED = 250 * 10**6
 """Bytes that the process itself needs: Python, NumPy, compiled code, zarr."""
 
+SWEEPS = 32
+"""Rounds of diffusion of `propagate` where nobody says how many, at most."""
+
 COMPRESSED = 1 / 20
 """Share of its raw size that a stored volume of labels takes: real ones take 1/20 to 1/100, noise nearly all of it."""
 
@@ -39,44 +42,105 @@ SAFETY = 1.5
 
 @dataclass(frozen=True)
 class Cost:
-    """What a verb takes for each voxel, besides the process itself.
+    """What a run takes for each voxel, besides the process itself.
 
     Attributes
     ----------
     nanoseconds : float
         Of one core, reading and writing included. Rough: real volumes take from half to twice of it.
     memory : float
-        Peak bytes of a task besides its arrays.
-    arrays : tuple of float
-        How often a task holds a voxel of its inputs, and of its outputs.
-    halo : int
-        Widest halo of any task.
+        Peak bytes of a task, for a voxel of a tile and its halo.
     scratch : tuple of float
         Bytes on the disk at the peak: of a real volume, and of the worst one (every voxel another label).
+    halo : int
+        Widest halo of any task.
     """
 
     nanoseconds: float
     memory: float
-    arrays: tuple[float, float]
-    halo: int = 0
     scratch: tuple[float, float] = (0.0, 0.0)
-
-    def bytes_per_voxel(self, inputs: Iterable[npt.DTypeLike], outputs: Iterable[npt.DTypeLike]) -> float:
-        """Return what a voxel of a tile and its halo needs while it is worked on."""
-        own, made = (sum(np.dtype(dtype).itemsize for dtype in dtypes) for dtypes in (inputs, outputs))
-        return self.memory + self.arrays[0] * own + self.arrays[1] * made
+    halo: int = 0
 
 
-COSTS = {
-    "label": Cost(15.0, 1.5, (1.0, 2.0), 0, (0.1, 10.0)),
-    "propagate": Cost(250.0, 40.0, (1.0, 1.0), 32, (0.6, 24.0)),
-    "merge": Cost(40.0, 2.0, (2.0, 1.0), 0, (0.2, 60.0)),
-    "contacts": Cost(30.0, 2.0, (2.0, 0.0), 0, (0.2, 60.0)),
-    "stitch": Cost(40.0, 8.0, (2.0, 1.0), 0, (0.2, 60.0)),
-    "fuse": Cost(60.0, 8.0, (2.0, 2.0), 0, (0.2, 60.0)),
-    "evaluate": Cost(40.0, 10.0, (2.0, 0.0), 0, (0.1, 40.0)),
+@dataclass(frozen=True)
+class Asked:
+    """What a verb is asked for: bytes of a voxel of each input by its name, and of all results; its keywords."""
+
+    inputs: Mapping[str, int]
+    results: int
+    keywords: Mapping[str, Any]
+
+    @property
+    def read(self) -> int:
+        """Return the bytes of a voxel of all inputs."""
+        return sum(self.inputs.values())
+
+
+def _label(asked: Asked) -> Cost:
+    # Chunks are decoded and encoded beside the tile; then runs, and what the allocator does not give back (measured).
+    return Cost(15.0, 2 * max(asked.read, asked.results) + 4, (0.1, 10.0))
+
+
+def _propagate(asked: Asked) -> Cost:
+    links = 4 if asked.keywords.get("connectivity", 6) not in (1, 6) else 1
+    cost = 2 if "cost" in asked.inputs else 0
+    sweeps = asked.keywords.get("sweeps")
+    halo = SWEEPS if sweeps is None else int(sweeps)
+    # Of a worklist: labels, nearness and what is queued; of the seeds as they are read.
+    single = 16 + links + cost + 2 * asked.read
+    # Of diffusion: labels, seeds, classes, hops, queue, lists.
+    around = 13 + links + cost + (2 if asked.keywords.get("return_confidence") else 0)
+    return Cost(250.0, max(around, 0.6 * single) if halo else single, (0.6, 24.0), halo)
+
+
+def _contacts(asked: Asked) -> Cost:
+    return Cost(30.0, 2 * asked.read + 2, (0.2, 60.0))
+
+
+def _merge(asked: Asked) -> Cost:
+    return Cost(40.0, 2 * asked.read + 2, (0.2, 60.0))
+
+
+def _stitch(asked: Asked) -> Cost:
+    return Cost(40.0, max(asked.read + asked.results + 12, 24), (0.2, 60.0))
+
+
+def _fuse(asked: Asked) -> Cost:
+    # What is read and its canonical form; combinations, as a number for each voxel; results.
+    return Cost(60.0, 2 * asked.read + 2 * asked.results + 8, (0.2, 60.0))
+
+
+def _evaluate(asked: Asked) -> Cost:
+    # Numbers of components; lists of surface voxels; masks, what is warped, and the voxels that differ.
+    more = (
+        asked.keywords.get("instances") == "components",
+        bool(asked.keywords.get("surfaces")),
+        asked.keywords.get("warping") is not None,
+    )
+    return Cost(40.0 + 40.0 * sum(more), asked.read + 6 + 10 * sum(more), (0.1, 40.0))
+
+
+COSTS: dict[str, Callable[[Asked], Cost]] = {
+    "label": _label,
+    "propagate": _propagate,
+    "merge": _merge,
+    "contacts": _contacts,
+    "stitch": _stitch,
+    "fuse": _fuse,
+    "evaluate": _evaluate,
 }
-"""Of each verb with its defaults."""
+"""The one place that knows what verbs take: runs are cut by it, and `lpa3d.estimate` tells it."""
+
+
+def find_cost(
+    verb: str,
+    inputs: Mapping[str, npt.DTypeLike],
+    results: Iterable[npt.DTypeLike],
+    keywords: Mapping[str, Any],
+) -> Cost:
+    """Return what a verb takes on inputs and results of these dtypes; keywords that are missing have their defaults."""
+    sizes = {name: np.dtype(dtype).itemsize for name, dtype in inputs.items()}
+    return COSTS[verb](Asked(sizes, sum(np.dtype(dtype).itemsize for dtype in results), keywords))
 
 
 def parse_memory(memory: Any) -> int:

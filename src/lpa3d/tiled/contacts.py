@@ -69,8 +69,7 @@ def contacts(
         inputs["image"] = open_source(image, "image")
         same_shape(inputs["image"], "image", source, "labels")
     parameters = {"connectivity": steps}
-    width = sum(one.dtype.itemsize for one in inputs.values())
-    with open_run("contacts", inputs, parameters, {}, options, bytes_per_voxel=2 * width + 2) as run:
+    with open_run("contacts", inputs, parameters, {}, options) as run:
         map_counts(run, source, inputs.get("image"), None, steps)
         counts = fold_counts(run.scratch, run.grid)
     return tabulate(counts, sizes, None if image is None else image_scale(inputs["image"].dtype))

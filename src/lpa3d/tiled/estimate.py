@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, InputTypeError
-from .budget import COMPRESSED, COSTS, choose_tile, format_bytes
+from .budget import COMPRESSED, choose_tile, find_cost, format_bytes
 from .grid import Grid
 from .stored import Source, open_source
 
@@ -175,14 +175,14 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
     sources = _open_sources(verb, {name: given[name] for name in names if given.get(name) is not None})
     first = next(iter(sources.values()))
     made = find_dtypes(sources, given)
-    cost = COSTS[verb]
+    cost = find_cost(verb, {name: source.dtype for name, source in sources.items()}, made, given)
     plan = choose_tile(
         first.shape,
         first.chunks,
         tile=tile,
         memory=memory,
         ndim=first.ndim,
-        bytes_per_voxel=cost.bytes_per_voxel([source.dtype for source in sources.values()], made),
+        bytes_per_voxel=cost.memory,
         halo=cost.halo,
     )
     voxels = math.prod(first.shape)

@@ -6,7 +6,8 @@ Stages
 2. *Count* (every tile): the table of overlaps, and which ids lie on which classes.
 3. *Add* (driver), *select* and *score*, as in memory.
 4. *Surfaces* (`tiled.surfaces`).
-5. *Warp* (slabs of slices): the warping error of images.
+5. *Slice* (every tile): what the tile holds of each slab of slices; a slab is as large as a tile. *Warp* (every slab):
+   the warping error of images. So chunks are read once, however few slices a slab has.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ def evaluate(
         "classes": [digest(one) if isinstance(one, Mapping) else None for one in sources],
     }
 
-    with open_run("evaluate", inputs, parameters, {}, options, bytes_per_voxel=_need(inputs, request)) as run:
+    with open_run("evaluate", inputs, parameters, {}, options) as run:
         volumes = Volumes(run.grid, run.scratch, mode, first, second, ignore)
         table = _count(run, volumes, request, sources)
 
@@ -219,14 +220,6 @@ def _open_classes(classes: Any, mode: str | None, inputs: dict[str, Source]) -> 
             same_shape(given, name, inputs[SIDES[which]], SIDES[which])
         found.append(given)
     return found[0], found[1]
-
-
-def _need(inputs: Mapping[str, Source], request: Request) -> float:
-    """Return the bytes that a voxel of a tile takes: what is read, and what becomes of it."""
-    width = sum(source.dtype.itemsize for source in inputs.values())
-    # Numbers of components; lists of surface voxels; masks, what is warped, and the voxels that differ.
-    more = (request.mode == "components", request.surfaces, request.warping is not None)
-    return width + 6 + 10 * sum(more)
 
 
 def _count(run: Run, volumes: Volumes, request: Request, classes: tuple[Any, Any]) -> Classified:
@@ -302,9 +295,12 @@ def _unwarp(run: Run, volumes: Volumes, foregrounds: Sequence[Foreground], conne
     if not depth * height * width:
         return [(0, 0)] * len(foregrounds)
     run.once("foregrounds", _keep_foregrounds, run.scratch, foregrounds)
-    slices = max(1, math.prod(run.grid.tile) // (height * width))
-    slabs = split(depth, -(-depth // slices))
+    layer = min(run.grid.tile[0], depth)
+    slices = max(1, math.prod(map(min, run.grid.tile, run.grid.shape)) // (height * width))
+    parts = split(layer, -(-layer // slices))
+    slabs = [(z + lo, min(z + hi, depth)) for z in range(0, depth, layer) for lo, hi in parts if z + lo < depth]
     context = _Warp(volumes, slabs, [one.value for one in foregrounds], connectivity)
+    run.map("slice", _slice_tile, context)
     run.map("warp", _warp_slab, context, len(slabs))
     found = np.zeros((len(foregrounds), 2), np.int64)
     for slab in range(len(slabs)):
@@ -319,12 +315,43 @@ def _keep_foregrounds(scratch: Scratch, foregrounds: Sequence[Foreground]) -> No
             scratch.put(f"foregrounds/{k}", first=one.others[0], second=one.others[1])
 
 
+def _slice_tile(context: _Warp, tile: int) -> None:
+    """Keep what a tile holds of each slab."""
+    volumes = context.volumes
+    box = volumes.grid.box(tile)
+    sides = volumes.read(box)
+    kept = {}
+    for lo, hi in context.slabs:
+        if box.lo[0] <= lo < box.hi[0]:
+            for name in _named(volumes):
+                kept[f"{name} {lo}"] = getattr(sides, name)[lo - box.lo[0] : hi - box.lo[0]]
+    volumes.scratch.put(f"slices/{tile}", **kept)
+
+
+def _named(volumes: Volumes) -> tuple[str, ...]:
+    """Return the attributes of `Sides` that are arrays."""
+    return SIDES if volumes.ignore is None else (*SIDES, "ignore")
+
+
+def _read_slab(volumes: Volumes, lo: int, hi: int) -> Sides:
+    """Return whole slices, from what the tiles kept of them."""
+    grid = volumes.grid
+    slab = Box((lo, 0, 0), (hi, *grid.shape[1:]))
+    arrays: dict[str, Array] = {}
+    for tile in grid.tiles_in(slab):
+        found = volumes.scratch.get(f"slices/{tile}", *(f"{name} {lo}" for name in _named(volumes)))
+        part = slab.intersect(grid.box(tile))
+        assert part is not None
+        for name in _named(volumes):
+            array = found[f"{name} {lo}"]
+            arrays.setdefault(name, np.empty(slab.shape, array.dtype))[part.within(slab)] = array
+    return Sides(arrays["reference"], arrays["prediction"], arrays.get("ignore"))
+
+
 def _warp_slab(context: _Warp, slab: int) -> None:
     """Warp some slices."""
     volumes = context.volumes
-    lo, hi = context.slabs[slab]
-    _, height, width = volumes.grid.shape
-    sides = volumes.read(Box((lo, 0, 0), (hi, height, width)))
+    sides = _read_slab(volumes, *context.slabs[slab])
     found = []
     for k, value in enumerate(context.values):
         others = None

@@ -76,15 +76,12 @@ def label(volume: Any, *, connectivity: int = 6, out: Any = None, options: Optio
     source = open_source(volume, "volume")
     check_classes(source, "volume")
     dtype = np.dtype(np.uint32 if np.prod(source.shape, dtype=object) < _label.WIDE else np.uint64)
-    # Chunks are decoded and encoded beside the tile; then runs, and what the allocator does not give back (measured).
-    bytes_per_voxel = 2 * max(source.dtype.itemsize, dtype.itemsize) + 4
     with open_run(
         "label",
         {"volume": source},
         {"connectivity": steps},
         {"out": Wanted(out, source.shape, source.ndim, dtype)},
         options,
-        bytes_per_voxel=bytes_per_voxel,
     ) as run:
         run.map(f"{NAME} scan", _scan, _Scan(source, run.grid, run.scratch, steps))
         run_join(run, NAME, steps)

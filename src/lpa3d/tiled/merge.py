@@ -83,8 +83,7 @@ def merge(
         "classes": digest(classes) if isinstance(classes, Mapping) else None,
     }
     outputs = {"out": Wanted(out, source.shape, source.ndim, source.dtype)}
-    width = sum(one.dtype.itemsize for one in inputs.values())
-    with open_run("merge", inputs, parameters, outputs, options, bytes_per_voxel=2 * width + 2) as run:
+    with open_run("merge", inputs, parameters, outputs, options) as run:
         map_counts(run, source, None, inputs.get("classes"), rules.connectivity)
         given = inputs["classes"].dtype if "classes" in inputs else classes
         run.once("decide", _decide, run.scratch, run.grid, rules, source, given)

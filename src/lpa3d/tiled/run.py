@@ -33,7 +33,7 @@ import numpy.typing as npt
 from .. import __version__
 from .._outputs import ASIDE, TEMPORARY
 from ..errors import InputError, InputTypeError, Lpa3dError
-from .budget import COMPRESSED, COSTS, Cost, check_room, choose_tile
+from .budget import COMPRESSED, Cost, check_room, choose_tile, find_cost
 from .grid import Grid, Place
 from .journal import Journal
 from .schedulers import Scheduler, Task, choose_scheduler
@@ -285,7 +285,6 @@ def open_run(
     options: Options,
     *,
     bytes_per_voxel: float | None = None,
-    halo: int | None = None,
 ) -> Iterator[Run]:
     """Start, or go on with, a run; put its outputs into place when the block ends without an error.
 
@@ -296,14 +295,12 @@ def open_run(
     inputs : mapping of name to Source
         Of one shape; the first decides the grid.
     parameters : mapping
-        What the result depends on besides (JSON).
+        What the result depends on besides (JSON), by the names of the verb's keywords.
     outputs : mapping of name to Wanted
         May be empty: then the run lives in ``options.scratch``, or in a temporary folder.
     options : Options
     bytes_per_voxel : float, optional
-        Peak memory of a task for each voxel of a tile and its halo; by default what `COSTS` says of the verb.
-    halo : int, optional
-        Widest halo of any task; the same.
+        Peak memory of a task for each voxel of a tile, of runs that are no verb; `find_cost` knows all of a verb.
 
     Raises
     ------
@@ -312,11 +309,11 @@ def open_run(
         is at work there, if the budget is too small, or if a disk has too little room.
     """
     first = next(iter(inputs.values()))
-    cost = COSTS.get(verb, Cost(0.0, 0.0, (0.0, 0.0)))
-    if bytes_per_voxel is None:
-        bytes_per_voxel = cost.bytes_per_voxel(
-            [source.dtype for source in inputs.values()], [wanted.dtype for wanted in outputs.values()]
-        )
+    if bytes_per_voxel is not None:
+        cost = Cost(0.0, bytes_per_voxel)
+    else:
+        dtypes = {name: source.dtype for name, source in inputs.items()}
+        cost = find_cost(verb, dtypes, [wanted.dtype for wanted in outputs.values()], parameters)
     places = {name: _place(name, wanted) for name, wanted in outputs.items()}
     described = {name: source.describe() for name, source in inputs.items()}
     home, blobs, temporary = _home(verb, places, options)
@@ -347,7 +344,7 @@ def open_run(
             _refuse_existing(places, options)
         plan = choose_tile(
             first.shape, first.chunks, tile=tile, memory=options.memory, ndim=3 if before is not None else first.ndim,
-            bytes_per_voxel=bytes_per_voxel, halo=cost.halo if halo is None else halo,
+            bytes_per_voxel=cost.memory, halo=cost.halo,
         )  # fmt: skip
         if before is None and home is not None:
             _check_room(verb, cost, first, places, home)
