@@ -813,7 +813,7 @@ def run_against_core(verb: str, session: Session, sizes: Sequence[int], wanted: 
             if not entry.samples:
                 continue
             mine = 1e9 * entry.median() / entry.voxels
-            asked = (floor, aim) if entry is ours and title == "in memory" else (None, None)
+            asked = (floor, aim) if entry is ours else (None, None)
             numbers = (f"{mine:.1f}", f"{title}, {small} cubed", f"{base:.1f}", format_ratio(mine / base))
             lines.append((name_size(entry.shape), format_seconds(entry.median()), *numbers,
                           *judge(mine / base, *asked)))  # fmt: skip
