@@ -22,7 +22,7 @@ from ._checks import as_bits, seal
 from ._threads import num_threads, run_all
 from .kernels.surfaces import list_surface, mark_shared
 
-__all__ = ["LARGE_BOX", "measure_lists", "surface_distances"]
+__all__ = ["measure_lists", "surface_distances"]
 
 SMALL_BOX = 2**13
 """Voxels of a box below which pairs share a thread: they spend their 0.1 ms in Python, where threads only hinder."""
