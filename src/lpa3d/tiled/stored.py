@@ -27,6 +27,7 @@ __all__ = [
     "Sink",
     "Source",
     "as_path",
+    "asked_sides",
     "canonical_shape",
     "check_classes",
     "check_id_values",
@@ -246,7 +247,7 @@ class Sink:
     def write(self, box: Box, values: Array) -> None:
         """Write a box of whole chunks; what is 0 throughout is not written, since the store reads it as 0."""
         unit = canonical_shape(self.array.shards or self.array.chunks)
-        grid = Grid(box.shape, unit)
+        grid, values = Grid(box.shape, unit), values.reshape(box.shape)
         filled = [part for part in map(grid.box, range(len(grid))) if values[part.slices].any()]
         if len(filled) == len(grid):
             self.array[box.slices[3 - self.ndim :]] = values.reshape(box.shape[3 - self.ndim :])
@@ -281,23 +282,24 @@ MANY = 2**15
 """From so many chunks on tiles are shards: file systems dislike millions of files."""
 
 
+def asked_sides(storage: Mapping[str, Any] | None, key: str, ndim: int) -> Place | None:
+    """Return the ``chunks`` or ``shards`` that the caller asked for."""
+    value = (storage or {}).get(key)
+    if value is None:
+        return None
+    try:
+        given = tuple(int(n) for n in value) if isinstance(value, Sequence) else (int(value),) * ndim
+    except (TypeError, ValueError):
+        given = ()
+    if len(given) != ndim or min(given) < 1:
+        raise InputError(f"storage has {key}={value!r}; {ndim} positive whole numbers are needed")
+    return canonical_shape(given)
+
+
 def choose_layout(shape: Place, ndim: int, tile: Place, storage: Mapping[str, Any] | None, name: str) -> Layout:
     """Return chunks that divide the tile, near `CHUNK`, or what the caller asked for if the tile holds whole ones."""
-    asked = {key: value for key, value in (storage or {}).items() if key != "attributes"}
-
-    def sides(key: str) -> Place | None:
-        value = asked.pop(key, None)
-        if value is None:
-            return None
-        try:
-            given = tuple(int(n) for n in value)
-        except TypeError:
-            given = (int(value),) * ndim
-        if len(given) != ndim or min(given) < 1:
-            raise InputError(f"storage has {key}={value!r}; {ndim} positive whole numbers are needed")
-        return canonical_shape(given)
-
-    chunks, shards = sides("chunks"), sides("shards")
+    more = {key: value for key, value in (storage or {}).items() if key not in ("chunks", "shards", "attributes")}
+    chunks, shards = (asked_sides(storage, key, ndim) for key in ("chunks", "shards"))
     if chunks is None:
         whole = shards or tile
         z, y, x = (_divisor(min(t, n), t >= n) for t, n in zip(whole, shape, strict=True))
@@ -316,7 +318,7 @@ def choose_layout(shape: Place, ndim: int, tile: Place, storage: Mapping[str, An
                 f"tile {tile} cuts the {'shards' if shards else 'chunks'} {unit} of {name}, so that two tiles would "
                 f"write one file; choose a tile of whole ones"
             )
-    return Layout(chunks, shards, asked)
+    return Layout(chunks, shards, more)
 
 
 def _divisor(side: int, whole: bool) -> int:
