@@ -202,6 +202,13 @@ def test_usual_chunks_make_usual_tiles() -> None:
     assert tile[1:] == (2048, 2048)
 
 
+def test_a_tile_holds_whole_chunks_of_the_output() -> None:
+    plan = choose_tile((128,) * 3, (128,) * 3, memory="8GB", bytes_per_voxel=12, workers=2, unit=(48, 128, 128))
+    assert plan.tile[0] in (48, 96, 128)
+    layout = choose_layout((128,) * 3, 3, plan.tile, {"chunks": (48, 128, 128)}, "out")
+    assert layout.chunks == (48, 128, 128)
+
+
 def test_too_small_a_budget_says_what_is_needed() -> None:
     with pytest.raises(InputError, match=r"too little.*memory='[0-9.]+GB'"):
         choose_tile((100, 100, 100), (100, 100, 100), memory="1MB", bytes_per_voxel=10)

@@ -241,6 +241,7 @@ def choose_tile(
     bytes_per_voxel: float,
     halo: int = 0,
     workers: int | None = None,
+    unit: Place | None = None,
 ) -> Plan:
     """Choose the tile and the number of workers for a budget.
 
@@ -256,6 +257,8 @@ def choose_tile(
         What a voxel of a tile and its halo needs while it is worked on.
     workers : int, optional
         Most tiles at once, by default one for each core.
+    unit : tuple of int, optional
+        What a tile must hold whole ones of: the chunks or shards that the caller wants the output to have.
 
     Raises
     ------
@@ -267,7 +270,7 @@ def choose_tile(
     if tile is not None:
         chosen = canonical_tile(tile, ndim)
     else:
-        chosen = _search(shape, chunks, max(budget - FIXED, 0), most, bytes_per_voxel, halo)
+        chosen = _search(shape, chunks, max(budget - FIXED, 0), most, bytes_per_voxel, halo, unit)
     one = max(1, tile_bytes(chosen, shape, halo, bytes_per_voxel))
     workers = min(most, (budget - FIXED) // one)
     if workers < 1:
@@ -294,13 +297,16 @@ def canonical_tile(tile: Any, ndim: int) -> Place:
     return sides[0], sides[1], sides[2]
 
 
-def _search(shape: Place, chunks: Place, room: int, workers: int, bytes_per_voxel: float, halo: int) -> Place:
+def _search(
+    shape: Place, chunks: Place, room: int, workers: int, bytes_per_voxel: float, halo: int, unit: Place | None
+) -> Place:
     """Return the tile that decodes and computes the least twice, of those that fit."""
     axes = []
-    for n, c in zip(shape, chunks, strict=True):
+    for n, c, u in zip(shape, chunks, unit or (1, 1, 1), strict=True):
         sides = {c * 2**k for k in range(12) if c * 2**k < n} | {s for s in (32, 64, 128, 256, 512) if s < n}
         # Chunks of one slice must not make tiles of one slice.
-        axes.append(sorted(sides | {max(n, 1)}))
+        sides |= {u * 2**k for k in range(12) if u * 2**k < n}
+        axes.append(sorted({s for s in sides if s % u == 0} | {max(n, 1)}))
     # Enough tiles for all workers, unless they become tiny.
     most = max(min(LARGEST * (8 if halo else 1), math.prod(shape) // (2 * workers)), 2**18)
     best: tuple[tuple[float, ...], Place] | None = None

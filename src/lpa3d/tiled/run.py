@@ -38,7 +38,7 @@ from .grid import Grid, Place
 from .journal import Journal
 from .schedulers import Scheduler, Task, choose_scheduler
 from .scratch import Blobs, Folder, Scratch, StoreFolder
-from .stored import Layout, Sink, Source, as_path, choose_layout, create_array, is_url
+from .stored import Layout, Sink, Source, as_path, asked_sides, choose_layout, create_array, is_url
 
 __all__ = ["Options", "Run", "TileError", "Wanted", "open_run"]
 
@@ -342,9 +342,10 @@ def open_run(
             tile = before["tile"] if tile is None else tile
         else:
             _refuse_existing(places, options)
+        unit = asked_sides(options.storage, "shards", first.ndim) or asked_sides(options.storage, "chunks", first.ndim)
         plan = choose_tile(
             first.shape, first.chunks, tile=tile, memory=options.memory, ndim=3 if before is not None else first.ndim,
-            bytes_per_voxel=cost.memory, halo=cost.halo,
+            bytes_per_voxel=cost.memory, halo=cost.halo, unit=unit,
         )  # fmt: skip
         if before is None and home is not None:
             _check_room(verb, cost, first, places, home)

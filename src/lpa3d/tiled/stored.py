@@ -337,8 +337,8 @@ def create_array(
     """Make an empty zarr array of format 3."""
     import zarr
 
-    # On labels of 1024 cubed: 188-fold in .22 s a tile of 256 cubed on two threads; bytes shuffled at level 3 191-fold in
-    # .37 s, at level 1 141-fold in .21 s; lz4 54-fold in .17 s.
+    # On labels of 1024 cubed: 188-fold in .22 s a tile of 256 cubed on two threads; bytes shuffled at level 3 191-fold
+    # in .37 s, at level 1 141-fold in .21 s; lz4 54-fold in .17 s.
     more = {"compressors": [zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")], **layout.more}
     axes = list("zyx"[3 - ndim :])
     return zarr.create_array(
