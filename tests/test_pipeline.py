@@ -12,6 +12,7 @@ import pytest
 
 import lpa3d
 from lpa3d import _pipeline, _propagate, cli, io, phantom
+from lpa3d._dispatch import DEFAULTS
 from test_cli import assert_refused, assert_refused_unread, interrupted, names, run
 from test_cli_stitch import BAD, DEPTH, class_map, expert, sections
 
@@ -395,8 +396,8 @@ EXTRA = {
 }
 ELSEWHERE = {
     "stitch": {"classes", "out"},
-    "fuse": {"classes", "instances", "slices"},
-    "propagate": {"spacing", "cost", "return_confidence", "out", "progress"},
+    "fuse": {"classes", "instances", "slices", "out"},
+    "propagate": {"spacing", "cost", "return_confidence", "out"},
     "merge": {"classes", "spacing", "out"},
     # Labels are ids, numbered anew by each run: nobody can have scores for them.
     "evaluate": {"spacing", "classes", "instances", "scores"},
@@ -408,6 +409,8 @@ def test_keys_are_the_keywords_of_the_verb(step):
     keywords = {
         name for name, one in inspect.signature(getattr(lpa3d, step)).parameters.items() if one.kind is one.KEYWORD_ONLY
     }
+    # A pipeline holds its volumes in memory.
+    keywords -= DEFAULTS.keys()
     assert ELSEWHERE[step] <= keywords
     assert set(_pipeline.STEPS[step]) == keywords - ELSEWHERE[step] | EXTRA.get(step, set())
 
