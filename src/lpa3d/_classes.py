@@ -55,7 +55,8 @@ def find_classes(classes: Any, labels: npt.NDArray[Any]) -> Any:
 def list_pairs(labels: npt.NDArray[Any], classes: npt.NDArray[Any]) -> Ids:
     """Return the pairs of a canonical label and a canonical class that share voxels, as in `ClassPairs`."""
     pairs = count_overlaps(labels, classes).pairs
-    return pairs[(pairs != 0).all(axis=1)]
+    found: Ids = pairs[(pairs != 0).all(axis=1)]
+    return found
 
 
 def group_ids(classes: Any, name: str, ids: Ids, labels_name: str) -> tuple[npt.NDArray[np.int64], list[Any]]:
