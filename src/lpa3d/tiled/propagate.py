@@ -24,7 +24,7 @@ import math
 import secrets
 import threading
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -263,17 +263,21 @@ def _count(context: _Census, tile: int) -> None:
     box = context.grid.box(tile)
     ids = _as_ids(context.seeds.read(box))
     classes = _as_classes(context.volume.read(box))
-    span = np.array([ids.min(), ids.max()])
     costs = np.ones(2)
     if context.cost is not None:
         costs[:] = steps_of_cost(context.cost.read(box), np.empty(box.shape, np.uint16))
     left_out = np.isin(np.arange(box.lo[0], box.hi[0]), context.missing)
     lost = 0
     if left_out.any():
+        span = np.array([ids.min(), ids.max()])
         lost = int(np.count_nonzero(ids[left_out]))
         ids[left_out] = 0
         classes[left_out] = 0
     count = count_seeds(classes, ids)
+    if not left_out.any():
+        # Of the table: faster than of the tile.
+        span = np.append(count.rows[:, 0], 0).astype(ids.dtype)
+        span = np.array([span.min(), span.max()])
     context.scratch.put(
         f"census/{tile}", span=span, costs=costs, lost=np.array([lost]), rows=count.rows,
         **_pack("seeded", count.seeded), **_pack("masked", count_mask(classes)),
@@ -368,8 +372,7 @@ def _rank(context: _Rank, tile: int) -> None:
     at = np.minimum(np.searchsorted(all_ids, rows[:, 0]), len(all_ids) - 1)
     kept = (all_ids[at] == rows[:, 0]) & (all_classes[at].astype(np.int64) == rows[:, 1]) & (rows[:, 1] != 0)
     labels = np.zeros(box.shape, np.uint32)
-    rank_labels(classes, ids, rank_table(rows[kept, 0], rows[kept, 1], at[kept]), labels)
-    np.bitwise_or(labels, SEED, out=labels, where=labels != 0)
+    rank_labels(classes, ids, rank_table(rows[kept, 0], rows[kept, 1], at[kept] | int(SEED)), labels)
     context.out.write(tile, labels)
 
 
@@ -390,16 +393,35 @@ class _Field:
 
     def start(self, tile: int) -> Ranks:
         """Return the labels of a tile."""
-        volume = self.volume
-        labels: Ranks = self.labels.read(volume.grid.box(tile))
-        if self.cleared is not None:
-            components = find_components(labels, volume.connectivity)
-            components.clear(labels, local_flags(volume.scratch, self.cleared, tile, components))
+        labels: Ranks = self.labels.read(self.volume.grid.box(tile))
+        self.clear(tile, labels)
         return labels
+
+    def clear(self, tile: int, labels: Ranks) -> None:
+        """Clear, in place, the components of a tile's labels that hold no seed."""
+        if self.cleared is not None:
+            components = find_components(labels, self.volume.connectivity)
+            components.clear(labels, local_flags(self.volume.scratch, self.cleared, tile, components))
 
     def load_border(self, box: Box) -> tuple[Ranks, npt.NDArray[np.uint16] | None]:
         """Return labels and cost on the border of a tile in which nothing is cleared."""
         return self.labels.read(box), None if self.volume.cost is None else self.volume.cost.read(box)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What `settle` solves of one tile, where that is loaded already."""
+
+    field: _Field
+    tile: tuple[Array, Ranks, npt.NDArray[np.uint16] | None]
+
+    def load(self, tile: int) -> tuple[Array, Ranks, npt.NDArray[np.uint16] | None]:
+        """Return classes, labels and cost of the tile."""
+        return self.tile
+
+    def load_border(self, box: Box) -> tuple[Ranks, npt.NDArray[np.uint16] | None]:
+        """Return labels and cost on the border of another tile."""
+        return self.field.load_border(box)
 
 
 @dataclass(frozen=True)
@@ -485,6 +507,7 @@ class _Settle:
     """Labels of the geodesic stage, with the bits of the seeds in `start`; and what stays without."""
 
     volume: _Volume
+    field: _Field
     spread: Spread
     start: ScratchVolume
     reached: ScratchVolume | None
@@ -492,10 +515,15 @@ class _Settle:
 
 
 def _settle(context: _Settle, tile: int) -> None:
-    volume = context.volume
+    volume, field = context.volume, context.field
     box = volume.grid.box(tile)
-    labels = settle(context.spread, tile)
-    rest = select(volume.classes.read(box), labels, labelled=False)
+    start = context.start.read(box)
+    seeds, _ = _split(start)
+    field.clear(tile, start)
+    classes = field.classes.read(box)
+    loaded = _Loaded(field, (classes, start, None if volume.cost is None else volume.cost.read(box)))
+    labels = settle(replace(context.spread, field=loaded), tile)
+    rest = select(classes if context.reached is None else volume.classes.read(box), labels, labelled=False)
 
     def flag(components: Components) -> npt.NDArray[np.bool_]:
         if context.reached is None:
@@ -504,7 +532,7 @@ def _settle(context: _Settle, tile: int) -> None:
 
     found = scan_tile(rest, volume.connectivity, open_sides(volume.grid, tile), flag, keep=True)
     volume.scratch.put(f"{REST}/scan/{tile}", **found)
-    labels |= context.start.read(box) & SEED
+    join_seeds(labels.reshape(-1), 0, labels.size, seeds.reshape(-1))
     context.out.write(tile, labels)
 
 
@@ -819,9 +847,10 @@ class _Stages:
     def _fill(self, start: ScratchVolume, drawn: bool, halo: int) -> tuple[ScratchVolume, Totals]:
         """Return the nearest labels, to be read with a halo, and what is known of the components that have none."""
         run, rules = self.run, self.rules
-        spread = self._spread("geodesic", _Field(self.volume, self.classes, _Labels(start), DRAWN if drawn else None))
+        field = _Field(self.volume, self.classes, _Labels(start), DRAWN if drawn else None)
+        spread = self._spread("geodesic", field)
         out = self._create("filled", np.uint32, cut=halo)
-        run.map("settling", _settle, _Settle(self.volume, spread, start, self.reached, out))
+        run.map("settling", _settle, _Settle(self.volume, field, spread, start, self.reached, out))
         start.clear()
         run.scratch.clear("geodesic")
         self._forget(DRAWN)
