@@ -320,7 +320,8 @@ def fuse(
     Everything is decided in integers on an additive table of combinations, so neither the number of threads nor the
     order of work changes anything. Memory above the input: the results, that is the dtypes of volume and seeds and one
     byte per voxel; up to 40 MB for each thread; and some 500 bytes for each combination of two ids and a class that
-    share a voxel. Inputs are copied where they are not C-ordered or not in native byte order.
+    share a voxel. Inputs are copied where they are not C-ordered or not in native byte order. Of stored arrays only
+    tiles are held; each is read once, two label sources twice.
 
     Examples
     --------

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from . import __version__
 from ._counts import count_labels, summarize
 from ._evaluate_command import check_limited_classes, check_options, errors_to_csv, find_misses, pairs_to_csv, to_text
+from ._dispatch import DEFAULTS
 from ._fuse_command import ROLES, check_mappings, count_fused, describe_conflicts, describe_fused, format_conflicts
 from ._inputs import check_same_place, check_same_shape, find_spacing, format_count, format_sizes
 from ._job import Job
@@ -234,7 +235,7 @@ class _Chain:
         for key, parameter in inspect.signature(getattr(lpa3d, step)).parameters.items():
             if key in self.keywords[step]:
                 parameters[key] = self.keywords[step][key]
-            elif key not in ARRAYS and parameter.kind is parameter.KEYWORD_ONLY:
+            elif key not in (*ARRAYS, *DEFAULTS) and parameter.kind is parameter.KEYWORD_ONLY:
                 parameters[key] = parameter.default
         return parameters
 

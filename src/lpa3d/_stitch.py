@@ -87,7 +87,8 @@ def stitch(
         A section is ``(slice, id)``, a pair ``((3, 7), (4, 12))``. Pairs that are always united, and pairs that never
         are, not even through a third section.
     out : ndarray, optional
-        Array for the result: its dtype and the shape of `slices`, C-contiguous, not sharing memory with an input.
+        Array for the result: its dtype and the shape of `slices`, C-contiguous, not sharing memory with an input. For
+        zarr or dask arrays, where it is needed: the path, URL or store of a new zarr array.
 
     Returns
     -------
@@ -135,7 +136,8 @@ def stitch(
     panoptic quality is .98 to 1 along every axis, with a tenth of the slices missing as well.
 
     A union-find [2]_ does the uniting. Memory above the input: the result and some 500 bytes for each section and each
-    pair of sections that overlap. A volume of 256 cubed takes about 0.1 s.
+    pair of sections that overlap. A volume of 256 cubed takes about 0.1 s. Of stored arrays only tiles are held, no
+    slice; each voxel of the input is read once.
 
     References
     ----------
