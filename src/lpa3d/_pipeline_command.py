@@ -26,8 +26,8 @@ import numpy.typing as npt
 
 from . import __version__
 from ._counts import count_labels, summarize
-from ._evaluate_command import check_limited_classes, check_options, errors_to_csv, find_misses, pairs_to_csv, to_text
 from ._dispatch import DEFAULTS
+from ._evaluate_command import check_limited_classes, check_options, errors_to_csv, find_misses, pairs_to_csv, to_text
 from ._fuse_command import ROLES, check_mappings, count_fused, describe_conflicts, describe_fused, format_conflicts
 from ._inputs import check_same_place, check_same_shape, find_spacing, format_count, format_sizes
 from ._job import Job
