@@ -756,3 +756,15 @@ def test_what_is_opened_without_numba(files):
     code = "import sys, atexit\natexit.register(lambda: print('numba' in sys.modules))"
     Path("config.toml").write_text("[stich]\n")
     assert run("pipeline", "config.toml", code=code).stdout == "False\n"
+
+
+def test_volumes_that_memory_cannot_hold_are_refused(files, monkeypatch, capsys):
+    from lpa3d.tiled import budget
+
+    monkeypatch.setattr(budget, "available_memory", lambda: 10_000)
+    Path("config.toml").write_text(ALL)
+    message = (
+        "config.toml: a pipeline works in memory, and volumes of 8 x 12 x 14 need at least 24.2 kB, where 10.0 kB are "
+        "free; run its steps one by one on zarr files, which are worked on tile by tile: lpa3d stitch, lpa3d fuse,"
+    )
+    assert_refused_unread(["pipeline", "config.toml", "-q"], message, files, capsys, monkeypatch)

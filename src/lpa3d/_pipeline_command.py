@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import math
 import platform
 import re
 import textwrap
@@ -93,6 +94,7 @@ def run_pipeline(job: Job) -> None:
         check_same_place(job, first, file)
     _check_slices(config, first.shape)
     _check_mappings(config, files)
+    _check_memory(config, files)
     job.args.spacing = config.spacing
     spacing, geometry = find_spacing(job, *files.values())
     targets = _plan_outputs(job, config, files)
@@ -125,6 +127,25 @@ def _check_mappings(config: Config, files: Mapping[str, Volume]) -> None:
     keywords = config.steps.get("fuse", {})
     with _in_section(config, "fuse"):
         check_mappings({key: keywords[key] for key in ("instance_classes", "slice_classes") if key in keywords}, files)
+
+
+def _check_memory(config: Config, files: Mapping[str, Volume]) -> None:
+    """Refuse volumes that memory cannot hold: the inputs, and what the greediest step needs at the least."""
+    from .tiled.budget import available_memory, format_bytes
+
+    # A .npy file is mapped, not read.
+    held = sum(file.dtype.itemsize for file in files.values() if file.format != "npy")
+    labels = max(file.dtype.itemsize for name, file in files.items() if name != "cost")
+    working = {"stitch": 4, "fuse": labels + 2, "propagate": labels + 6, "merge": labels, "evaluate": 0}
+    shape = next(iter(files.values())).shape
+    need = (held + max(working[step] for step in config.steps)) * math.prod(shape)
+    free = available_memory()
+    if need > free:
+        raise InputError(
+            f"{config.name}: a pipeline works in memory, and volumes of {' x '.join(map(str, shape))} need at least "
+            f"{format_bytes(need)}, where {format_bytes(free)} are free; run its steps one by one on zarr files, which "
+            f"are worked on tile by tile: lpa3d {', lpa3d '.join(config.steps)}"
+        )
 
 
 def _check_slices(config: Config, shape: tuple[int, ...]) -> None:
