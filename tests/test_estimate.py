@@ -15,7 +15,7 @@ import pytest
 import lpa3d
 from lpa3d import io
 from lpa3d._propagate import SWEEPS
-from lpa3d.errors import InputError, InputTypeError
+from lpa3d.errors import InputError, InputTypeError, Lpa3dError
 from lpa3d.tiled import budget, run
 from lpa3d.tiled.budget import COSTS, check_room, format_bytes
 from lpa3d.tiled.estimate import VERBS, format_seconds
@@ -176,6 +176,26 @@ def test_scratch_on_another_disk_than_the_result(tmp_path: Path, exists: bool) -
 
 
 # ------------------------------------------------------------------------------------------------- outputs that move
+
+
+def test_an_output_that_appears_meanwhile_is_not_lost(tmp_path: Path) -> None:
+    classes = np.random.default_rng(0).integers(0, 3, (20, 30, 40), "uint8")
+    io.write(tmp_path / "a.zarr", classes)
+    place = tmp_path / "b.zarr"
+
+    def label(**keywords: Any) -> None:
+        lpa3d.label(tmp_path / "a.zarr", out=place, tile=16, **keywords)
+
+    def write(stage: str, fraction: float) -> None:
+        if not place.exists():
+            io.write(place, classes)
+
+    with pytest.raises(Lpa3dError, match="appeared while the work ran"):
+        label(progress=write)
+    np.testing.assert_array_equal(io.read(place), classes)
+    label(overwrite=True)
+    np.testing.assert_array_equal(io.read(place), lpa3d.label(classes))
+    assert sorted(os.listdir(tmp_path)) == ["a.zarr", "b.zarr"]
 
 
 class Killed(BaseException):

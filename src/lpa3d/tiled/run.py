@@ -392,7 +392,7 @@ def open_run(
                 output.sink.array.attrs["lpa3d"] = attributes | {"complete": True}
             journal.finish(WHOLE)
         for name, output in places.items():
-            _move(output)
+            _move(output, overwrite=options.overwrite)
             run._results[name] = _open_result(output, any(source.is_dask for source in inputs.values()))
         # First what says that there is something to go on with: a run half deleted is none.
         blobs.delete(RUN)
@@ -624,11 +624,17 @@ def _building_site(target: Path, home: Path, token: str, name: str) -> Path:
     return target.with_name(f"{TEMPORARY}{token}-{name}")
 
 
-def _move(output: _Output) -> None:
+def _move(output: _Output, *, overwrite: bool) -> None:
     """Move a complete output to its place."""
     if output.target is None or output.built is None or output.built == output.target:
         return
     if output.target.exists():
+        if not overwrite:
+            # Somebody else made it meanwhile.
+            raise Lpa3dError(
+                f"{output.wanted.place} appeared while the work ran; the result is kept as {output.built}; move one of "
+                f"them away and run the same again, or pass --overwrite (in Python: overwrite=True)"
+            )
         aside = output.built.with_name(f"{ASIDE}{secrets.token_hex(4)}")
         os.rename(output.target, aside)
         os.rename(output.built, output.target)
