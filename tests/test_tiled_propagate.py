@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lpa3d
+import naive
 from lpa3d.errors import InputError, InputTypeError, Lpa3dWarning
 from strategies import annotate_blobs, annotated_blobs, connectivities, moving_blobs
 from test_propagate import SPACINGS, seeded
@@ -201,6 +202,8 @@ def test_dropped_seeds_beyond_the_distance_annotate_no_slice():
     for distance in (0, 1, 3):
         options = {"seed_conflicts": "majority", "max_distance": distance}
         check({"volume": volume, "seeds": seeds, **options}, (4, 4, 4))
+        labels, _ = collect(lpa3d.propagate, volume, seeds, **options)
+        np.testing.assert_array_equal(labels, naive.propagate(volume, seeds, **options)[0])
 
 
 @pytest.mark.parametrize("missing", [[0], [8], [3, 4], [0, 2, 5, 8], range(9)])
