@@ -88,7 +88,7 @@ def _propagate(asked: Asked) -> Cost:
     halo = SWEEPS if sweeps is None else int(sweeps)
     # Of a worklist: labels, nearness and what is queued; of the seeds as they are read.
     single = 16 + links + cost + 2 * asked.read
-    # Of diffusion: labels, seeds, classes, hops, queue, lists. 13 on vesicles, 22 where all is near a border (measured).
+    # Of diffusion: labels, seeds, classes, hops, queue, lists. Measured: 13 on vesicles, 22 where all is near a border.
     around = 20 + links + cost + (2 if asked.keywords.get("return_confidence") else 0)
     return Cost(250.0, max(around, 0.6 * single) if halo else single, (0.6, 24.0), halo)
 
