@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpa3d.errors import InputError, InputTypeError
+from lpa3d.errors import InputError, InputTypeError, Lpa3dError
 from lpa3d.tiled.budget import choose_tile, parse_memory
 from lpa3d.tiled.grid import Box, Grid
 from lpa3d.tiled.journal import Journal
-from lpa3d.tiled.run import Options, TileError, Wanted, open_run
+from lpa3d.tiled.outputs import Wanted, check_storage, choose_layout
+from lpa3d.tiled.run import Options, TileError, open_run
 from lpa3d.tiled.scratch import Folder, Scratch, StoreFolder
-from lpa3d.tiled.stored import choose_layout, open_source
+from lpa3d.tiled.stored import open_source
 
 zarr = pytest.importorskip("zarr")
 
@@ -205,7 +207,7 @@ def test_usual_chunks_make_usual_tiles() -> None:
 def test_a_tile_holds_whole_chunks_of_the_output() -> None:
     plan = choose_tile((128,) * 3, (128,) * 3, memory="8GB", bytes_per_voxel=12, workers=2, unit=(48, 128, 128))
     assert plan.tile[0] in (48, 96, 128)
-    layout = choose_layout((128,) * 3, 3, plan.tile, {"chunks": (48, 128, 128)}, "out")
+    layout = choose_layout((128,) * 3, plan.tile, check_storage({"chunks": (48, 128, 128)}, 3), "out")
     assert layout.chunks == (48, 128, 128)
 
 
@@ -216,22 +218,22 @@ def test_too_small_a_budget_says_what_is_needed() -> None:
 
 @given(SIDES, SIDES)
 def test_tiles_never_share_a_chunk(shape: Any, tile: Any) -> None:
-    layout = choose_layout(shape, 3, tile, None, "out")
+    layout = choose_layout(shape, tile, {}, "out")
     for t, n, unit in zip(tile, shape, layout.unit, strict=True):
         assert t >= n or t % unit == 0
 
 
 def test_a_tile_that_cuts_chunks_is_refused() -> None:
     with pytest.raises(InputError, match="two tiles would"):
-        choose_layout((100, 100, 100), 3, (50, 50, 50), {"chunks": (32, 50, 50)}, "out")
+        choose_layout((100, 100, 100), (50, 50, 50), {"chunks": (32, 50, 50)}, "out")
     with pytest.raises(InputError, match="no multiple"):
-        choose_layout((100, 100, 100), 3, (50, 50, 50), {"chunks": (20, 20, 20), "shards": (50, 50, 50)}, "out")
+        choose_layout((100, 100, 100), (50, 50, 50), {"chunks": (20, 20, 20), "shards": (50, 50, 50)}, "out")
 
 
 def test_large_outputs_have_shards() -> None:
-    layout = choose_layout((10**4,) * 3, 3, (256,) * 3, None, "out")
+    layout = choose_layout((10**4,) * 3, (256,) * 3, {}, "out")
     assert (layout.chunks, layout.shards) == ((128,) * 3, (256,) * 3)
-    assert choose_layout((1024,) * 3, 3, (256,) * 3, None, "out").shards is None
+    assert choose_layout((1024,) * 3, (256,) * 3, {}, "out").shards is None
 
 
 # ------------------------------------------------------------------------------------------------------------- runs
@@ -463,6 +465,201 @@ def test_an_input_that_changes_meanwhile(volume: Path, calls: Path, tmp_path: Pa
     with pytest.raises(InputError, match="changed while double read it"):
         run_double(volume, tmp_path / "out.zarr", calls, progress=meddle)
     assert not (tmp_path / "out.zarr").exists()
+
+
+def test_a_mended_input_is_gone_on_with_by_force(volume: Path, calls: Path, tmp_path: Path) -> None:
+    out, chunk = tmp_path / "out.zarr", volume / "c" / "1" / "1" / "1"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(b"broken")
+    with pytest.raises(TileError, match="failed 3 times"):
+        run_double(volume, out, calls, tile=8)
+    chunk.write_bytes(whole)
+    with pytest.raises(InputError, match=r"inputs\.volume\.digest was .* pass resume='force'"):
+        run_double(volume, out, calls, tile=8)
+    before = len(os.listdir(calls))
+    result, _ = run_double(volume, out, calls, tile=8, resume="force")
+    assert len(os.listdir(calls)) - before < 18
+    np.testing.assert_array_equal(result[:], 2 * zarr.open_array(str(volume))[:])
+
+
+def test_an_input_may_be_named_in_other_words(volume: Path, calls: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    with pytest.raises(TileError):
+        run_double(volume, out, calls, tile=8, broken=[5])
+    result, _ = run_double(zarr.open_array(str(volume), mode="r"), f"file://{out}", calls)
+    assert result.chunks == (8, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", '"abc"', '{"id": "x"}', '{"id": "../victim", "tile": [1, 1, 1]}', "", "null"]
+)
+def test_a_damaged_run_is_said_to_be_one(text: str, volume: Path, calls: Path, tmp_path: Path) -> None:
+    home = tmp_path / "out.zarr.lpa3d"
+    home.mkdir()
+    (home / "run.json").write_text(text)
+    for resume in (True, False):
+        with pytest.raises(InputError, match=r"run\.json in .*out\.zarr\.lpa3d is damaged"):
+            run_double(volume, tmp_path / "out.zarr", calls, resume=resume)
+    assert (home / "run.json").read_text() == text
+
+
+def test_a_scratch_folder_may_hold_anything(volume: Path, calls: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    (project / "data").mkdir(parents=True)
+    (project / "run.json").write_text('{"id": "data"}')
+    (project / "lock").write_text("mine")
+    with pytest.raises(TileError):
+        run_double(volume, tmp_path / "a.zarr", calls, tile=8, broken=[5], scratch=project)
+    # Another run beside it.
+    run_double(volume, tmp_path / "b.zarr", calls, tile=8, scratch=project)
+    run_double(volume, tmp_path / "a.zarr", calls, tile=8, scratch=project, resume=False)
+    assert sorted(p.name for p in project.iterdir()) == ["data", "lock", "run.json"]
+    assert (project / "lock").read_text() == "mine"
+
+
+def test_damaged_scratch_is_named(volume: Path, calls: Path, tmp_path: Path) -> None:
+    with pytest.raises(TileError):
+        run_double(volume, tmp_path / "out.zarr", calls, tile=8, broken=[5])
+    (blob,) = (tmp_path / "out.zarr.lpa3d").glob("*/scratch/sums/4")
+    blob.write_bytes(blob.read_bytes()[:-3])
+    with pytest.raises(Lpa3dError, match=r"scratch of this run is damaged \(sums/4.*resume=False"):
+        run_double(volume, tmp_path / "out.zarr", calls)
+    run_double(volume, tmp_path / "out.zarr", calls, resume=False)
+
+
+def test_storage_and_options_that_cannot_be_used(volume: Path, calls: Path, tmp_path: Path) -> None:
+    def refused(match: str, **options: Any) -> None:
+        with pytest.raises((InputError, InputTypeError), match=match):
+            run_double(volume, tmp_path / "out.zarr", calls, **options)
+        assert not (tmp_path / "out.zarr.lpa3d").exists()
+
+    refused("'fill_value'; it may hold chunks, shards", storage={"fill_value": 1})
+    refused("a mapping is needed", storage="zstd")
+    refused("without 'lpa3d'", storage={"attributes": {"lpa3d": 1}})
+    refused("that JSON can hold", storage={"attributes": {"a": np.int64(3)}})
+    refused(r"storage\['chunks'\] is 16\.5", storage={"chunks": 16.5})
+    refused("tile is 16.7", tile=16.7)
+    refused("tile is True", tile=True)
+    refused("progress is True; a function", progress=True)
+    result, _ = run_double(
+        volume, tmp_path / "out.zarr", calls, tile=np.array([8, 8, 8]), storage={"chunks": 4, "attributes": {"a": 1}}
+    )
+    assert result.chunks == (4, 4, 4)
+    assert result.attrs["a"] == 1
+    assert result.attrs["lpa3d"]["complete"] is True
+
+
+def run_two(volume: Path, places: Any, killer: Any = None, **options: Any) -> Any:
+    """Write a volume, and twice the volume, to two outputs."""
+    source = open_source(volume, "volume")
+    wanted = {name: Wanted(place, source.shape, 3, source.dtype) for name, place in places.items()}
+    with open_run("two", {"volume": source}, {}, wanted, Options(tile=8, **options), bytes_per_voxel=20) as run:
+        run.map("copy", copy_twice, (source, run.grid, *run.outputs.values()))
+    return [run.result(name) for name in places]
+
+
+def copy_twice(context: Any, tile: int) -> None:
+    source, grid, first, second = context
+    values = source.read(grid.box(tile))
+    first.write(grid.box(tile), values)
+    second.write(grid.box(tile), 2 * values)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_outputs_in_one_new_group(volume: Path, tmp_path: Path, overwrite: bool) -> None:
+    values = zarr.open_array(str(volume))[:]
+    places = {"a": tmp_path / "r.zarr" / "x" / "a", "b": tmp_path / "r.zarr" / "b"}
+    first, second = run_two(volume, places, overwrite=overwrite)
+    np.testing.assert_array_equal(first[:], values)
+    np.testing.assert_array_equal(second[:], 2 * values)
+    group = zarr.open_group(str(tmp_path / "r.zarr"), mode="r")
+    np.testing.assert_array_equal(group["x/a"][:], values)
+    np.testing.assert_array_equal(group["b"][:], 2 * values)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.zarr", "volume.zarr"]
+
+
+def test_places_that_would_be_lost(volume: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is the place of both a and b"):
+        run_two(volume, {"a": tmp_path / "x.zarr", "b": tmp_path / "x.zarr"})
+    with pytest.raises(InputError, match="is the place of both a and b"):
+        run_two(volume, {"a": tmp_path / "x.zarr", "b": tmp_path / "x.zarr" / "c"})
+    (tmp_path / "link.zarr").symlink_to(volume)
+    for place in (volume, tmp_path / "link.zarr", zarr.storage.LocalStore(volume)):
+        with pytest.raises(InputError, match=r"is also an input \(volume\)"):
+            run_two(volume, {"a": place, "b": tmp_path / "b.zarr"}, overwrite=True)
+    with pytest.raises(InputError, match="lies in an input"):
+        run_two(volume, {"a": tmp_path / "a.zarr", "b": tmp_path / "b.zarr"}, scratch=volume)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link.zarr", "volume.zarr"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("at", range(1, 9))
+def test_killed_while_outputs_are_moved(volume: Path, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = zarr.open_array(str(volume))[:]
+    places = {"a": tmp_path / "a.zarr", "b": tmp_path / "g.zarr" / "b"}
+    run_two(volume, {"a": places["a"], "b": tmp_path / "other.zarr"})
+    count = [0]
+
+    def deadly(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            count[0] += 1
+            if count[0] == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr("lpa3d.tiled.outputs.os.rename", deadly(os.rename))
+        monkeypatch.setattr("lpa3d.tiled.outputs.shutil.rmtree", deadly(shutil.rmtree))
+        try:
+            run_two(volume, places, overwrite=True)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    if (tmp_path / "a.zarr.lpa3d" / "run.json").exists():
+        # The same call, but that what was there has been agreed to be replaced.
+        first, second = run_two(volume, places)
+        np.testing.assert_array_equal(first[:], values)
+        np.testing.assert_array_equal(second[:], 2 * values)
+    else:
+        with pytest.raises(InputError, match="exists"):
+            run_two(volume, places)
+    np.testing.assert_array_equal(zarr.open_array(str(places["b"]), mode="r")[:], 2 * values)
+    left = [p.name for p in tmp_path.iterdir() if p.name not in ("volume.zarr", "other.zarr", "a.zarr", "g.zarr")]
+    assert not left
+
+
+def test_a_result_that_was_taken_away_is_not_made_up(volume: Path, tmp_path: Path) -> None:
+    places = {"a": tmp_path / "a.zarr", "b": tmp_path / "b.zarr"}
+    child = os.fork()
+    if not child:
+        from lpa3d.tiled import run
+
+        run._sweep = lambda *_: os.kill(os.getpid(), signal.SIGKILL) if places["b"].exists() else None
+        try:
+            run_two(volume, places)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.rename(places["a"], tmp_path / "mine.zarr")
+    with pytest.raises(InputError, match=r"is not at .*a\.zarr any more; pass resume=False"):
+        run_two(volume, places)
+    zarr.create_array(str(places["a"]), shape=(20, 18, 16), dtype="u4", chunks=(20, 18, 16))[:] = 7
+    with pytest.raises(InputError, match=r"is not at .*a\.zarr any more"):
+        run_two(volume, places)
+    assert (zarr.open_array(str(places["a"]))[:] == 7).all()
+
+
+def test_an_unfinished_run_in_a_store_starts_anew(volume: Path, calls: Path, tmp_path: Path) -> None:
+    store = zarr.storage.LocalStore(tmp_path / "store.zarr")
+    with pytest.raises(TileError):
+        run_double(volume, store, calls, tile=8, broken=[5])
+    result, _ = run_double(volume, store, calls, tile=4, resume=False)
+    np.testing.assert_array_equal(result[:], 2 * zarr.open_array(str(volume))[:])
+    with pytest.raises(InputError, match="exists"):
+        run_double(volume, store, calls, resume=False)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")

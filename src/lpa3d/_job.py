@@ -153,7 +153,7 @@ def _as_options(text: str) -> str:
         lambda match: f"--{match[1].replace('_', '-')} {match[2]}",
         text,
     )
-    text = text.replace("resume=False", "--no-resume")
+    text = text.replace("resume=False", "--no-resume").replace("resume='force'", "--force-resume")
     text = re.sub(r", or pass classes\[\d\]=\{id: class\}", "", text)
     text = re.sub(r"\bclasses\[(\d)\]", lambda match: ("REFERENCE_CLASSES", "PREDICTION_CLASSES")[int(match[1])], text)
     text = re.sub(r"\bscores (?=has |holds )", "--scores ", text)

@@ -25,7 +25,7 @@ from types import TracebackType
 
 from .errors import InputError, Lpa3dError
 
-__all__ = ["Cancelled", "Output", "Outputs"]
+__all__ = ["Cancelled", "Output", "Outputs", "overlaps"]
 
 TEMPORARY = ".lpa3d-tmp-"
 ASIDE = ".lpa3d-old-"
@@ -53,7 +53,7 @@ def _access(folder: Path, name: str) -> None:
         raise InputError(f"cannot write {name}: the folder {folder} is not writable; choose another one")
 
 
-def _overlaps(target: Path, other: Path) -> bool:
+def overlaps(target: Path, other: Path) -> bool:
     """Return whether writing `target` would touch `other`, links of both kinds included."""
     other = Path(os.path.realpath(other))
     if target == other or target in other.parents or other in target.parents:
@@ -129,10 +129,10 @@ class Outputs:
         """
         target = Path(os.path.realpath(target))
         for other in inputs:
-            if _overlaps(target, other):
+            if overlaps(target, other):
                 raise InputError(f"{name} is also an input ({other}), which would be lost; choose another output")
         for output in self._outputs:
-            if _overlaps(target, output.target):
+            if overlaps(target, output.target):
                 raise InputError(f"{name} and {output.name} would be one new file or store; give each its own")
         _access(target.parent, name)
         if target.exists() and not (target.is_dir() if folder else target.is_file()):

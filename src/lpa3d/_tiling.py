@@ -6,7 +6,6 @@ import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +27,7 @@ __all__ = ["Tiling", "add_tiling", "find_tiling"]
 
 Array = npt.NDArray[Any]
 
-OPTIONS = ("tile", "memory", "scratch", "no_resume", "dry_run")
+OPTIONS = ("tile", "memory", "scratch", "no_resume", "force_resume", "dry_run")
 
 RESUME = "run the same command again to go on"
 
@@ -65,8 +64,12 @@ def add_tiling(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--scratch", metavar="FOLDER", help="where unfinished work is kept (default: beside the output, OUT.lpa3d)"
     )
-    group.add_argument(
+    resume = group.add_mutually_exclusive_group()
+    resume.add_argument(
         "--no-resume", action="store_true", help="start anew rather than go on with a run that was interrupted"
+    )
+    resume.add_argument(
+        "--force-resume", action="store_true", help="go on although files of the inputs changed (one was mended)"
     )
     group.add_argument(
         "--dry-run", action="store_true", help="check the files, print tiles, memory, disk space and time, and stop"
@@ -141,15 +144,11 @@ class Tiling:
             self.job.results.append(f"{told}\n")
             return None
         self.job.terminal.step(doing, did)
-        scratch = None
-        if args.scratch is not None:
-            name = Path(self.places[0]).name if self.places else self.verb
-            scratch = Path(args.scratch) / f"{name}.lpa3d"
         options: dict[str, Any] = {
             "tile": args.tile,
             "memory": args.memory,
-            "scratch": scratch,
-            "resume": not args.no_resume,
+            "scratch": args.scratch,
+            "resume": "force" if args.force_resume else not args.no_resume,
             "overwrite": self.outputs.overwrite,
             "progress": self._progress,
         }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
+import operator
 import os
 import re
 import shutil
@@ -145,7 +147,7 @@ def find_cost(
 
 def parse_memory(memory: Any) -> int:
     """Return a budget such as ``"4GB"``, ``"512 MiB"`` or a number of bytes."""
-    if isinstance(memory, bool) or not isinstance(memory, (int, float, str)):
+    if isinstance(memory, bool) or not isinstance(memory, (numbers.Real, str)):
         raise InputTypeError(f"memory is {memory!r}; a budget is needed, e.g. memory='4GB'")
     if isinstance(memory, str):
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", memory)
@@ -268,7 +270,7 @@ def choose_tile(
     budget = available_memory() // 2 if memory is None else parse_memory(memory)
     most = num_threads() if workers is None else workers
     if tile is not None:
-        chosen = canonical_tile(tile, ndim)
+        chosen = canonical_sides(tile, "tile", ndim)
     else:
         chosen = _search(shape, chunks, max(budget - FIXED, 0), most, bytes_per_voxel, halo, unit)
     one = max(1, tile_bytes(chosen, shape, halo, bytes_per_voxel))
@@ -284,17 +286,20 @@ def choose_tile(
     return Plan(chosen, int(workers), int(workers) * one + FIXED)
 
 
-def canonical_tile(tile: Any, ndim: int) -> Place:
-    """Return a tile as three sides."""
+def canonical_sides(value: Any, name: str, ndim: int) -> Place:
+    """Return a side, or one for each axis, as three whole numbers > 0."""
     try:
-        sides = (int(tile),) * 3 if not isinstance(tile, (str, Sequence)) else tuple(int(n) for n in tile)
-    except (TypeError, ValueError):
-        raise InputTypeError(f"tile is {tile!r}; a side or sides (z, y, x) are needed, e.g. tile=256") from None
-    if ndim == 2 and len(sides) == 2:
-        sides = (1, *sides)
-    if len(sides) != 3 or min(sides) < 1:
-        raise InputError(f"tile is {tile!r}; a positive side or three of them (z, y, x) are needed, e.g. tile=256")
-    return sides[0], sides[1], sides[2]
+        given = [operator.index(n) for n in value] if np.ndim(value) else [operator.index(value)] * 3
+    except TypeError:
+        given = []
+    if ndim == 2 and len(given) == 2:
+        given = [1, *given]
+    if len(given) != 3 or min(given) < 1 or isinstance(value, bool):
+        raise InputError(
+            f"{name} is {value!r}; a side or sides {'(z, y, x)' if ndim == 3 else '(y, x)'} of 1 or more are needed, "
+            f"e.g. 128"
+        )
+    return given[0], given[1], given[2]
 
 
 def _search(

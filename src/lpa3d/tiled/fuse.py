@@ -45,9 +45,10 @@ from .._threads import run_all
 from ..errors import InputError, InputTypeError
 from ..kernels.fuse import find_keys, index_combinations
 from .grid import Box, Grid
-from .run import Options, Wanted, open_run
+from .outputs import Sink, Wanted
+from .run import Options, open_run
 from .scratch import Scratch
-from .stored import Sink, Source, check_classes, check_id_values, check_ids, is_url, open_source, same_shape
+from .stored import Source, check_classes, check_id_values, check_ids, is_url, open_source, same_shape
 from .tables import digest, fold
 
 __all__ = ["fuse"]

@@ -18,9 +18,10 @@ from .. import _label
 from .._checks import canonical_connectivity
 from .components import cut_slices, local_numbers, open_sides, recall_components, run_join, scan_tile, write_numbers
 from .grid import Box, Grid
-from .run import Options, Wanted, open_run
+from .outputs import Sink, Wanted
+from .run import Options, open_run
 from .scratch import Scratch
-from .stored import Sink, Source, check_classes, open_source
+from .stored import Source, check_classes, open_source
 
 __all__ = ["label"]
 

@@ -22,9 +22,10 @@ from .._merge import Rules, check_rules, decide
 from .._relabel import relabel
 from .contacts import fold_counts, map_counts, tile_key
 from .grid import Box, Grid
-from .run import Options, Wanted, open_run
+from .outputs import Sink, Wanted
+from .run import Options, open_run
 from .scratch import Scratch
-from .stored import Sink, Source, check_classes, check_ids, open_source, same_shape
+from .stored import Source, check_classes, check_ids, open_source, same_shape
 from .tables import digest, fold, unite_rows
 
 __all__ = ["merge"]

@@ -75,10 +75,11 @@ from .components import (
 )
 from .geodesic import Spread, settle, spread_tiles
 from .grid import Box, Grid, Place
-from .run import Options, Run, Wanted, open_run
+from .outputs import Sink, Wanted
+from .run import Options, Run, open_run
 from .scratch import Scratch, ScratchVolume
 from .sections import Drawing, draw_tile, run_sections
-from .stored import Sink, Source, check_classes, check_ids, open_source, same_shape
+from .stored import Source, check_classes, check_ids, open_source, same_shape
 
 __all__ = ["propagate"]
 

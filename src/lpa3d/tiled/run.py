@@ -13,17 +13,19 @@ where they will be, and their attribute ``complete`` tells when they are.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +33,25 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import __version__
-from .._outputs import ASIDE, TEMPORARY
 from ..errors import InputError, InputTypeError, Lpa3dError
-from .budget import COMPRESSED, Cost, check_room, choose_tile, find_cost
-from .grid import Grid, Place
+from .budget import COMPRESSED, Cost, canonical_sides, check_room, choose_tile, find_cost
+from .grid import Grid
 from .journal import Journal
+from .outputs import (
+    Output,
+    Sink,
+    Wanted,
+    check_apart,
+    check_folder,
+    check_storage,
+    choose_layout,
+    place_outputs,
+)
 from .schedulers import Scheduler, Task, choose_scheduler
 from .scratch import Blobs, Folder, Scratch, StoreFolder
-from .stored import Layout, Sink, Source, as_path, asked_sides, choose_layout, create_array, is_url
+from .stored import Source, is_url, local_folder
 
-__all__ = ["Options", "Run", "TileError", "Wanted", "open_run"]
+__all__ = ["Options", "Run", "TileError", "open_run"]
 
 ALGORITHM = 1
 """Raised when the bytes of a result change."""
@@ -51,6 +62,25 @@ PAUSE = 0.2
 
 RUN = "run.json"
 STORE_PREFIX = ".lpa3d-run"
+
+KEYS = (
+    "verb",
+    "version",
+    "algorithm",
+    "parameters",
+    "inputs",
+    "storage",
+    "outputs",
+    "places",
+    "tile",
+    "id",
+    "made",
+    "replaces",
+)
+"""What `RUN` holds."""
+
+BUILT = "built"
+"""The stage that ends with all outputs made, empty."""
 
 WHOLE = "whole"
 """The stage that ends with all outputs complete; what is left is to move them."""
@@ -70,34 +100,10 @@ class Options:
     memory: Any = None
     scratch: Any = None
     storage: Mapping[str, Any] | None = None
-    resume: bool = True
+    resume: bool | str = True
     overwrite: bool = False
     progress: Progress | None = None
     dry_run: bool = False
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """An output: its place (what the caller passed as ``out``), shape ``(Z, Y, X)`` and dtype."""
-
-    place: Any
-    shape: Place
-    ndim: int
-    dtype: npt.DTypeLike
-    chunks: Any = None
-
-
-@dataclass
-class _Output:
-    """An output in the making: where it is built (store and path), and where it will be (None: there)."""
-
-    wanted: Wanted
-    store: Any
-    path: str
-    built: Path | None
-    target: Path | None
-    final: Path | None
-    sink: Sink | None = None
 
 
 @dataclass
@@ -309,77 +315,101 @@ def open_run(
         is at work there, if the budget is too small, or if a disk has too little room.
     """
     first = next(iter(inputs.values()))
+    if options.progress is not None and not callable(options.progress):
+        raise InputTypeError(f"progress is {options.progress!r}; a function (stage, fraction) is needed")
     if bytes_per_voxel is not None:
         cost = Cost(0.0, bytes_per_voxel)
     else:
         dtypes = {name: source.dtype for name, source in inputs.items()}
         cost = find_cost(verb, dtypes, [wanted.dtype for wanted in outputs.values()], parameters)
-    places = {name: _place(name, wanted) for name, wanted in outputs.items()}
-    described = {name: source.describe() for name, source in inputs.items()}
-    home, blobs, temporary = _home(verb, places, options)
+    storage = check_storage(options.storage, first.ndim)
+    places = place_outputs(outputs, inputs)
+    about = {
+        "verb": verb,
+        "version": __version__,
+        "algorithm": ALGORITHM,
+        "parameters": json.loads(json.dumps(dict(parameters))),
+        "inputs": {name: source.describe() for name, source in inputs.items()},
+    }
+    asked = about | {
+        "storage": json.loads(json.dumps(storage, default=str)),
+        "outputs": {
+            name: [list(wanted.shape[3 - wanted.ndim :]), np.dtype(wanted.dtype).str]
+            for name, wanted in outputs.items()
+        },
+        "places": {name: str(output.final or output.store) for name, output in places.items()},
+    }
+    home, blobs = _home(verb, places, inputs, options)
     with contextlib.ExitStack() as stack:
-        if temporary and home is not None:
-            stack.callback(shutil.rmtree, home, ignore_errors=True)
         if home is not None:
-            home.mkdir(parents=True, exist_ok=True)
+            if options.scratch is None and not places:
+                stack.callback(shutil.rmtree, home, ignore_errors=True)
+            check_apart(home, inputs)
+            _make_home(home)
             stack.callback(_remove_empty, home)
             stack.enter_context(_lock(home))
-        about = {
-            "verb": verb,
-            "version": __version__,
-            "algorithm": ALGORITHM,
-            "parameters": json.loads(json.dumps(dict(parameters))),
-            "inputs": described,
-            "outputs": {
-                name: [list(wanted.shape[3 - wanted.ndim :]), np.dtype(wanted.dtype).str]
-                for name, wanted in outputs.items()
-            },
-        }
-        before = _earlier(blobs, places, options)
+        before = _earlier(blobs, home)
+        if before is None:
+            _sweep(blobs, home, None)
         tile = options.tile
-        if before is not None:
-            _compare(before, about, options, first.ndim)
+        if before is not None and options.resume:
+            _compare(before, asked, options, first.ndim)
             tile = before["tile"] if tile is None else tile
         else:
-            _refuse_existing(places, options)
-        unit = asked_sides(options.storage, "shards", first.ndim) or asked_sides(options.storage, "chunks", first.ndim)
+            for output in places.values():
+                # What an unfinished run made in a store is no result that would be lost.
+                if before is None or output.final is not None or output.is_complete():
+                    output.refuse_existing(overwrite=options.overwrite)
+        resumed = before is not None and options.resume
         plan = choose_tile(
-            first.shape, first.chunks, tile=tile, memory=options.memory, ndim=3 if before is not None else first.ndim,
-            bytes_per_voxel=cost.memory, halo=cost.halo, unit=unit,
+            first.shape, first.chunks, tile=tile, memory=options.memory, ndim=3 if resumed else first.ndim,
+            bytes_per_voxel=cost.memory, halo=cost.halo, unit=storage.get("shards") or storage.get("chunks"),
         )  # fmt: skip
-        if before is None and home is not None:
-            _check_room(verb, cost, first, places, home)
-        token = before["id"] if before is not None else secrets.token_hex(4)
-        inner: Blobs = Folder(home / token) if home is not None else StoreFolder(blobs.store, f"{STORE_PREFIX}/{token}")  # type: ignore[attr-defined]
-        layouts = {
-            name: choose_layout(wanted.shape, wanted.ndim, plan.tile, options.storage, name)
-            for name, wanted in outputs.items()
-        }
+        layouts = {name: choose_layout(wanted.shape, plan.tile, storage, name) for name, wanted in outputs.items()}
+        scheduler = choose_scheduler(plan.workers)
+        stack.callback(scheduler.close)
+        _check_reach(scheduler, inputs, places)
+        if before is None or not resumed:
+            if before is not None:
+                for output in places.values():
+                    output.discard(before["id"])
+            _sweep(blobs, home, before)
+            if home is not None:
+                _check_room(verb, cost, first, places, home)
+            before = asked | {
+                "tile": list(plan.tile),
+                "id": secrets.token_hex(4),
+                "made": about,
+                "replaces": [name for name, output in places.items() if output.exists()],
+            }
+            blobs.put(RUN, [json.dumps(before).encode()])
+        token = before["id"]
+        inner = _below(blobs, token)
         journal = Journal(inner)
         stack.callback(journal.close)
-        if before is None:
-            blobs.put(RUN, [json.dumps(about | {"tile": list(plan.tile), "id": token}).encode()])
-        attributes = {**about, "attributes": dict((options.storage or {}).get("attributes", {}))}
-        state = "new" if before is None else "whole" if journal.finished(WHOLE) else "begun"
-
-        def build(name: str) -> Sink:
-            return _build(places[name], name, home, token, layouts[name], attributes, state)
+        attributes = {"lpa3d": before["made"] | {"complete": False}} | dict(storage.get("attributes", {}))
+        for name, output in places.items():
+            output.settle(home, token)
+            if journal.finished(BUILT):
+                output.reopen(before["made"], whole=journal.finished(WHOLE))
+            else:
+                output.create(layouts[name], attributes)
+        journal.finish(BUILT)
 
         def retype(name: str, dtype: np.dtype[Any]) -> Sink:
-            places[name].wanted = replace(places[name].wanted, dtype=dtype)
-            _forget(places[name])
-            return build(name)
+            return places[name].retype(dtype, layouts[name], attributes)
 
-        sinks = {name: build(name) for name in places}
-        scheduler = choose_scheduler(plan.workers)
-        _check_reach(scheduler, inputs, places)
-        stack.callback(scheduler.close)
+        sinks = {name: output.sink for name, output in places.items() if output.sink is not None}
         run = Run(
             verb, Grid(first.shape, plan.tile), plan.workers, Scratch(_below(inner, "scratch")), journal, sinks,
             options.progress, scheduler, _retype=retype,
         )  # fmt: skip
-        yield run
-        changed = [name for name, source in inputs.items() if source.describe() != described[name]]
+        try:
+            yield run
+        except KeyboardInterrupt as error:
+            error.add_note(f"{verb}: make the same call again to go on where it was interrupted")
+            raise
+        changed = [name for name, source in inputs.items() if source.describe() != asked["inputs"][name]]
         if changed:
             raise InputError(
                 f"{', '.join(changed)} changed while {verb} read it, so the result would be of neither state; run it "
@@ -387,28 +417,21 @@ def open_run(
             )
         if not journal.finished(WHOLE):
             for output in places.values():
-                assert output.sink is not None
-                attributes = dict(output.sink.array.attrs["lpa3d"])
-                output.sink.array.attrs["lpa3d"] = attributes | {"complete": True}
+                output.complete()
             journal.finish(WHOLE)
         for name, output in places.items():
-            _move(output, overwrite=options.overwrite)
-            run._results[name] = _open_result(output, any(source.is_dask for source in inputs.values()))
-        # First what says that there is something to go on with: a run half deleted is none.
-        blobs.delete(RUN)
-        if home is None:
-            blobs.clear("")
-        elif not temporary:
-            shutil.rmtree(home / token, ignore_errors=True)
+            output.move(token, overwrite=options.overwrite or name in before["replaces"])
+            run._results[name] = output.result(as_dask=any(source.is_dask for source in inputs.values()))
+        _sweep(blobs, home, before)
 
 
-def _check_room(verb: str, cost: Cost, first: Source, places: Mapping[str, _Output], home: Path) -> None:
+def _check_room(verb: str, cost: Cost, first: Source, places: Mapping[str, Output], home: Path) -> None:
     """Refuse a run that cannot fit on the disks of its scratch and its outputs."""
     needs = [(home, "scratch", cost.scratch[0] * math.prod(first.shape))]
     for output in places.values():
-        if output.target is not None:
+        if output.final is not None:
             size = COMPRESSED * math.prod(output.wanted.shape) * np.dtype(output.wanted.dtype).itemsize
-            needs.append((next(folder for folder in output.target.parents if folder.exists()), "the result", size))
+            needs.append((output.anchor, "the result", size))
     check_room(verb, needs)
 
 
@@ -420,57 +443,52 @@ def _below(blobs: Blobs, prefix: str) -> Blobs:
     return StoreFolder(blobs.store, f"{blobs.prefix}/{prefix}")
 
 
-def _place(name: str, wanted: Wanted) -> _Output:
-    """Find out where an output will be; nothing is made yet."""
-    place = wanted.place
-    if place is None:
-        raise InputError(f"stored arrays need a place for the result: pass out='{name}.zarr'")
-    if hasattr(place, "supports_writes"):  # a zarr store
-        return _Output(wanted, place, "", None, None, None)
-    if is_url(place):
-        from zarr.storage import FsspecStore
+def _home(
+    verb: str, places: Mapping[str, Output], inputs: Mapping[str, Source], options: Options
+) -> tuple[Path | None, Blobs]:
+    """Return the folder of a run and its blobs; None and blobs in a store for outputs in object storage.
 
-        try:
-            return _Output(wanted, FsspecStore.from_url(place), "", None, None, None)
-        except ImportError as error:
-            raise InputError(f"{place} needs a library that is not installed: {error}") from error
-    if not isinstance(place, (str, os.PathLike)):
-        raise InputTypeError(
-            f"out is a {type(place).__module__}.{type(place).__qualname__}; a path, a URL or a zarr store is needed, "
-            f"e.g. out='{name}.zarr'"
-        )
-    from ..io import locate, zarr_target
-
-    location = locate(as_path(place))
-    if location.format != "zarr":
-        raise InputError(f"out is {os.fspath(place)!r}; results of this size are zarr arrays: out='{name}.zarr'")
-    final = Path(os.path.realpath(location.path))
-    return _Output(wanted, None, "", None, zarr_target(location), final)
-
-
-def _home(verb: str, places: Mapping[str, _Output], options: Options) -> tuple[Path | None, Blobs, bool]:
-    """Return the folder of a run and its blobs; None and blobs in a store for outputs in object storage."""
+    The folder has a name of its own, in `scratch` too: nothing else is ever in it.
+    """
+    output = next(iter(places.values()), None)
+    parts = output.final.parts if output is not None and output.final is not None else ()
+    depth = next((i for i, part in enumerate(parts) if part.lower().endswith(".zarr")), len(parts) - 1)
     if options.scratch is not None:
         if not isinstance(options.scratch, (str, os.PathLike)) or is_url(options.scratch):
             raise InputTypeError(f"scratch is {options.scratch!r}; a local or shared folder is needed")
-        home = Path(os.path.realpath(options.scratch))
-        return home, Folder(home), False
-    for output in places.values():
-        if output.final is None:
-            store = StoreFolder(output.store, STORE_PREFIX)
-            return None, store, False
-        parts = output.final.parts
-        depth = next((i for i, part in enumerate(parts) if part.lower().endswith(".zarr")), len(parts) - 1)
+        scratch = Path(os.path.realpath(os.path.expanduser(options.scratch)))
+        # Runs of other places, or of other inputs where there is no output, have folders of their own.
+        of = str(output.final or output.store) if output is not None else " ".join(
+            str(local_folder(source.array) or source.name) for source in inputs.values()
+        )  # fmt: skip
+        digest = hashlib.sha256(of.encode()).hexdigest()[:8]
+        home = scratch / f"{'-'.join(parts[depth:]) or verb}-{digest}.lpa3d"
+    elif output is None:
+        home = Path(tempfile.mkdtemp(prefix=f"lpa3d-{verb}-"))
+    elif output.final is None:
+        return None, StoreFolder(output.store, STORE_PREFIX)
+    else:
         home = Path(*parts[:depth], f"{'-'.join(parts[depth:])}.lpa3d")
-        return home, Folder(home), False
-    home = Path(tempfile.mkdtemp(prefix=f"lpa3d-{verb}-"))
-    return home, Folder(home), True
+    return home, Folder(home)
+
+
+def _make_home(home: Path) -> None:
+    """Make the folder of a run."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the folder of the run, {home}: {error.strerror}; choose another one with scratch=FOLDER"
+        ) from error
+    check_folder(home, str(home))
 
 
 @contextmanager
 def _lock(home: Path) -> Iterator[None]:
     """Keep other processes out of a run; the system lets go when the process ends, however it does."""
-    with open(home / "lock", "w") as file:
+    path = home / "lock"
+    while True:
+        file = open(path, "a")  # noqa: SIM115
         try:
             if os.name == "nt":
                 import msvcrt
@@ -481,11 +499,18 @@ def _lock(home: Path) -> Iterator[None]:
 
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            file.close()
             raise InputError(f"another process is at work on this output ({home}); wait for it, or end it") from None
-        try:
-            yield
-        finally:
-            (home / "lock").unlink(missing_ok=True)
+        # Who had it before may have deleted it since it was opened.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()
+        home.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
 
 
 def _remove_empty(home: Path) -> None:
@@ -494,20 +519,37 @@ def _remove_empty(home: Path) -> None:
         home.rmdir()
 
 
-def _earlier(blobs: Blobs, places: Mapping[str, _Output], options: Options) -> dict[str, Any] | None:
-    """Return what an unfinished run at this place was, None if there is none or it is to be forgotten."""
+def _earlier(blobs: Blobs, home: Path | None) -> dict[str, Any] | None:
+    """Return what an unfinished run at this place was, None if there is none."""
     try:
-        before: dict[str, Any] = json.loads(blobs.get(RUN, 0, 2**26))
-    except (KeyError, ValueError):
-        return None
-    if options.resume:
-        return before
-    for name, output in places.items():
-        if output.target is not None:
-            shutil.rmtree(output.target.with_name(f"{TEMPORARY}{before['id']}-{name}"), ignore_errors=True)
+        before = json.loads(blobs.get(RUN, 0, 2**26))
+        if not re.fullmatch("[0-9a-f]{8}", before["id"]) or len([int(n) for n in before["tile"]]) != 3:
+            raise ValueError
+        found: dict[str, Any] = {key: before[key] for key in KEYS}
+    except KeyError as error:
+        if error.args == (RUN,):
+            return None
+        found = {}
+    except (ValueError, TypeError, AttributeError):
+        found = {}
+    if not found:
+        raise InputError(
+            f"{RUN} in {home or STORE_PREFIX} is damaged, or of another version of lpa3d; delete "
+            f"{home or STORE_PREFIX} and run the same again"
+        )
+    return found
+
+
+def _sweep(blobs: Blobs, home: Path | None, before: dict[str, Any] | None) -> None:
+    """Delete what earlier runs at this place left, also such that were killed while they deleted it."""
+    # First what says that there is something to go on with: a run half deleted is none.
     blobs.delete(RUN)
-    blobs.clear(before["id"])
-    return None
+    if home is None:
+        blobs.clear("")
+        return
+    names = [path.name for path in home.iterdir() if re.fullmatch("[0-9a-f]{8}", path.name)]
+    for name in {*names, *([before["id"]] if before is not None else [])}:
+        shutil.rmtree(home / name, ignore_errors=True)
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any], options: Options, ndim: int) -> None:
@@ -515,6 +557,10 @@ def _compare(before: dict[str, Any], now: dict[str, Any], options: Options, ndim
     differences = []
 
     def compare(name: str, old: Any, new: Any) -> None:
+        if name == "version" or re.fullmatch(r"inputs\.\w+\.name", name):
+            return  # the algorithm's number and the contents decide
+        if options.resume == "force" and re.fullmatch(r"inputs\.\w+\.digest", name):
+            return
         if isinstance(old, dict) and isinstance(new, dict):
             for key in sorted(set(old) | set(new)):
                 compare(f"{name}.{key}" if name else key, old.get(key), new.get(key))
@@ -522,87 +568,24 @@ def _compare(before: dict[str, Any], now: dict[str, Any], options: Options, ndim
             shown = [text if len(text := str(value)) < 60 else f"{text[:57]}..." for value in (old, new)]
             differences.append(f"{name} was {shown[0]} and is {shown[1]}")
 
-    compare("", {key: before.get(key) for key in now}, now)
+    compare("", {key: before[key] for key in now}, now)
     if options.tile is not None:
-        from .budget import canonical_tile
-
-        tile = list(canonical_tile(options.tile, ndim))
+        tile = list(canonical_sides(options.tile, "tile", ndim))
         if tile != before["tile"]:
             differences.append(f"tile was {before['tile']} and is {tile}")
     if differences:
+        mended = (
+            ". If only what no finished tile has read was mended, pass resume='force'"
+            if any(".digest was" in text for text in differences)
+            else ""
+        )
         raise InputError(
-            f"an unfinished run at this place was another one: {'; '.join(differences)}. Pass the same to go on, or "
-            f"resume=False to delete what it did and start anew"
+            f"an unfinished run at this place was another one: {'; '.join(differences)}{mended}. Pass the same to go "
+            f"on, or resume=False to delete what it did and start anew"
         )
 
 
-def _refuse_existing(places: Mapping[str, _Output], options: Options) -> None:
-    """Refuse to lose an output that is there."""
-    for output in places.values():
-        if output.final is not None:
-            exists = output.final.exists()
-        else:
-            from zarr.core.sync import sync
-
-            exists = bool(sync(output.store.exists("zarr.json")))
-            if exists and options.overwrite:
-                raise InputError(
-                    f"{output.wanted.place} exists; in object storage nothing is replaced in one step: delete it first"
-                )
-        if exists and not options.overwrite:
-            raise InputError(
-                f"{output.wanted.place} exists; pass --overwrite to replace it (in Python: overwrite=True)"
-            )
-
-
-def _build(
-    output: _Output, name: str, home: Path | None, token: str, layout: Layout, about: dict[str, Any], state: str
-) -> Sink:
-    """Make the array of an output, or open the one that an earlier run made.
-
-    Of a run whose outputs were "whole" when it was killed, some may be in their places already.
-    """
-    import zarr
-
-    wanted = output.wanted
-    if output.final is None:
-        store: Any = output.store
-    else:
-        assert home is not None
-        assert output.target is not None
-        output.built = _building_site(output.target, home, token, name)
-        if state == "whole" and not output.built.exists():
-            output.built = output.target
-        inner = output.final.relative_to(output.target).parts
-        group = output.built
-        for part in inner:
-            if not (group / "zarr.json").exists():
-                zarr.create_group(str(group), zarr_format=3)
-            group = group / part
-        store = str(group)
-    output.path = store if isinstance(store, str) else ""
-    try:
-        array = None if state == "new" else zarr.open_array(store, mode="r+")
-    except (FileNotFoundError, KeyError):
-        array = None
-    if array is None:
-        attributes = {"lpa3d": {key: about[key] for key in ("verb", "version", "algorithm", "parameters", "inputs")}}
-        attributes |= about["attributes"]
-        attributes["lpa3d"]["complete"] = False
-        array = create_array(store, wanted.shape, wanted.ndim, np.dtype(wanted.dtype), layout, attributes)
-    output.sink = Sink(array.with_config({"write_empty_chunks": True}), wanted.shape, wanted.ndim)
-    return output.sink
-
-
-def _forget(output: _Output) -> None:
-    """Delete an empty output's metadata: a store may hold other things beside them."""
-    from zarr.core.sync import sync
-
-    assert output.sink is not None
-    sync((output.sink.array.store_path / "zarr.json").delete())
-
-
-def _check_reach(scheduler: Scheduler, inputs: Mapping[str, Source], places: Mapping[str, _Output]) -> None:
+def _check_reach(scheduler: Scheduler, inputs: Mapping[str, Source], places: Mapping[str, Output]) -> None:
     """Refuse stores that other processes cannot see."""
     if scheduler.name == "threads":
         return
@@ -614,42 +597,3 @@ def _check_reach(scheduler: Scheduler, inputs: Mapping[str, Source], places: Map
                 f"{name} lies in the memory of this process, which the workers of the dask client cannot see; use "
                 f"a path that they share, or close the client"
             )
-
-
-def _building_site(target: Path, home: Path, token: str, name: str) -> Path:
-    """Return where an output is built: with the run, or beside its place if only there it can be renamed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if os.stat(home).st_dev == os.stat(target.parent).st_dev:
-        return home / token / "result" / name
-    return target.with_name(f"{TEMPORARY}{token}-{name}")
-
-
-def _move(output: _Output, *, overwrite: bool) -> None:
-    """Move a complete output to its place."""
-    if output.target is None or output.built is None or output.built == output.target:
-        return
-    if output.target.exists():
-        if not overwrite:
-            # Somebody else made it meanwhile.
-            raise Lpa3dError(
-                f"{output.wanted.place} appeared while the work ran; the result is kept as {output.built}; move one of "
-                f"them away and run the same again, or pass --overwrite (in Python: overwrite=True)"
-            )
-        aside = output.built.with_name(f"{ASIDE}{secrets.token_hex(4)}")
-        os.rename(output.target, aside)
-        os.rename(output.built, output.target)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        os.rename(output.built, output.target)
-
-
-def _open_result(output: _Output, as_dask: bool) -> Any:
-    """Return a finished output as a zarr array, or as a dask array backed by it."""
-    import zarr
-
-    array = zarr.open_array(str(output.final) if output.final is not None else output.store, mode="r")
-    if not as_dask:
-        return array
-    import dask.array
-
-    return dask.array.from_zarr(array)

@@ -177,6 +177,12 @@ def choose_scheduler(workers: int | None) -> Scheduler:
     distributed = sys.modules.get("distributed")
     if distributed is not None:
         try:
+            distributed.get_worker()
+            # Called in a task: it has this worker's thread, and would wait for ever for others that do the same.
+            return Threads(1)
+        except ValueError:
+            pass  # no task of a worker
+        try:
             return Cluster(distributed.get_client())
         except ValueError:
             pass  # no client is active

@@ -21,9 +21,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import Lpa3dError
 from .grid import Box, Grid, Place
 
-__all__ = ["Blobs", "Folder", "Scratch", "ScratchVolume", "StoreFolder"]
+__all__ = ["Blobs", "Folder", "Scratch", "ScratchError", "ScratchVolume", "StoreFolder"]
 
 FRAME = 2**30
 """Bytes that are compressed at once; Blosc takes less than 2**31."""
@@ -208,6 +209,10 @@ def _decode(frames: list[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -
     return array
 
 
+class ScratchError(Lpa3dError, RuntimeError):
+    """What a run kept cannot be read."""
+
+
 @dataclass(frozen=True)
 class Scratch:
     """Named arrays under keys such as ``"label/scan/17"``."""
@@ -230,6 +235,14 @@ class Scratch:
 
     def get(self, key: str, *names: str) -> dict[str, Array]:
         """Return the arrays under `key`, only those that are named if any are; a missing one is a `KeyError`."""
+        try:
+            return self._get(key, names)
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise ScratchError(
+                f"the scratch of this run is damaged ({key}: {error}); pass resume=False to start the run anew"
+            ) from error
+
+    def _get(self, key: str, names: tuple[str, ...]) -> dict[str, Array]:
         start = self.blobs.get(key, 0, HEAD)
         size = int.from_bytes(start[:8], "little")
         if len(start) < 8 + size:
@@ -242,7 +255,11 @@ class Scratch:
             at += 8 + size
             for length in lengths:
                 frame = start[at : at + length]
-                frames.append(frame if len(frame) == length else self.blobs.get(key, at, length))
+                if len(frame) < length:
+                    frame = self.blobs.get(key, at, length)
+                if len(frame) < length:
+                    raise ValueError("it ends too early")  # the decoder would read on
+                frames.append(frame)
                 at += length
             found[name] = _decode(frames, np.dtype(dtype), tuple(shape))
         return found

@@ -49,9 +49,10 @@ from .._stitch import (
 from .._unite import unite_musts
 from ..kernels import stitch as kernels
 from .grid import Box, Grid
-from .run import Options, Run, Wanted, open_run
+from .outputs import Sink, Wanted
+from .run import Options, Run, open_run
 from .scratch import Scratch
-from .stored import Sink, Source, check_classes, check_id_values, check_ids, open_source, same_shape
+from .stored import Source, check_classes, check_id_values, check_ids, open_source, same_shape
 from .tables import digest
 
 __all__ = ["stitch"]
