@@ -189,8 +189,8 @@ class StoreFolder:
 def _encode(array: Array) -> list[bytes]:
     """Return the compressed frames of an array.
 
-    Labels of 256 cubed: 10 ms to 1/38 of their size, 6 ms back; with bytes shuffled 15 ms to 1/45, 8 ms back; zstd 38 ms
-    to 1/99, 34 ms back.
+    Labels of 256 cubed: 10 ms to 1/38 of their size, 6 ms back; with bytes shuffled 15 ms to 1/45, 8 ms back; zstd
+    38 ms to 1/99, 34 ms back.
     """
     from numcodecs.blosc import NOSHUFFLE, compress
 
