@@ -168,8 +168,15 @@ IDS = ("seeds", "reference", "prediction")
 """Stores of which each copy has ids of its own."""
 
 
+def make_codec() -> Any:
+    """Return the codec of all inputs and outputs, of every tool: the one that lpa3d chooses by itself."""
+    import zarr
+
+    return zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
+
+
 def create_store(file: str, shape: Sequence[int], dtype: Any, chunk: int, **attributes: Any) -> Any:
-    """Return a new zarr array as all inputs and outputs are: the codec is the one that lpa3d chooses by itself."""
+    """Return a new zarr array as all inputs and outputs are."""
     import zarr
 
     return zarr.create_array(
@@ -177,7 +184,7 @@ def create_store(file: str, shape: Sequence[int], dtype: Any, chunk: int, **attr
         shape=tuple(shape),
         dtype=dtype,
         chunks=tuple(min(chunk, n) for n in shape),
-        compressors=[zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")],
+        compressors=[make_codec()],
         fill_value=0,
         attributes=attributes,
     )
@@ -248,7 +255,7 @@ def call_tiled(verb: str, stores: Mapping[str, str], out: str, scratch: str, **o
 
     if verb == "evaluate":
         return dict(lpa3d.evaluate(**stores, scratch=scratch, **options)), {}
-    storage = {"chunks": options.pop("chunk")}
+    storage = {"chunks": options.pop("chunk"), "compressors": [make_codec()]}
     getattr(lpa3d, verb)(**stores, out=out, scratch=scratch, storage=storage, **options)
     return {}, {}
 
