@@ -80,7 +80,7 @@ class Asked:
 
 def _label(asked: Asked) -> Cost:
     # Chunks are decoded and encoded beside the tile; then runs, and what the allocator does not give back (measured).
-    return Cost(15.0, 2 * max(asked.read, asked.results) + 4, (0.1, 10.0))
+    return Cost(10.0, 2 * max(asked.read, asked.results) + 4, (0.2, 10.0))
 
 
 def _propagate(asked: Asked) -> Cost:
@@ -92,15 +92,15 @@ def _propagate(asked: Asked) -> Cost:
     single = 16 + links + cost + 2 * asked.read
     # Of diffusion: labels, seeds, classes, hops, queue, lists. Measured: 13 on vesicles, 22 where all is near a border.
     around = 20 + links + cost + (2 if asked.keywords.get("return_confidence") else 0)
-    return Cost(250.0, max(around, 0.6 * single) if halo else single, (0.6, 24.0), halo)
+    return Cost(100.0, max(around, 0.6 * single) if halo else single, (0.4, 24.0), halo)
 
 
 def _contacts(asked: Asked) -> Cost:
-    return Cost(30.0, 2 * asked.read + 2, (0.2, 60.0))
+    return Cost(20.0, 2 * asked.read + 2, (0.2, 60.0))
 
 
 def _merge(asked: Asked) -> Cost:
-    return Cost(40.0, 2 * asked.read + 2, (0.2, 60.0))
+    return Cost(30.0, 2 * asked.read + 2, (0.2, 60.0))
 
 
 def _stitch(asked: Asked) -> Cost:
@@ -109,7 +109,7 @@ def _stitch(asked: Asked) -> Cost:
 
 def _fuse(asked: Asked) -> Cost:
     # What is read and its canonical form; combinations, as a number for each voxel; results.
-    return Cost(60.0, 2 * asked.read + 2 * asked.results + 8, (0.2, 60.0))
+    return Cost(40.0, 2 * asked.read + 2 * asked.results + 8, (0.2, 60.0))
 
 
 def _evaluate(asked: Asked) -> Cost:
@@ -119,7 +119,7 @@ def _evaluate(asked: Asked) -> Cost:
         bool(asked.keywords.get("surfaces")),
         asked.keywords.get("warping") is not None,
     )
-    return Cost(40.0 + 40.0 * sum(more), asked.read + 6 + 10 * sum(more), (0.1, 40.0))
+    return Cost(8.0 + 30.0 * sum(more), asked.read + 6 + 10 * sum(more), (0.1, 40.0))
 
 
 COSTS: dict[str, Callable[[Asked], Cost]] = {
