@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile(
     "lpa3d",
     deadline=None,  # the first example compiles
-    max_examples=int(os.environ.get("LPA3D_MAX_EXAMPLES", "60")),
+    max_examples=int(os.environ.get("LPA3D_MAX_EXAMPLES", "40")),
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=bool(os.environ.get("CI")),
 )

@@ -59,7 +59,7 @@ def fuse(inputs: dict[str, Path], out: Path) -> Any:
 
 def evaluate(inputs: dict[str, Path], out: Path) -> Any:
     e = lpa3d.evaluate(inputs["instances"], inputs["seeds"], scratch=out / "run", tile=TILE)
-    zarr.create_array(str(out / "f1.zarr"), shape=(1,), dtype="f8")[:] = e["f1"]
+    zarr.create_array(str(out / "f1.zarr"), shape=(1,), dtype="f8", overwrite=True)[:] = e["f1"]
 
 
 VERBS: list[Callable[[dict[str, Path], Path], Any]] = [label, propagate, merge, stitch, fuse, evaluate]

@@ -16,7 +16,9 @@ import lpa3d
 zarr = pytest.importorskip("zarr")
 distributed = pytest.importorskip("distributed")
 
-from stored_cell import VERBS, digest, store_cell  # noqa: E402
+from stored_cell import digest, evaluate, fuse, label, propagate, store_cell  # noqa: E402
+
+VERBS = [label, propagate, fuse, evaluate]
 
 
 @pytest.fixture(scope="module")

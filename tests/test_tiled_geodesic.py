@@ -185,7 +185,7 @@ tiles = st.tuples(*[st.integers(1, 6)] * 3) | st.tuples(*[st.integers(1, 2)] * 3
     lives=st.sampled_from([None, 0.1]),
     garbage=st.sampled_from([0, 3, 64]),
 )
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_any_order_of_activations_gives_the_labels_of_the_whole_volume(
     case, tile, limit, seed, workers, zombies, lives, garbage
 ):
@@ -202,7 +202,7 @@ def test_any_order_of_activations_gives_the_labels_of_the_whole_volume(
 
 
 @given(case=cases(share=(0.5, 0.9)), tile=tiles, seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.02, 0.3]))
-@settings(max_examples=50)
+@settings(max_examples=30)
 def test_tiles_that_are_not_active_are_sources(case, tile, seed, share):
     """A volume is filled, some of its voxels are cleared, and only the tiles that hold these are activated."""
     volume, labels, connectivity, spacing, cost = case

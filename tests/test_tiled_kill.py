@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lpa3d.errors import InputError
 from lpa3d.tiled.journal import Journal
 from lpa3d.tiled.scratch import Folder
 
@@ -62,8 +63,8 @@ def test_killed_at_random_points_of_every_stage(
         rng = random.Random(5)
         (tmp_path / "killed").mkdir()
         killed = 0
-        for _ in range(12):
-            killer.count, killer.at = 0, rng.randint(1, max(2, writes // 5))
+        for _ in range(8):
+            killer.count, killer.at = 0, rng.randint(1, max(2, writes // 4))
             child = os.fork()
             if not child:
                 try:
@@ -73,8 +74,12 @@ def test_killed_at_random_points_of_every_stage(
             if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -signal.SIGKILL:
                 break
             killed += 1
-        assert killed >= 4
+        assert killed >= 3
         killer.at = -1
         if digest(tmp_path / "killed") != expected:
-            verb(inputs, tmp_path / "killed")
+            try:
+                verb(inputs, tmp_path / "killed")
+            except InputError as error:
+                # It was killed while it deleted its own folder, with all outputs in place; the call sweeps, then refuses.
+                assert "exists; pass" in str(error)
     assert digest(tmp_path / "killed") == expected
