@@ -78,7 +78,7 @@ def test_killed_at_random_points_of_every_stage(
         assert killed >= 3
         killer.at = -1
         if digest(tmp_path / "killed") != expected:
-            # One that was killed while it deleted its own folder has all outputs in place: the call sweeps, then refuses.
+            # Killed while it deleted its own folder, it has all outputs in place: the call sweeps, then refuses.
             with contextlib.suppress(InputError):
                 verb(inputs, tmp_path / "killed")
     assert digest(tmp_path / "killed") == expected
