@@ -80,7 +80,7 @@ class Asked:
 
 def _label(asked: Asked) -> Cost:
     # Chunks are decoded and encoded beside the tile; then runs, and what the allocator does not give back (measured).
-    return Cost(10.0, 2 * max(asked.read, asked.results) + 4, (0.2, 10.0))
+    return Cost(10.0, 2 * max(asked.read, asked.results) + 5, (0.2, 10.0))
 
 
 def _propagate(asked: Asked) -> Cost:
