@@ -305,6 +305,10 @@ class Output:
     def complete(self) -> None:
         """Mark it as complete."""
         assert self.sink is not None
+        folder = self.built or _root(self.store)
+        if folder is not None:
+            for left in folder.rglob("*.partial"):
+                left.unlink(missing_ok=True)  # of a write of zarr that was killed
         self.sink.array.attrs["lpa3d"] = dict(self.sink.array.attrs["lpa3d"]) | {"complete": True}
 
     def move(self, token: str, *, overwrite: bool) -> None:
