@@ -103,7 +103,6 @@ class Options:
     resume: bool | str = True
     overwrite: bool = False
     progress: Progress | None = None
-    dry_run: bool = False
 
 
 @dataclass
