@@ -3,7 +3,7 @@
 Each error also inherits the built-in one that a caller would expect, so that ``except ValueError`` keeps working.
 """
 
-__all__ = ["InputError", "InputTypeError", "LibraryError", "Lpa3dError", "Lpa3dWarning", "RangeError"]
+__all__ = ["DeviceError", "InputError", "InputTypeError", "LibraryError", "Lpa3dError", "Lpa3dWarning", "RangeError"]
 
 
 class Lpa3dError(Exception):
@@ -16,6 +16,10 @@ class InputError(Lpa3dError, ValueError):
 
 class InputTypeError(Lpa3dError, TypeError):
     """An argument has a type or dtype that cannot be used; the message says what is needed."""
+
+
+class DeviceError(Lpa3dError, RuntimeError):
+    """No CUDA device can be used; the message says what is missing."""
 
 
 class LibraryError(Lpa3dError, ImportError):
