@@ -1,6 +1,6 @@
 """The CUDA device: its arrays, and the one loader of the kernels in this folder's ``.cu`` files.
 
-A kernel is compiled from its file when it is first asked for, once for each set of ``#define``s. ``#include "x.cuh"`` is
+A kernel is compiled from its file when it is first asked for, once for each set of defines. ``#include "x.cuh"`` is
 replaced by that file's text here, so that whoever compiles sees (and caches) all of the source. The parameters that a
 kernel declares decide what it is given: plain numbers are converted, arrays must fit.
 """
