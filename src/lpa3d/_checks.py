@@ -1,7 +1,8 @@
 """The one door: every argument is checked here, before any work, and made canonical.
 
 Behind it arrays are ``(Z, Y, X)``, C-ordered, in native byte order, of an unsigned dtype (class maps, where only
-equality counts) or of int64 or narrower (ids). A copy is made only where the input is not canonical already.
+equality counts) or of int64 or narrower (ids). A copy is made only where the input is not canonical already. Arrays on
+a CUDA device pass the same checks and stay there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._backend import array_module, find_device, is_on_device
 from .errors import InputError, InputTypeError
 
 __all__ = [
@@ -43,10 +45,13 @@ def is_integral(dtype: np.dtype[Any]) -> bool:
 
 
 def check_array(array: Any, name: str) -> npt.NDArray[Any]:
-    """Refuse anything but a 2D or 3D NumPy array of booleans, integers or floats (masked arrays lose their mask)."""
+    """Refuse anything but a 2D or 3D array of booleans, integers or floats, NumPy's (masked ones lose their mask) or
+    CuPy's."""
     if isinstance(array, np.ma.MaskedArray):
         raise InputTypeError(f"{name} is a masked array, whose mask would be lost; pass {name}.filled(0)")
-    if not isinstance(array, np.ndarray):
+    if is_on_device(array):
+        find_device(array)
+    elif not isinstance(array, np.ndarray):
         raise InputTypeError(
             f"{name} is a {type(array).__module__}.{type(array).__qualname__}; a NumPy array is needed: pass "
             + (f"lpa3d.io.read({name})" if isinstance(array, (str, Path)) else f"numpy.asarray({name})")
@@ -55,14 +60,15 @@ def check_array(array: Any, name: str) -> npt.NDArray[Any]:
         raise InputTypeError(f"{name} has dtype {array.dtype}; an array of bool or integers is needed")
     if array.ndim not in (2, 3):
         raise InputError(f"{name} has {array.ndim} dimensions, shape {array.shape}; (Z, Y, X) or (Y, X) is needed")
-    return np.asarray(array)
+    return array if is_on_device(array) else np.asarray(array)
 
 
 def _canonical(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return `array` as 3D, C-ordered and in native byte order, copied only where it is not."""
     if array.ndim == 2:
         array = array[np.newaxis]
-    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    contiguous: npt.NDArray[Any] = array_module(array).ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    return contiguous
 
 
 def class_map(volume: Any, name: str = "volume") -> npt.NDArray[Any]:
@@ -86,7 +92,7 @@ def instance_ids(array: Any, name: str) -> npt.NDArray[Any]:
     """Return instance ids as canonical integers of their own dtype, none negative, none above 2**63 - 1."""
     ids = check_array(array, name)
     if ids.dtype.kind == "f":
-        if (ids == np.rint(ids)).all():
+        if bool((ids == array_module(ids).rint(ids)).all()):
             raise InputTypeError(f"{name} has dtype {ids.dtype}; ids are integers: pass {name}.astype('int64')")
         raise InputTypeError(
             f"{name} has dtype {ids.dtype} and values that are no whole numbers; ids are integers: label what it "
@@ -155,18 +161,22 @@ def canonical_out(
     Raises
     ------
     InputTypeError, InputError
-        If `out` is no NumPy array, has another shape or dtype, is not C-ordered or writeable, or shares memory with
-        one of `inputs`.
+        If `out` is no array of the kind of `inputs` (NumPy, CuPy), has another shape or dtype, is not C-ordered or
+        writeable, or shares memory with one of `inputs`.
     """
     if out is None:
         return None
-    need = f"numpy.empty({shape}, {dtype.name!r})"
-    if not isinstance(out, np.ndarray):
-        raise InputTypeError(f"out is a {type(out).__qualname__}; a NumPy array is needed: out={need}")
+    on_device = is_on_device(inputs[0])
+    library = "CuPy" if on_device else "NumPy"
+    need = f"{library.lower()}.empty({shape}, {dtype.name!r})"
+    if not (is_on_device(out) if on_device else isinstance(out, np.ndarray)):
+        raise InputTypeError(f"out is a {type(out).__qualname__}; a {library} array is needed: out={need}")
     if out.shape != shape or out.dtype != dtype:
         raise InputError(f"out has shape {out.shape} and dtype {out.dtype}; needed is out={need}")
-    if not (out.flags.c_contiguous and out.flags.writeable):
+    if not (out.flags.c_contiguous and (on_device or out.flags.writeable)):
         raise InputError(f"out must be C-contiguous and writeable: out={need}")
-    if any(isinstance(array, np.ndarray) and np.may_share_memory(out, array) for array in inputs):
+    kind, may_share = (type(out) if on_device else np.ndarray), array_module(out).may_share_memory
+    if any(isinstance(array, kind) and may_share(out, array) for array in inputs):
         raise InputError(f"out shares memory with an input, which would be overwritten; pass a new array: out={need}")
-    return out[np.newaxis] if out.ndim == 2 else out
+    target: npt.NDArray[Any] = out[np.newaxis] if out.ndim == 2 else out
+    return target

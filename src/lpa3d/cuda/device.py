@@ -100,7 +100,7 @@ class Kernel:
         label: str,
         function: Callable[..., None],
         parameters: list[tuple[np.dtype[Any], bool, str]],
-        array_type: type,
+        array_type: type[Any],
     ) -> None:
         self.label, self.function, self.parameters, self.array_type = label, function, parameters, array_type
 
@@ -155,7 +155,7 @@ class Device:
     def __init__(
         self,
         xp: Any,
-        array_type: type,
+        array_type: type[Any],
         build: Build,
         fetch: Callable[[Any], npt.NDArray[Any]],
         free_bytes: Callable[[], int],
@@ -215,7 +215,7 @@ def open_device() -> Device:
         If there is no CuPy, no driver, no device, or an older one than the kernels can be compiled for.
     """
     try:
-        import cupy  # type: ignore[import-not-found, unused-ignore]
+        import cupy
     except ImportError as error:
         raise DeviceError(
             f"device='cuda' needs CuPy, which cannot be imported ({error}): pip install 'lpa3d[cuda13]', or "
