@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+import emulator as cuda_emulator
+from lpa3d._backend import open_device
+from lpa3d.errors import DeviceError
+
 settings.register_profile(
     "lpa3d",
     deadline=None,  # the first example compiles
@@ -28,3 +32,25 @@ def data_dir() -> Path:
         if folder and (Path(folder) / "urocell").is_dir():
             return Path(folder)
     pytest.skip("no real data: set LPA3D_DATA to a folder that holds urocell/ and connectomics.zarr/")
+
+
+@pytest.fixture(scope="session")
+def emulator():
+    """`emulator.Emulator`, for tests that only make sense on emulated devices; skips them where there is no g++."""
+    if cuda_emulator.COMPILER is None:
+        pytest.skip("no g++, which builds the CUDA kernels for the CPU")
+    return cuda_emulator.Emulator
+
+
+@pytest.fixture(scope="module", params=["shuffled", "preempt", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """The CUDA device that lpa3d opens: emulated ones that differ in the order of threads, then the real one."""
+    if request.param == "cuda":
+        try:
+            found = open_device()
+        except DeviceError as error:
+            pytest.skip(str(error))
+    else:
+        found = request.getfixturevalue("emulator")(request.param)
+    with cuda_emulator.opened(found):
+        yield found
