@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ._levels import flat_strides
 from ._pairs import flag_first, sort_pairs
 from ._threads import num_threads, run_all, split
 from .errors import InputError
@@ -20,10 +21,15 @@ __all__ = [
     "Slices",
     "add_rows",
     "annotated_slices",
+    "any_unlabelled",
+    "apply_ids",
     "count_mask",
     "count_seeds",
+    "list_beyond",
     "rank_labels",
     "rank_table",
+    "restrict_seeds",
+    "select",
     "settle_census",
     "take_census",
 ]
@@ -208,6 +214,48 @@ def rank_table(ids: Ints, classes: Ints, ranks: Ints) -> Ints:
 def rank_labels(volume: npt.NDArray[Any], seeds: npt.NDArray[Any], ranks: Ints, labels: npt.NDArray[np.uint32]) -> None:
     """Write the rank of each kept seed's id to `labels`, which is 0; `ranks` is a `rank_table`."""
     run_all(lambda part: kernels.rank_seeds(volume, seeds, *part, ranks, labels), split(volume.shape[0], num_threads()))
+
+
+def restrict_seeds(labels: npt.NDArray[np.uint32], seeds: npt.NDArray[Any]) -> None:
+    """Set `seeds` to 0, in place, where there is no label."""
+    flat, flat_seeds = labels.reshape(-1), seeds.reshape(-1)
+    run_all(lambda part: kernels.restrict_seeds(flat, *part, flat_seeds), split(flat.size, num_threads()))
+
+
+def any_unlabelled(volume: npt.NDArray[Any], labels: npt.NDArray[np.uint32]) -> bool:
+    """Return whether any voxel of the class map has no label."""
+    slabs = split(volume.shape[0], num_threads())
+    return any(run_all(lambda slab: kernels.count_unlabelled(volume, labels, *slab), slabs))
+
+
+def select(volume: npt.NDArray[Any], labels: npt.NDArray[np.uint32], *, labelled: bool) -> npt.NDArray[Any]:
+    """Return the class map of the voxels that have a label, or have none."""
+    return _map_voxels(kernels.select_voxels, volume, labels.reshape(-1), labelled)
+
+
+def list_beyond(
+    volume: npt.NDArray[Any], reached: npt.NDArray[np.uint32], links: npt.NDArray[Any], connectivity: int
+) -> npt.NDArray[Any]:
+    """Return the class map of the voxels without a label that are linked to one with a label.
+
+    There components with a seed go on beyond the distance: those are not components without one.
+    """
+    strides = flat_strides(volume.shape, connectivity)
+    return _map_voxels(kernels.list_borders, volume, reached.reshape(-1), links.reshape(-1), strides)
+
+
+def _map_voxels(kernel: Callable[..., None], volume: npt.NDArray[Any], *args: Any) -> npt.NDArray[Any]:
+    """Return a class map that `kernel` makes from `volume`, both flat, in parts."""
+    out = np.empty_like(volume)
+    flat, flat_out = volume.reshape(-1), out.reshape(-1)
+    run_all(lambda part: kernel(flat, *args, *part, flat_out), split(flat.size, num_threads()))
+    return out
+
+
+def apply_ids(labels: npt.NDArray[np.uint32], values: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
+    """Write ``values[label]`` to `out` for each label, 0 where there is none; `out` may be `labels` itself."""
+    flat, flat_out = labels.reshape(-1), out.reshape(-1)
+    run_all(lambda part: kernels.apply_ids(flat, *part, values, flat_out), split(flat.size, num_threads()))
 
 
 def annotated_slices(seeded: Slices, masked: Slices, axes: tuple[int, ...]) -> tuple[int, list[int]] | None:

@@ -22,7 +22,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._census import annotated_slices, count_mask, count_seeds, rank_labels, rank_table, take_census
+from ._census import (
+    annotated_slices,
+    any_unlabelled,
+    apply_ids,
+    count_mask,
+    count_seeds,
+    list_beyond,
+    rank_labels,
+    rank_table,
+    restrict_seeds,
+    select,
+    take_census,
+)
 from ._checks import (
     MAX_ID,
     canonical_connectivity,
@@ -38,26 +50,22 @@ from ._diffuse import conductances, diffuse
 from ._dispatch import accepts_stored
 from ._geodesic import cut_links, link_voxels, spread
 from ._label import find_components
-from ._levels import flat_strides
 from ._neighbors import UNIT, step_weights
 from ._reattach import clear_unseeded, reattach
 from ._sections import label_sections
-from ._threads import num_threads, run_all, split
+from ._threads import run_all
 from ._warn import warn
 from .errors import InputError, InputTypeError
-from .kernels import census as kernels
 
 __all__ = [
     "Rules",
     "check_cost",
     "check_rules",
     "fresh_ids",
-    "list_beyond",
     "lone_note",
     "missing_note",
     "propagate",
     "result_dtype",
-    "select",
     "steps_of_cost",
     "sweeps_of_labels",
 ]
@@ -411,7 +419,6 @@ def _run(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint16] | None]:
     """Run the stages; return the labels, in `target` if that is given, and the confidence if asked for."""
     volume, seeds, rules = job.volume, job.seeds, job.rules
-    slabs = split(volume.shape[0], num_threads())
     tell("seeds", 0.0)
     census = take_census(volume, seeds, rules.seed_conflicts, job.class_dtype)
     for note in census.notes:
@@ -427,8 +434,7 @@ def _run(
     del ranks
     if census.dropped:
         seeds = seeds.copy()
-        flat_labels, flat_seeds = labels.reshape(-1), seeds.reshape(-1)
-        run_all(lambda part: kernels.restrict_seeds(flat_labels, *part, flat_seeds), split(seeds.size, num_threads()))
+        restrict_seeds(labels, seeds)
 
     links = link_voxels(volume, rules.connectivity)
     seeded = census.seeded
@@ -471,14 +477,12 @@ def _run(
 
     tell("ids", 0.95)
     ids = census.ids
-    if any(run_all(lambda part: kernels.count_unlabelled(job.volume, labels, *part), slabs)):
+    if any_unlabelled(job.volume, labels):
         ids = np.concatenate([ids, _settle_unseeded(job, labels, len(ids), beyond)])
     if confidence is not None:
         confidence[labels == 0] = 0
         confidence[labels > len(census.ids)] = 65535
-    values = np.concatenate([[0], ids]).astype(job.dtype)
-    flat, flat_target = labels.reshape(-1), target.reshape(-1)
-    run_all(lambda part: kernels.apply_ids(flat, *part, values, flat_target), split(flat.size, num_threads()))
+    apply_ids(labels, np.concatenate([[0], ids]).astype(job.dtype), target)
     return target, confidence
 
 
@@ -487,30 +491,6 @@ def sweeps_of_labels(drawn: npt.NDArray[np.bool_], rules: Rules) -> npt.NDArray[
     if rules.sweeps is not None:
         return np.full(len(drawn), rules.sweeps, dtype=np.int64)
     return np.where(drawn, SWEEPS_SECTIONS, SWEEPS).astype(np.int64)
-
-
-def select(volume: npt.NDArray[Any], labels: npt.NDArray[np.uint32], *, labelled: bool) -> npt.NDArray[Any]:
-    """Return the class map of the voxels that have a label, or have none."""
-    return _map_voxels(kernels.select_voxels, volume, labels.reshape(-1), labelled)
-
-
-def list_beyond(
-    volume: npt.NDArray[Any], reached: npt.NDArray[np.uint32], links: npt.NDArray[Any], connectivity: int
-) -> npt.NDArray[Any]:
-    """Return the class map of the voxels without a label that are linked to one with a label.
-
-    There components with a seed go on beyond the distance: those are not components without one.
-    """
-    strides = flat_strides(volume.shape, connectivity)
-    return _map_voxels(kernels.list_borders, volume, reached.reshape(-1), links.reshape(-1), strides)
-
-
-def _map_voxels(kernel: Callable[..., None], volume: npt.NDArray[Any], *args: Any) -> npt.NDArray[Any]:
-    """Return a class map that `kernel` makes from `volume`, both flat, in parts."""
-    out = np.empty_like(volume)
-    flat, flat_out = volume.reshape(-1), out.reshape(-1)
-    run_all(lambda part: kernel(flat, *args, *part, flat_out), split(flat.size, num_threads()))
-    return out
 
 
 def _settle_unseeded(

@@ -35,10 +35,13 @@ from .._census import (
     Slices,
     add_rows,
     annotated_slices,
+    apply_ids,
     count_mask,
     count_seeds,
+    list_beyond,
     rank_labels,
     rank_table,
+    select,
     settle_census,
 )
 from .._checks import instance_ids
@@ -50,11 +53,9 @@ from .._propagate import (
     check_cost,
     check_rules,
     fresh_ids,
-    list_beyond,
     lone_note,
     missing_note,
     result_dtype,
-    select,
     steps_of_cost,
     sweeps_of_labels,
 )
@@ -62,7 +63,7 @@ from .._reattach import flag_seeds
 from .._threads import run_all
 from .._warn import warn
 from ..errors import InputError
-from ..kernels.census import apply_ids, join_seeds, split_seeds
+from ..kernels.census import join_seeds, split_seeds
 from .components import (
     Totals,
     local_flags,
@@ -642,7 +643,7 @@ def _write(context: _Write, tile: int) -> None:
     inner = Box((first, *box.lo[1:]), (last, *box.hi[1:]))
     labels = context.labels.read(inner)
     ids = np.empty(inner.shape, context.out.array.dtype)
-    apply_ids(labels.reshape(-1), 0, labels.size, context.tables.get("ids"), ids.reshape(-1))
+    apply_ids(labels, context.tables.get("ids"), ids)
     fresh = None if context.fresh is None else context.fresh.read(inner)
     if fresh is not None:
         ids += fresh.astype(ids.dtype)
