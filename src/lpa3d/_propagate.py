@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._backend import array_module
 from ._census import (
     annotated_slices,
     any_unlabelled,
@@ -89,10 +90,11 @@ def steps_of_cost(values: npt.NDArray[Any], steps: npt.NDArray[np.uint16]) -> tu
     """Write a cost in fixed point, 16 for 1; return its smallest and largest value for `check_cost`."""
     if not values.size:
         return 1.0, 1.0
+    xp = array_module(values)
     values = values.astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if math.isfinite(low) and math.isfinite(high):
-        steps[...] = np.clip(np.rint(values * COST_UNIT), 1, MOST_Q)
+        steps[...] = xp.clip(xp.rint(values * COST_UNIT), 1, MOST_Q)
     return low, high
 
 
@@ -116,7 +118,7 @@ def _cost_steps(cost: Any, volume: npt.NDArray[Any], shape: tuple[int, ...]) -> 
     if array.shape != shape:
         raise InputError(f"cost has shape {array.shape} but volume has shape {shape}; they must be the same")
     array = array.reshape(volume.shape)
-    steps = np.empty(volume.shape, dtype=np.uint16)
+    steps: npt.NDArray[np.uint16] = array_module(volume).empty(volume.shape, dtype=np.uint16)
     check_cost(run_all(lambda z: steps_of_cost(array[z], steps[z]), range(volume.shape[0])))
     return steps
 
@@ -363,17 +365,19 @@ def propagate(
     job = _Job(classes, given, steps, rules, most, dtype, class_dtype)
     if rules.missing:
         # Without the missing slices their neighbours are neighbours, in every stage.
-        present = np.setdiff1d(np.arange(shape[0]), rules.missing)
-        lost = int(np.count_nonzero(given[rules.missing]))
+        xp = array_module(classes)
+        present = xp.asarray(np.setdiff1d(np.arange(shape[0]), rules.missing))
+        missing = xp.asarray(rules.missing)
+        lost = int(xp.count_nonzero(given[missing]))
         if lost:
             warn(missing_note(lost))
         result, confidence = _run(job.take(present), None, tell)
-        whole = np.zeros(shape, dtype) if target is None else target
-        whole[rules.missing] = 0
+        whole = xp.zeros(shape, dtype) if target is None else target
+        whole[missing] = 0
         whole[present] = result
         result = whole
         if confidence is not None:
-            spread_out = np.zeros(shape, np.uint16)
+            spread_out = xp.zeros(shape, np.uint16)
             spread_out[present] = confidence
             confidence = spread_out
     else:
@@ -418,17 +422,17 @@ def _run(
     job: _Job, target: npt.NDArray[Any] | None, tell: Progress
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint16] | None]:
     """Run the stages; return the labels, in `target` if that is given, and the confidence if asked for."""
-    volume, seeds, rules = job.volume, job.seeds, job.rules
+    volume, seeds, rules, xp = job.volume, job.seeds, job.rules, array_module(job.volume)
     tell("seeds", 0.0)
     census = take_census(volume, seeds, rules.seed_conflicts, job.class_dtype)
     for note in census.notes:
         warn(note)
     if target is None:
-        target = np.zeros(volume.shape, dtype=job.dtype)
+        target = xp.zeros(volume.shape, dtype=job.dtype)
     else:
         target[...] = 0
     # Ranks are worked on where the result will stand, if they fit there.
-    labels = target.view(np.uint32) if job.dtype.itemsize == 4 else np.zeros(volume.shape, dtype=np.uint32)
+    labels = target.view(np.uint32) if job.dtype.itemsize == 4 else xp.zeros(volume.shape, dtype=np.uint32)
     ranks = rank_table(census.ids, census.classes, np.arange(1, len(census.ids) + 1))
     rank_labels(volume, seeds, ranks, labels)
     del ranks
