@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._backend import find_device
 from ._geodesic import NO_COST, Labels, Links
 from ._levels import Fronts, cut_planes, flat_strides
 from ._neighbors import UNIT, neighbor_offsets
@@ -62,15 +63,31 @@ def diffuse(
     return_confidence
         Whether to return the lead of each voxel's label over its rival, uint16; 65535 for seeds and without a rival.
     """
+    groups = _group(sweeps) if labels.size else []
+    device = find_device(labels)
+    if device is not None:
+        from .cuda import diffuse as cuda
+
+        confidence: npt.NDArray[np.uint16] | None = cuda.diffuse(
+            device, labels, links, seeds, flat_strides(labels.shape, connectivity), conductances, groups,
+            cost=cost, return_confidence=return_confidence,
+        )  # fmt: skip
+        return confidence
     flat_confidence = np.full(labels.size if return_confidence else 0, 65535, dtype=np.uint16)
-    by_label = np.asarray(sweeps)
-    # Few values of many labels: counted faster than sorted.
-    for turns in np.flatnonzero(np.bincount(by_label[1:])) if by_label.ndim else [by_label]:
-        if turns > 0 and labels.size:
-            chosen = by_label == turns if by_label.ndim else np.empty(0, dtype=bool)
-            hops = _count_hops(labels, links, connectivity, chosen, int(turns))
-            _Wave(labels, links, seeds, conductances, connectivity, int(turns), cost, hops, flat_confidence).run()
+    for turns, chosen in groups:
+        hops = _count_hops(labels, links, connectivity, chosen, turns)
+        _Wave(labels, links, seeds, conductances, connectivity, turns, cost, hops, flat_confidence).run()
     return flat_confidence.reshape(labels.shape) if return_confidence else None
+
+
+def _group(sweeps: int | npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.bool_]]]:
+    """Return each number of sweeps above 0 with a table of the labels that it is for, which is empty if all are."""
+    by_label = np.asarray(sweeps)
+    if by_label.ndim == 0:
+        return [(int(sweeps), np.empty(0, dtype=bool))] if sweeps > 0 else []
+    # Few values of many labels: counted faster than sorted.
+    numbers = np.flatnonzero(np.bincount(by_label[1:])).tolist()
+    return [(turns, by_label == turns) for turns in numbers if turns > 0]
 
 
 def _count_hops(
