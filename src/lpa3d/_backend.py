@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import InputTypeError
+from .errors import DeviceError, InputTypeError
 
 if TYPE_CHECKING:
     from .cuda.device import Device
 
-__all__ = ["array_module", "find_device", "is_on_device", "on_device", "open_device"]
+__all__ = ["array_module", "device_of", "explain_memory", "find_device", "is_on_device", "on_device", "open_device"]
 
 _state = threading.local()
 
@@ -36,8 +36,11 @@ def is_on_device(array: Any) -> bool:
     return hasattr(type(array), "__cuda_array_interface__")
 
 
-def find_device(*arrays: Any) -> Device | None:
-    """Return the device that is to work on some arrays, None if that is the Numba kernels' job."""
+def device_of(*arrays: Any) -> Device | None:
+    """Return the device that some arrays are on, None for arrays in memory.
+
+    It is to work on them; a single pass over arrays in memory is not worth their copies to a device in use.
+    """
     for array in arrays:
         if is_on_device(array):
             device = open_device()
@@ -47,7 +50,13 @@ def find_device(*arrays: Any) -> Device | None:
                     "is needed: pass cupy.asarray(array)"
                 )
             return device
-    return getattr(_state, "device", None)
+    return None
+
+
+def find_device(*arrays: Any) -> Device | None:
+    """Return the device that is to work on some arrays, None if that is the Numba kernels' job."""
+    device = device_of(*arrays)
+    return getattr(_state, "device", None) if device is None else device
 
 
 def array_module(array: Any) -> ModuleType | Any:
@@ -64,3 +73,15 @@ def on_device(device: Device | None) -> Iterator[None]:
         yield
     finally:
         _state.device = before
+
+
+@contextmanager
+def explain_memory(advice: str) -> Iterator[None]:
+    """Say in a `DeviceError` what to do where CuPy runs out of the device's memory."""
+    try:
+        yield
+    except MemoryError as error:
+        # Known by its name, as CuPy may not be there: then it was the host's memory.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        raise DeviceError(f"the GPU's memory is full ({error}); {advice}") from error

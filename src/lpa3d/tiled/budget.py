@@ -21,7 +21,17 @@ from .._threads import num_threads
 from ..errors import InputError, InputTypeError
 from .grid import Place
 
-__all__ = ["COSTS", "Cost", "Plan", "available_memory", "check_room", "choose_tile", "find_cost", "parse_memory"]
+__all__ = [
+    "COSTS",
+    "Cost",
+    "Plan",
+    "Room",
+    "available_memory",
+    "check_room",
+    "choose_tile",
+    "find_cost",
+    "parse_memory",
+]
 
 UNITS = {"": 1, "b": 1} | {f"{letter}b": 1000**k for k, letter in enumerate("kmgt", 1)}
 UNITS |= {f"{letter}ib": 1024**k for k, letter in enumerate("kmgt", 1)}
@@ -41,6 +51,9 @@ COMPRESSED = 1 / 20
 SAFETY = 1.5
 """How much more than what is typical must be free on a disk."""
 
+SHARE = 0.9
+"""How much of a GPU's free memory is planned for: some is lost between arrays, and compiled kernels take some."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -56,12 +69,15 @@ class Cost:
         Bytes on the disk at the peak: of a real volume, and of the worst one (every voxel another label).
     halo : int
         Widest halo of any task.
+    device : float
+        Peak bytes on a GPU, for a voxel of a tile and its halo, or of a volume that is worked on as a whole.
     """
 
     nanoseconds: float
     memory: float
     scratch: tuple[float, float] = (0.0, 0.0)
     halo: int = 0
+    device: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,7 @@ class Asked:
 
 def _label(asked: Asked) -> Cost:
     # Chunks are decoded and encoded beside the tile; then runs, and what the allocator does not give back (measured).
-    return Cost(10.0, 2 * max(asked.read, asked.results) + 5, (0.2, 10.0))
+    return Cost(10.0, 2 * max(asked.read, asked.results) + 5, (0.2, 10.0), device=asked.read + 2 * asked.results + 4)
 
 
 def _propagate(asked: Asked) -> Cost:
@@ -92,15 +108,16 @@ def _propagate(asked: Asked) -> Cost:
     single = 16 + links + cost + 2 * asked.read
     # Of diffusion: labels, seeds, classes, hops, queue, lists. Measured: 13 on vesicles, 22 where all is near a border.
     around = 20 + links + cost + (2 if asked.keywords.get("return_confidence") else 0)
-    return Cost(100.0, max(around, 0.6 * single) if halo else single, (0.4, 24.0), halo)
+    device = asked.read + asked.results + links + cost + 36
+    return Cost(100.0, max(around, 0.6 * single) if halo else single, (0.4, 24.0), halo, device)
 
 
 def _contacts(asked: Asked) -> Cost:
-    return Cost(20.0, 2 * asked.read + 2, (0.2, 60.0))
+    return Cost(20.0, 2 * asked.read + 2, (0.2, 60.0), device=asked.read + 4)
 
 
 def _merge(asked: Asked) -> Cost:
-    return Cost(30.0, 2 * asked.read + 2, (0.2, 60.0))
+    return Cost(30.0, 2 * asked.read + 2, (0.2, 60.0), device=asked.read + asked.results + 4)
 
 
 def _stitch(asked: Asked) -> Cost:
@@ -119,7 +136,7 @@ def _evaluate(asked: Asked) -> Cost:
         bool(asked.keywords.get("surfaces")),
         asked.keywords.get("warping") is not None,
     )
-    return Cost(8.0 + 30.0 * sum(more), asked.read + 6 + 10 * sum(more), (0.1, 40.0))
+    return Cost(8.0 + 30.0 * sum(more), asked.read + 6 + 10 * sum(more), (0.1, 40.0), device=2 * asked.read + 24)
 
 
 COSTS: dict[str, Callable[[Asked], Cost]] = {
@@ -210,6 +227,27 @@ def format_bytes(size: float) -> str:
 
 
 @dataclass(frozen=True)
+class Room:
+    """What a GPU has room for.
+
+    Attributes
+    ----------
+    memory : int
+        Bytes that are free.
+    bytes_per_voxel : float
+        What a voxel of a tile and its halo needs.
+    """
+
+    memory: int
+    bytes_per_voxel: float
+
+    @property
+    def voxels(self) -> float:
+        """Return how many voxels may be there at once."""
+        return SHARE * self.memory / self.bytes_per_voxel if self.bytes_per_voxel else math.inf
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a run is cut.
 
@@ -228,9 +266,9 @@ class Plan:
     memory: int
 
 
-def tile_bytes(tile: Sequence[int], shape: Sequence[int], halo: int, bytes_per_voxel: float) -> int:
-    """Return what one tile needs, its halo included."""
-    return int(bytes_per_voxel * math.prod(min(t + 2 * halo, n) for t, n in zip(tile, shape, strict=True)))
+def count_voxels(tile: Sequence[int], shape: Sequence[int], halo: int) -> int:
+    """Return the voxels of a tile, its halo included."""
+    return math.prod(min(t + 2 * halo, n) for t, n in zip(tile, shape, strict=True))
 
 
 def choose_tile(
@@ -244,6 +282,7 @@ def choose_tile(
     halo: int = 0,
     workers: int | None = None,
     unit: Place | None = None,
+    room: Room | None = None,
 ) -> Plan:
     """Choose the tile and the number of workers for a budget.
 
@@ -261,19 +300,23 @@ def choose_tile(
         Most tiles at once, by default one for each core.
     unit : tuple of int, optional
         What a tile must hold whole ones of: the chunks or shards that the caller wants the output to have.
+    room : Room, optional
+        Of the GPU that works on the tiles, which holds all those that are worked on at once.
 
     Raises
     ------
     InputError
-        If not even one tile fits into the budget; the message says what does.
+        If not even one tile fits into the budget, or on the GPU; the message says what does.
     """
     budget = available_memory() // 2 if memory is None else parse_memory(memory)
     most = num_threads() if workers is None else workers
     if tile is not None:
         chosen = canonical_sides(tile, "tile", ndim)
     else:
-        chosen = _search(shape, chunks, max(budget - FIXED, 0), most, bytes_per_voxel, halo, unit)
-    one = max(1, tile_bytes(chosen, shape, halo, bytes_per_voxel))
+        most_voxels = min(max(budget - FIXED, 0) / bytes_per_voxel, math.inf if room is None else room.voxels)
+        chosen = _search(shape, chunks, most_voxels, most, halo, unit)
+    voxels = count_voxels(chosen, shape, halo)
+    one = max(1, int(bytes_per_voxel * voxels))
     workers = min(most, (budget - FIXED) // one)
     if workers < 1:
         advice = "a smaller tile, or more memory" if tile is not None else "more memory"
@@ -283,6 +326,14 @@ def choose_tile(
             f"{FIXED / 1e9:.2f} GB for the process; pass {advice}, e.g. "
             f"memory='{math.ceil((one + FIXED) / 1e8) / 10}GB'"
         )
+    if room is not None and voxels > room.voxels:
+        raise InputError(
+            f"a tile of {chosen} with its halo of {halo} needs about {format_bytes(room.bytes_per_voxel * voxels)} on "
+            f"the GPU, where {format_bytes(SHARE * room.memory)} can be used; pass a smaller tile, or leave out "
+            f"device='cuda'"
+        )
+    if room is not None and voxels:
+        workers = int(min(workers, room.voxels / voxels))
     return Plan(chosen, int(workers), int(workers) * one + FIXED)
 
 
@@ -302,10 +353,11 @@ def canonical_sides(value: Any, name: str, ndim: int) -> Place:
     return given[0], given[1], given[2]
 
 
-def _search(
-    shape: Place, chunks: Place, room: int, workers: int, bytes_per_voxel: float, halo: int, unit: Place | None
-) -> Place:
-    """Return the tile that decodes and computes the least twice, of those that fit."""
+def _search(shape: Place, chunks: Place, room: float, workers: int, halo: int, unit: Place | None) -> Place:
+    """Return the tile that decodes and computes the least twice, of those of which each worker has room for one.
+
+    `room` is in voxels, for all workers.
+    """
     axes = []
     for n, c, u in zip(shape, chunks, unit or (1, 1, 1), strict=True):
         sides = {c * 2**k for k in range(12) if c * 2**k < n} | {s for s in (32, 64, 128, 256, 512) if s < n}
@@ -318,7 +370,7 @@ def _search(
     for z, y, x in itertools.product(*axes):
         tile = (z, y, x)
         size = math.prod(tile)
-        need = workers * tile_bytes(tile, shape, halo, bytes_per_voxel)
+        need = workers * count_voxels(tile, shape, halo)
         decoded = computed = 1.0
         for t, n, c in zip(tile, shape, chunks, strict=True):
             # Chunks that a tile meets, when the tiles do not start where chunks do.

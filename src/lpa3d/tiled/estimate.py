@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, InputTypeError
-from .budget import COMPRESSED, choose_tile, find_cost, format_bytes
+from .budget import COMPRESSED, Cost, choose_tile, find_cost, format_bytes
 from .grid import Grid
 from .stored import Source, open_source
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "estimate", "weigh"]
 
 Dtypes = list[np.dtype[Any]]
 
@@ -96,7 +96,10 @@ def _count_dtype(sources: Mapping[str, Source]) -> np.dtype[Any]:
 
 
 def _propagated(sources: Mapping[str, Source], keywords: Mapping[str, Any]) -> Dtypes:
-    return [sources["seeds"].dtype] + [np.dtype(np.uint16)] * bool(keywords.get("return_confidence"))
+    seeds = sources["seeds"].dtype
+    return [np.dtype(np.uint8) if seeds.kind == "b" else seeds] + [np.dtype(np.uint16)] * bool(
+        keywords.get("return_confidence")
+    )
 
 
 def _fused(sources: Mapping[str, Source], keywords: Mapping[str, Any]) -> Dtypes:
@@ -171,11 +174,10 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
         given = inspect.signature(function).bind(*args, **keywords).arguments
     except TypeError as error:
         raise TypeError(f"{verb}() {error}") from None
-    names, find_dtypes = VERBS[verb]
+    names, _ = VERBS[verb]
     sources = _open_sources(verb, {name: given[name] for name in names if given.get(name) is not None})
     first = next(iter(sources.values()))
-    made = find_dtypes(sources, given)
-    cost = find_cost(verb, {name: source.dtype for name, source in sources.items()}, made, given)
+    made, cost = weigh(verb, sources, given)
     plan = choose_tile(
         first.shape,
         first.chunks,
@@ -203,6 +205,12 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
         seconds,
         seconds / max(min(plan.workers, tiles), 1),
     )
+
+
+def weigh(verb: str, sources: Mapping[str, Source], keywords: Mapping[str, Any]) -> tuple[Dtypes, Cost]:
+    """Return the dtypes of a verb's results, and what it costs."""
+    made = VERBS[verb][1](sources, keywords)
+    return made, find_cost(verb, {name: source.dtype for name, source in sources.items()}, made, keywords)
 
 
 def _open_sources(verb: str, values: Mapping[str, Any]) -> dict[str, Source]:

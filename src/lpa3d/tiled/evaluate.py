@@ -159,7 +159,7 @@ def evaluate(
     first, second = inputs["reference"], inputs["prediction"]
     same_shape(second, "prediction", first, "reference")
     shape = first.shape[3 - first.ndim :]
-    if isinstance(ignore, (str, os.PathLike)) or hasattr(ignore, "chunks"):
+    if isinstance(ignore, (str, os.PathLike, np.ndarray)) or hasattr(ignore, "chunks"):
         inputs["ignore"] = ignore = open_source(ignore, "ignore")
         if ignore.dtype.kind == "f":
             raise InputTypeError(

@@ -32,9 +32,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import __version__
+from .. import __version__, _backend
 from ..errors import InputError, InputTypeError, Lpa3dError
-from .budget import COMPRESSED, Cost, canonical_sides, check_room, choose_tile, find_cost
+from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_tile, find_cost
 from .grid import Grid
 from .journal import Journal
 from .outputs import (
@@ -47,7 +47,7 @@ from .outputs import (
     choose_layout,
     place_outputs,
 )
-from .schedulers import Scheduler, Task, choose_scheduler
+from .schedulers import OnDevice, Scheduler, Task, Threads, choose_scheduler
 from .scratch import Blobs, Folder, Scratch, StoreFolder
 from .stored import Source, is_url, local_folder
 
@@ -103,6 +103,7 @@ class Options:
     resume: bool | str = True
     overwrite: bool = False
     progress: Progress | None = None
+    device: str | None = None
 
 
 @dataclass
@@ -124,6 +125,7 @@ class Run:
     _results: dict[str, Any] = field(default_factory=dict)
     _retype: Callable[[str, np.dtype[Any]], Sink] | None = None
     _told: float = 0.0
+    _device: bool = False
 
     def tell(self, stage: str, fraction: float, *, always: bool = False) -> None:
         """Report progress, at most ten times a second."""
@@ -131,6 +133,9 @@ class Run:
         if self.progress is not None and (always or now - self._told > 0.1):
             self._told = now
             self.progress(stage, fraction)
+
+    def _prepare(self, task: Task, context: Any) -> Any:
+        return self._scheduler.prepare(OnDevice(task) if self._device else task, context)
 
     def map(
         self,
@@ -165,7 +170,7 @@ class Run:
         self.tell(stage, finished / max(total, 1), always=True)
         left = (int(item) for item in wanted if not done[item])
         scheduler = self._scheduler
-        prepared = scheduler.prepare(task, context)
+        prepared = self._prepare(task, context)
         direct = scheduler.name == "threads"
         note = (lambda item: self.journal.append(stage, item)) if direct else None
         failures: dict[int, int] = {}
@@ -232,7 +237,7 @@ class Run:
         key = (task, id(context))
         if key not in self._prepared:
             # The context is kept, so that its id stays its own.
-            self._prepared = {key: (self._scheduler.prepare(task, context), context)}
+            self._prepared = {key: (self._prepare(task, context), context)}
         self._calls[item] = (task, context, args, self._calls.get(item, (0, 0, 0, 0, ""))[3], stage)
         self._scheduler.start(self._prepared[key][0], [(item, *args)], None)
         self._flying += 1
@@ -312,7 +317,10 @@ def open_run(
     InputError
         If an output exists, if an unfinished run at the same place had other parameters or inputs, if another process
         is at work there, if the budget is too small, or if a disk has too little room.
+    DeviceError
+        If the tiles are to be worked on by a GPU and there is none.
     """
+    device = None if options.device is None else _backend.open_device()
     first = next(iter(inputs.values()))
     if options.progress is not None and not callable(options.progress):
         raise InputTypeError(f"progress is {options.progress!r}; a function (stage, fraction) is needed")
@@ -363,9 +371,11 @@ def open_run(
         plan = choose_tile(
             first.shape, first.chunks, tile=tile, memory=options.memory, ndim=3 if resumed else first.ndim,
             bytes_per_voxel=cost.memory, halo=cost.halo, unit=storage.get("shards") or storage.get("chunks"),
+            room=None if device is None else Room(device.free_bytes(), cost.device),
         )  # fmt: skip
         layouts = {name: choose_layout(wanted.shape, plan.tile, storage, name) for name, wanted in outputs.items()}
-        scheduler = choose_scheduler(plan.workers)
+        in_memory = any(isinstance(source.array, np.ndarray) for source in inputs.values())
+        scheduler = Threads(plan.workers) if in_memory else choose_scheduler(plan.workers)
         stack.callback(scheduler.close)
         _check_reach(scheduler, inputs, places)
         if before is None or not resumed:
@@ -401,7 +411,7 @@ def open_run(
         sinks = {name: output.sink for name, output in places.items() if output.sink is not None}
         run = Run(
             verb, Grid(first.shape, plan.tile), plan.workers, Scratch(_below(inner, "scratch")), journal, sinks,
-            options.progress, scheduler, _retype=retype,
+            options.progress, scheduler, _retype=retype, _device=device is not None,
         )  # fmt: skip
         try:
             yield run

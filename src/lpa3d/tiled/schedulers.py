@@ -13,11 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from .. import _backend
 from .._threads import num_threads, serial
 
-__all__ = ["Cluster", "Scheduler", "Threads", "choose_scheduler"]
+__all__ = ["Cluster", "OnDevice", "Scheduler", "Threads", "choose_scheduler"]
 
 Task = Callable[..., Any]
 
@@ -62,6 +64,22 @@ def _call(task: Task, context: Any, batch: list[tuple[Any, ...]], note: Callable
             except Exception as error:
                 outcomes.append((args, None, error))
     return outcomes
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """A task that works on the CUDA device of whatever process runs it. Picklable."""
+
+    task: Task
+
+    def __call__(self, context: Any, *args: Any) -> Any:
+        """Do the task."""
+        advice = (
+            "finished tiles are kept: end what else uses it, or set LPA3D_NUM_THREADS to have fewer tiles there at "
+            "once, and run the same again; or start anew with a smaller tile"
+        )
+        with _backend.explain_memory(advice), _backend.on_device(_backend.open_device()):
+            return self.task(context, *args)
 
 
 class Threads:

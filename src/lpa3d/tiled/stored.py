@@ -1,5 +1,5 @@
-"""Inputs outside memory, read box by box: zarr arrays (format 2 or 3, sharded or not), paths and URLs of such, and dask
-arrays.
+"""Inputs, read box by box: zarr arrays (format 2 or 3, sharded or not), paths and URLs of such, and dask arrays; NumPy
+arrays where a verb works tile by tile for another reason than their size in memory.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Source:
     name : str
         What messages call it.
     array
-        The zarr or dask array.
+        The zarr, dask or NumPy array.
     lead : int
         Leading axes of length 1 that are left out.
     shape : tuple of int
@@ -105,6 +105,8 @@ class Source:
         about: dict[str, Any] = {"name": self.name, "shape": list(self.shape[3 - self.ndim :]), "dtype": self.dtype.str}
         if self.is_dask:
             return about | {"digest": str(self.array.name)}
+        if isinstance(self.array, np.ndarray):
+            return about | {"digest": f"in memory at {self.array.ctypes.data:x}"}
         metadata = json.dumps(self.array.metadata.to_dict(), sort_keys=True, default=str)
         digest = hashlib.sha256(metadata.encode())
         folder = local_folder(self.array)
@@ -117,15 +119,16 @@ class Source:
 
 
 def local_folder(array: Any) -> Path | None:
-    """Return the folder of a zarr array, None if it lies in another store."""
-    root = getattr(array.store, "root", None)
-    if not isinstance(root, (str, Path)) or type(array.store).__name__ != "LocalStore":
+    """Return the folder of a zarr array, None if it lies elsewhere."""
+    store = getattr(array, "store", None)
+    root = getattr(store, "root", None)
+    if not isinstance(root, (str, Path)) or type(store).__name__ != "LocalStore":
         return None
     return Path(root) / str(array.path)
 
 
 def open_source(array: Any, role: str) -> Source:
-    """Open an input: the path or URL of a zarr array, a zarr array, or a dask array.
+    """Open an input: the path or URL of a zarr array, a zarr array, a dask array, or a NumPy array.
 
     Raises
     ------
@@ -150,6 +153,9 @@ def open_source(array: Any, role: str) -> Source:
         raise InputTypeError(f"{role} has dtype {dtype}; an array of bool or integers is needed")
     if hasattr(array, "dask"):
         chunks = tuple(max(sizes, default=1) for sizes in array.chunks)
+    elif isinstance(array, np.ndarray):
+        # Any box costs what it holds.
+        chunks = (1,) * array.ndim
     else:
         chunks = tuple(array.chunks)
     return Source(

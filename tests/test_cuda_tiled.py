@@ -1,0 +1,379 @@
+"""`device="cuda"`: arrays that a CUDA device works on, whole or tile by tile, with the answer of the CPU."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lpa3d
+from lpa3d import _backend
+from lpa3d.cuda.device import Device
+from lpa3d.errors import DeviceError, InputError, InputTypeError, Lpa3dWarning
+from lpa3d.tiled import schedulers
+from lpa3d.tiled.budget import SHARE, Room, choose_tile
+from lpa3d.tiled.estimate import weigh
+from lpa3d.tiled.stored import open_source
+from strategies import moving_blobs, tiled_volumes
+
+zarr = pytest.importorskip("zarr")
+
+pytestmark = pytest.mark.filterwarnings("ignore::lpa3d.errors.Lpa3dWarning")
+
+
+def make_case() -> dict[str, np.ndarray]:
+    """Blobs of two classes that cross tiles, annotated on every fourth slice, in noise that cuts some of them up."""
+    volume, labels = moving_blobs(np.random.default_rng(3), classes=2, depth=13, side=18, gap=4)
+    volume[np.random.default_rng(1).random(volume.shape) < 0.08] = 0
+    labels[volume == 0] = 0
+    seeds = np.where(np.arange(len(labels))[:, None, None] % 4 == 1, labels, 0)
+    image = np.linspace(0, 1, volume.size, dtype=np.float32).reshape(volume.shape)
+    return {"volume": volume, "labels": labels, "seeds": seeds, "other": np.roll(labels, 1, 2), "image": image}
+
+
+CASE = make_case()
+
+CALLS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "label": (("volume",), {"connectivity": 26}),
+    "propagate": (("volume", "seeds"), {"unseeded": "label", "sweeps": 3}),
+    "merge": (("labels",), {"classes": "volume", "min_contact": 0.1}),
+    "contacts": (("labels",), {"image": "image", "spacing": (3, 1, 2), "connectivity": 18}),
+    "evaluate": (("labels", "other"), {"ignore": 3}),
+}
+"""Arrays of the case for each verb, and keywords, of which some name arrays."""
+
+WITH_OUT = ("label", "propagate", "merge")
+
+
+def call(verb: str, change: Callable[[np.ndarray], Any], **options: Any) -> Any:
+    """Call a verb on the arrays of the case, changed."""
+    names, keywords = CALLS[verb]
+    keywords = {key: change(CASE[value]) if value in CASE else value for key, value in keywords.items()}
+    return getattr(lpa3d, verb)(*(change(CASE[name]) for name in names), **(keywords | options))
+
+
+def as_arrays(result: Any) -> list[np.ndarray]:
+    """Return what a verb returned as NumPy arrays."""
+    if isinstance(result, lpa3d.Contacts):
+        return list(result.columns().values())
+    if isinstance(result, lpa3d.Evaluation):
+        return [np.array([*result.values()]), np.array(result.pairs.columns()["reference"])]
+    parts = result if isinstance(result, tuple) else (result,)
+    return [part if isinstance(part, np.ndarray) else part[...] for part in parts]
+
+
+def assert_same(result: Any, expected: Any) -> None:
+    for one, other in zip(as_arrays(result), as_arrays(expected), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def store(array: np.ndarray, chunks: int = 7) -> Any:
+    """Return a zarr array in memory."""
+    stored = zarr.create_array(
+        zarr.storage.MemoryStore(), shape=array.shape, dtype=array.dtype, chunks=(chunks,) * array.ndim
+    )
+    stored[...] = array
+    return stored
+
+
+def place(verb: str, folder: Path) -> dict[str, Any]:
+    return {"out": folder / "out.zarr"} if verb in WITH_OUT else {}
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Any]:
+    """The CPU's answers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Lpa3dWarning)
+        return {verb: call(verb, np.copy) for verb in CALLS}
+
+
+@pytest.fixture
+def used(device: Device, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the device was in use in each task of a tile that was to be done on it."""
+    seen: list[bool] = []
+    run = schedulers.OnDevice.__call__
+
+    def record(task: schedulers.OnDevice, context: Any, *args: Any) -> Any:
+        def watched(*inner: Any) -> Any:
+            seen.append(_backend.find_device() is device)
+            return task.task(*inner)
+
+        return run(schedulers.OnDevice(watched), context, *args)
+
+    monkeypatch.setattr(schedulers.OnDevice, "__call__", record)
+    return seen
+
+
+# ----------------------------------------------------------------------------------------------------- stored arrays
+
+
+@pytest.mark.parametrize("verb", CALLS)
+def test_tiles_on_the_device(verb, device, expected, used, tmp_path):
+    result = call(verb, store, device="cuda", tile=(5, 9, 12), **place(verb, tmp_path))
+    assert_same(result, expected[verb])
+    assert used
+    assert all(used)
+
+
+@settings(max_examples=6)
+@given(tiled_volumes, st.sampled_from([6, 18, 26]))
+def test_any_tiles_on_the_device(device, tmp_path_factory, case, connectivity):
+    volume, tile = case
+    if np.prod([-(-n // t) for n, t in zip(volume.shape, tile, strict=True)]) > 8:
+        tile = tuple(8 * t for t in tile)
+    out = tmp_path_factory.mktemp("tiles") / "out.zarr"
+    labels = lpa3d.label(store(volume), connectivity=connectivity, out=out, tile=tile, device="cuda")
+    np.testing.assert_array_equal(labels[...], lpa3d.label(volume, connectivity=connectivity))
+
+
+@pytest.mark.parametrize(("first", "then"), [(None, "cuda"), ("cuda", None)])
+def test_a_run_goes_on_elsewhere(device, expected, used, tmp_path, first, then):
+    class StopError(Exception):
+        pass
+
+    def run(device: str | None, last: str = "") -> Any:
+        def stop(stage: str, fraction: float) -> None:
+            if stage == last:
+                raise StopError
+
+        return call("merge", store_at(tmp_path), device=device, tile=8, progress=stop, **place("merge", tmp_path))
+
+    with pytest.raises(StopError):
+        run(first, "seams")
+    assert bool(used) == (first == "cuda")
+    used.clear()
+    with pytest.raises(StopError):
+        run(then, "relabel")
+    assert bool(used) == (then == "cuda")
+    assert_same(run(first), expected["merge"])
+
+
+def store_at(folder: Path) -> Callable[[np.ndarray], Any]:
+    """Return what stores arrays in a folder, each once."""
+
+    def change(array: np.ndarray) -> str:
+        name = next(name for name, value in CASE.items() if value is array)
+        if not (folder / f"{name}.zarr").exists():
+            zarr.create_array(folder / f"{name}.zarr", data=array, chunks=(7,) * 3)
+        return str(folder / f"{name}.zarr")
+
+    return change
+
+
+def test_tiles_fit_on_the_device():
+    shape, many = (1000,) * 3, {"memory": "100GB", "bytes_per_voxel": 10, "halo": 5, "workers": 8}
+    free = choose_tile(shape, (100,) * 3, **many)
+    assert choose_tile(shape, (100,) * 3, room=Room(10**11, 40), **many) == free
+    last = free.tile
+    for memory in (10**10, 10**9, 10**8):
+        plan = choose_tile(shape, (100,) * 3, room=Room(memory, 40), **many)
+        assert np.prod(plan.tile) < np.prod(last)
+        assert plan.workers == 8
+        assert 8 * 40 * np.prod([t + 10 for t in plan.tile]) <= SHARE * memory
+        last = plan.tile
+    # A tile that was asked for: fewer of them at once, then none.
+    assert choose_tile(shape, (100,) * 3, tile=190, room=Room(10**9, 40), **many).workers == 2
+    with pytest.raises(
+        InputError, match=r"a tile of \(190, 190, 190\) with its halo of 5 needs about 320\.0 MB on the GPU"
+    ):
+        choose_tile(shape, (100,) * 3, tile=190, room=Room(10**8, 40), **many)
+
+
+# ------------------------------------------------------------------------------------------------------ NumPy arrays
+
+
+def leave_room(monkeypatch: pytest.MonkeyPatch, device: Device, verb: str, share: float) -> None:
+    """Let the device have that share of the room that the case is said to need."""
+    names, keywords = CALLS[verb]
+    named = [*names, *(key for key, value in keywords.items() if value in CASE)]
+    sources = {name: open_source(CASE[keywords.get(name, name)], name) for name in named}
+    need = weigh(verb, sources, keywords)[1].device * CASE["volume"].size / SHARE
+    monkeypatch.setattr(device, "free_bytes", lambda: int(share * need))
+
+
+@pytest.mark.parametrize("verb", CALLS)
+def test_numpy_arrays(verb, device, expected, used, monkeypatch):
+    leave_room(monkeypatch, device, verb, 1.01)
+    before = {name: array.copy() for name, array in CASE.items()}
+    result = call(verb, lambda array: array, device="cuda")
+    assert_same(result, expected[verb])
+    assert not used
+    for name, array in CASE.items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.parametrize("verb", CALLS)
+def test_numpy_arrays_that_do_not_fit(verb, device, expected, used, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    leave_room(monkeypatch, device, verb, 0.9)
+    result = call(verb, lambda array: array, device="cuda")
+    assert isinstance(result, (np.ndarray, lpa3d.Contacts, lpa3d.Evaluation))
+    assert_same(result, expected[verb])
+    assert used
+    assert all(used)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("share", [1.01, 0.8])
+def test_options_of_propagate(device, monkeypatch, share):
+    leave_room(monkeypatch, device, "propagate", share)
+    options = {"missing_slices": [2, 3], "return_confidence": True, "cost": CASE["image"], "sweeps": 2}
+    expected = lpa3d.propagate(CASE["volume"], CASE["seeds"], **options)
+    stages: list[str] = []
+    out = np.full_like(CASE["seeds"], 7)
+    result = lpa3d.propagate(
+        CASE["volume"], CASE["seeds"], out=out, device="cuda", progress=lambda stage, _: stages.append(stage), **options
+    )
+    assert result[0] is out
+    assert_same(result, expected)
+    assert "diffusion" in stages
+
+
+@pytest.mark.parametrize("share", [1.01, 0.9])
+@pytest.mark.parametrize("verb", WITH_OUT)
+def test_out(verb, share, device, expected, monkeypatch):
+    leave_room(monkeypatch, device, verb, share)
+    out = np.full_like(expected[verb], 7)
+    assert call(verb, np.copy, out=out, device="cuda") is out
+    assert_same(out, expected[verb])
+    wrong = np.zeros(out.shape, np.int16)
+    with pytest.raises(InputError, match=r"dtype int16; needed is out=numpy\.empty\(\(13, 18, 18\), 'u?int"):
+        call(verb, np.copy, out=wrong, device="cuda")
+    with pytest.raises(InputTypeError, match="out is a str; a NumPy array is needed"):
+        call(verb, np.copy, out="out.zarr", device="cuda")
+    assert not wrong.any()
+
+
+def test_out_shares_no_memory(device):
+    labels = CASE["labels"].copy()
+    with pytest.raises(InputError, match="out shares memory with an input"):
+        lpa3d.merge(labels, out=labels, device="cuda")
+    np.testing.assert_array_equal(labels, CASE["labels"])
+
+
+@pytest.mark.parametrize("layout", [">i4", "F", "strided", "bool", "2D"])
+def test_layouts(device, layout):
+    labels = CASE["labels"].astype(np.int32)
+    if layout == ">i4":
+        labels = labels.astype(">i4")
+    elif layout == "F":
+        labels = np.asfortranarray(labels)
+    elif layout == "strided":
+        labels = labels[::2, ::-1, 1::3]
+    elif layout == "bool":
+        labels = labels > 0
+    else:
+        labels = labels[4]
+    for verb in (lpa3d.merge, lpa3d.label):
+        assert_same(verb(labels, device="cuda"), verb(labels))
+
+
+# --------------------------------------------------------------------------------------------------- arrays on a device
+
+
+@pytest.mark.parametrize("options", [{}, {"device": "cuda"}])
+@pytest.mark.parametrize("verb", CALLS)
+def test_device_arrays(verb, device, expected, options):
+    result = call(verb, device.bring, **options)
+    if verb in WITH_OUT:
+        assert device.holds(result)
+        result = device.fetch(result)
+    assert_same(result, expected[verb])
+
+
+def test_kinds_are_not_mixed(device, tmp_path):
+    memory = CASE["volume"]
+    there = device.bring(memory)
+    kind = f"{type(there).__module__}.{type(there).__qualname__}"
+    with pytest.raises(InputTypeError, match=rf"volume is a {kind}, but seeds is a numpy\.ndarray; .*cupy\.asarray\("):
+        lpa3d.propagate(there, CASE["seeds"])
+    with pytest.raises(InputTypeError, match=rf"reference is a {kind}, but prediction is a numpy.*cupy\.asnumpy\("):
+        lpa3d.evaluate(there, memory, device="cuda")
+    with pytest.raises(InputTypeError, match=rf"seeds is a zarr.*, but volume is a {kind}; .* lpa3d\.io\.read"):
+        lpa3d.propagate(there, store(CASE["seeds"]), out=tmp_path / "o.zarr")
+    with pytest.raises(InputTypeError, match=rf"out is a {kind}, but volume is a numpy\.ndarray"):
+        lpa3d.label(memory, out=there, device="cuda")
+    with pytest.raises(InputTypeError, match="out is a ndarray; a CuPy array is needed"):
+        lpa3d.label(there, out=memory)
+    with pytest.raises(InputTypeError, match=rf"slices is a {kind}, and stitch cannot .* cupy\.asnumpy\("):
+        lpa3d.stitch(there)
+    with pytest.raises(InputTypeError, match=rf"classes is a {kind}, and fuse cannot .* cupy\.asnumpy\("):
+        lpa3d.fuse(classes=there)
+    with pytest.raises(InputError, match=rf"tile, resume are for zarr or dask arrays, and volume is a {kind}"):
+        lpa3d.label(there, tile=8, resume=False)
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+class OutOfMemoryError(MemoryError):
+    """As CuPy's is called."""
+
+
+@pytest.mark.parametrize("kind", ["memory", "cuda", "stored"])
+def test_a_full_device(kind, device, tmp_path, monkeypatch):
+    def fail(*_: Any, **__: Any) -> None:
+        raise OutOfMemoryError("Out of memory allocating 4,096 bytes")
+
+    if kind == "stored":
+        monkeypatch.setattr("lpa3d.tiled.label.scan_tile", fail)
+        advice = "finished tiles are kept.*LPA3D_NUM_THREADS"
+    else:
+        monkeypatch.setattr("lpa3d._label.canonical_connectivity", fail)
+        advice = "store the arrays as zarr and pass device='cuda' and a tile"
+    change, where = {"memory": (np.copy, {}), "cuda": (device.bring, {}), "stored": (store, place("label", tmp_path))}[
+        kind
+    ]
+    with pytest.raises(DeviceError, match=rf"the GPU's memory is full \(.* 4,096 bytes\); .*{advice}"):
+        call("label", change, device="cuda", **where)
+
+
+@pytest.fixture
+def no_device(monkeypatch):
+    def fail() -> None:
+        raise DeviceError("device='cuda' needs an NVIDIA GPU, and there is none")
+
+    monkeypatch.setattr(_backend, "open_device", fail)
+
+
+@pytest.mark.parametrize("verb", CALLS)
+def test_no_device(verb, no_device, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(DeviceError, match="needs an NVIDIA GPU"):
+        call(verb, np.copy, device="cuda")
+    with pytest.raises(DeviceError, match="needs an NVIDIA GPU"):
+        call(verb, store, device="cuda", **place(verb, tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_without_a_device(no_device, monkeypatch, tmp_path):
+    # As on a cluster: the driver has one.
+    calls = itertools.count()
+    missing = _backend.open_device
+
+    class Driver:
+        def free_bytes(self) -> int:
+            return 10**9
+
+    monkeypatch.setattr(_backend, "open_device", lambda: Driver() if next(calls) == 0 else missing())
+    with pytest.raises(DeviceError, match="needs an NVIDIA GPU"):
+        call("label", store, device="cuda", **place("label", tmp_path))
+
+
+def test_what_is_no_array_is_refused_by_the_verb(device):
+    with pytest.raises(InputTypeError, match=r"seeds is a builtins\.list; a NumPy array is needed"):
+        lpa3d.propagate(CASE["volume"], [[1]], device="cuda")
+    with pytest.raises(InputTypeError, match="labels is a masked array"):
+        lpa3d.merge(np.ma.masked_array(CASE["labels"]), device="cuda")
+    with pytest.raises(InputTypeError, match="a class map is bool or integer"):
+        lpa3d.label(CASE["image"], out=CASE["image"].copy(), device="cuda")
