@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lpa3d
-from lpa3d import _backend
+from lpa3d import _backend, cli, io
 from lpa3d.cuda.device import Device
-from lpa3d.errors import DeviceError, InputError, InputTypeError, Lpa3dWarning
+from lpa3d.errors import DeviceError, InputError, InputTypeError
 from lpa3d.tiled import schedulers
 from lpa3d.tiled.budget import SHARE, Room, choose_tile
 from lpa3d.tiled.estimate import weigh
@@ -89,12 +89,10 @@ def place(verb: str, folder: Path) -> dict[str, Any]:
     return {"out": folder / "out.zarr"} if verb in WITH_OUT else {}
 
 
-@pytest.fixture(scope="module")
-def expected() -> dict[str, Any]:
-    """The CPU's answers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Lpa3dWarning)
-        return {verb: call(verb, np.copy) for verb in CALLS}
+@functools.cache
+def expect(verb: str) -> Any:
+    """Return the CPU's answer."""
+    return call(verb, np.copy)
 
 
 @pytest.fixture
@@ -118,9 +116,9 @@ def used(device: Device, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 @pytest.mark.parametrize("verb", CALLS)
-def test_tiles_on_the_device(verb, device, expected, used, tmp_path):
+def test_tiles_on_the_device(verb, device, used, tmp_path):
     result = call(verb, store, device="cuda", tile=(5, 9, 12), **place(verb, tmp_path))
-    assert_same(result, expected[verb])
+    assert_same(result, expect(verb))
     assert used
     assert all(used)
 
@@ -137,7 +135,7 @@ def test_any_tiles_on_the_device(device, tmp_path_factory, case, connectivity):
 
 
 @pytest.mark.parametrize(("first", "then"), [(None, "cuda"), ("cuda", None)])
-def test_a_run_goes_on_elsewhere(device, expected, used, tmp_path, first, then):
+def test_a_run_goes_on_elsewhere(device, used, tmp_path, first, then):
     class StopError(Exception):
         pass
 
@@ -155,7 +153,7 @@ def test_a_run_goes_on_elsewhere(device, expected, used, tmp_path, first, then):
     with pytest.raises(StopError):
         run(then, "relabel")
     assert bool(used) == (then == "cuda")
-    assert_same(run(first), expected["merge"])
+    assert_same(run(first), expect("merge"))
 
 
 def store_at(folder: Path) -> Callable[[np.ndarray], Any]:
@@ -202,23 +200,23 @@ def leave_room(monkeypatch: pytest.MonkeyPatch, device: Device, verb: str, share
 
 
 @pytest.mark.parametrize("verb", CALLS)
-def test_numpy_arrays(verb, device, expected, used, monkeypatch):
+def test_numpy_arrays(verb, device, used, monkeypatch):
     leave_room(monkeypatch, device, verb, 1.01)
     before = {name: array.copy() for name, array in CASE.items()}
     result = call(verb, lambda array: array, device="cuda")
-    assert_same(result, expected[verb])
+    assert_same(result, expect(verb))
     assert not used
     for name, array in CASE.items():
         np.testing.assert_array_equal(array, before[name])
 
 
 @pytest.mark.parametrize("verb", CALLS)
-def test_numpy_arrays_that_do_not_fit(verb, device, expected, used, monkeypatch, tmp_path):
+def test_numpy_arrays_that_do_not_fit(verb, device, used, monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     leave_room(monkeypatch, device, verb, 0.9)
     result = call(verb, lambda array: array, device="cuda")
     assert isinstance(result, (np.ndarray, lpa3d.Contacts, lpa3d.Evaluation))
-    assert_same(result, expected[verb])
+    assert_same(result, expect(verb))
     assert used
     assert all(used)
     assert not list(tmp_path.iterdir())
@@ -241,11 +239,11 @@ def test_options_of_propagate(device, monkeypatch, share):
 
 @pytest.mark.parametrize("share", [1.01, 0.9])
 @pytest.mark.parametrize("verb", WITH_OUT)
-def test_out(verb, share, device, expected, monkeypatch):
+def test_out(verb, share, device, monkeypatch):
     leave_room(monkeypatch, device, verb, share)
-    out = np.full_like(expected[verb], 7)
+    out = np.full_like(expect(verb), 7)
     assert call(verb, np.copy, out=out, device="cuda") is out
-    assert_same(out, expected[verb])
+    assert_same(out, expect(verb))
     wrong = np.zeros(out.shape, np.int16)
     with pytest.raises(InputError, match=r"dtype int16; needed is out=numpy\.empty\(\(13, 18, 18\), 'u?int"):
         call(verb, np.copy, out=wrong, device="cuda")
@@ -283,12 +281,12 @@ def test_layouts(device, layout):
 
 @pytest.mark.parametrize("options", [{}, {"device": "cuda"}])
 @pytest.mark.parametrize("verb", CALLS)
-def test_device_arrays(verb, device, expected, options):
+def test_device_arrays(verb, device, options):
     result = call(verb, device.bring, **options)
     if verb in WITH_OUT:
         assert device.holds(result)
         result = device.fetch(result)
-    assert_same(result, expected[verb])
+    assert_same(result, expect(verb))
 
 
 def test_kinds_are_not_mixed(device, tmp_path):
@@ -376,4 +374,41 @@ def test_what_is_no_array_is_refused_by_the_verb(device):
     with pytest.raises(InputTypeError, match="labels is a masked array"):
         lpa3d.merge(np.ma.masked_array(CASE["labels"]), device="cuda")
     with pytest.raises(InputTypeError, match="a class map is bool or integer"):
-        lpa3d.label(CASE["image"], out=CASE["image"].copy(), device="cuda")
+        lpa3d.label(CASE["image"], device="cuda")
+    with pytest.raises(InputTypeError, match="ids are integers"):
+        lpa3d.merge(CASE["image"] + 1, out=CASE["labels"].copy(), device="cuda")
+
+
+# ---------------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize("suffix", ["zarr", "npy"])
+def test_commands(suffix, device, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("labels", "volume", "other"):
+        io.write(f"{name}.{suffix}", CASE[name])
+    commands = (
+        "label volume.S out.S --connectivity 26 --overwrite",
+        "merge labels.S out.S --min-contact 0.1 --overwrite",
+        "contacts labels.S",
+        "evaluate labels.S other.S --json",
+    )
+    for command in commands:
+        words = f"{command} -q".replace(".S", f".{suffix}").split()
+        told = []
+        for more in ([], ["--device", "cuda"]):
+            assert cli.main([*words, *more]) == 0
+            told.append((capsys.readouterr().out, io.read(f"out.{suffix}")))
+        assert told[0][0] == told[1][0]
+        np.testing.assert_array_equal(told[0][1], told[1][1])
+
+
+@pytest.mark.parametrize("suffix", ["zarr", "npy"])
+def test_commands_without_a_device(suffix, no_device, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    io.write(f"volume.{suffix}", CASE["volume"])
+    assert cli.main(f"label volume.{suffix} out.{suffix} --device cuda".split()) == 1
+    assert capsys.readouterr().err == "lpa3d: error: --device cuda needs an NVIDIA GPU, and there is none\n"
+    assert not Path(f"out.{suffix}").exists()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(f"stitch volume.{suffix} out.{suffix} --device cuda".split())

@@ -66,3 +66,17 @@ def test_nothing_heavy_is_imported() -> None:
         "print([m for m in ('zarr', 'dask', 'distributed', 'fsspec', 'lpa3d.tiled') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("verb", ["stitch", "fuse"])
+def test_verbs_that_no_device_works_on(verb: str) -> None:
+    array = np.ones((2, 2, 2), np.uint8)
+    arguments = {"slices": array} if verb == "stitch" else {"classes": array}
+    with pytest.raises(InputError, match=f"{verb} cannot work on a CUDA device, only label, .* evaluate can"):
+        getattr(lpa3d, verb)(**arguments, device="cuda")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:1", 0, True, np.zeros(3)])
+def test_unknown_devices(device: Any) -> None:
+    with pytest.raises(InputError, match=r"device is .*; 'cuda' is needed, or None"):
+        lpa3d.label(np.ones((2, 2, 2), np.uint8), device=device)

@@ -40,7 +40,7 @@ from ._metrics import (
     WARPING,
     find_range,
 )
-from ._tiling import add_tiling, find_tiling
+from ._tiling import add_device, add_tiling, find_tiling
 from .errors import InputError
 from .io import Geometry, Volume
 
@@ -131,6 +131,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     _add_metrics(parser.add_argument_group("which metrics"))
     _add_outputs(parser.add_argument_group("output"))
     _add_limits(parser.add_argument_group("limits"))
+    add_device(parser)
     add_tiling(parser)
     names = {
         "of foreground": SEMANTIC,
@@ -449,7 +450,7 @@ def run_evaluate(job: Job) -> None:
         from lpa3d import evaluate
 
         job.terminal.step("evaluating", "evaluated")
-        result = evaluate(*volumes, ignore=ignored, classes=classes or None, **keywords)
+        result = evaluate(*volumes, ignore=ignored, classes=classes or None, device=args.device, **keywords)
     if args.ignore is not None:
         job.terminal.say(f"ignored {format_share(result.parameters['ignored'], math.prod(reference.shape))}")
     suffix = Path(args.output or "").suffix.lower()

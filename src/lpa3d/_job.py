@@ -149,7 +149,7 @@ def _warnings_to(terminal: Terminal, phrase: Phrase) -> Iterator[None]:
 def _as_options(text: str) -> str:
     """Turn the keywords that the library's messages name into the options and arguments of the same name."""
     text = re.sub(
-        r"\b(unseeded|seed_conflicts|slice_axis|sweeps|max_distance|connectivity|min_contact|tile|memory|scratch)='?([\w.]+)'?",
+        r"\b(unseeded|seed_conflicts|slice_axis|sweeps|max_distance|connectivity|min_contact|tile|memory|scratch|device)='?([\w.]+)'?",
         lambda match: f"--{match[1].replace('_', '-')} {match[2]}",
         text,
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from . import _backend
 from ._counts import count_values
 from ._inputs import format_count, format_share
 from ._job import Job
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from .tiled.grid import Grid
     from .tiled.stored import Source
 
-__all__ = ["Tiling", "add_tiling", "find_tiling"]
+__all__ = ["Tiling", "add_device", "add_tiling", "find_tiling"]
 
 Array = npt.NDArray[Any]
 
@@ -76,6 +77,13 @@ def add_tiling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the option of work on a GPU, of volumes in memory and tile by tile."""
+    parser.add_argument(
+        "--device", choices=("cuda",), help="let an NVIDIA GPU do the work, with the same result (default: no GPU)"
+    )
+
+
 def find_tiling(
     job: Job, verb: str, files: Sequence[Volume], places: Sequence[str | None] = (), *, whole: str = ""
 ) -> Tiling | None:
@@ -94,7 +102,12 @@ def find_tiling(
     ------
     InputError
         If options of tiles are given where there are none.
+    DeviceError
+        If a GPU is to do the work and there is none.
     """
+    if getattr(job.args, "device", None) and not job.args.dry_run:
+        # That there is none is said before volumes are read.
+        _backend.open_device()
     others = [file.name for file in files if file.format != "zarr"]
     others += [place for place in places if place and locate(place).format != "zarr"]
     args = job.args
@@ -151,6 +164,7 @@ class Tiling:
             "resume": "force" if args.force_resume else not args.no_resume,
             "overwrite": self.outputs.overwrite,
             "progress": self._progress,
+            "device": getattr(args, "device", None),
         }
         if geometry is not None and geometry.spacing is not None:
             spaced = {"spacing": list(geometry.spacing), "unit": geometry.unit}

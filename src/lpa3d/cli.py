@@ -42,7 +42,7 @@ from ._job import BROKEN_PIPE, FAILED, INTERRUPTED, UNUSABLE, Job, attend, repor
 from ._pipeline_command import add_pipeline_arguments, run_pipeline
 from ._stitch_command import add_stitch_arguments, run_stitch
 from ._terminal import Terminal
-from ._tiling import Tiling, add_tiling, find_tiling
+from ._tiling import Tiling, add_device, add_tiling, find_tiling
 from .io import Volume, plan
 
 __all__ = ["main"]
@@ -199,6 +199,7 @@ def _label_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="IN", help="class map: bool or integers, 0 is background")
     parser.add_argument("output", metavar="OUT", help="labels: uint32, or uint64 from 2**32 voxels on")
     add_connectivity(parser)
+    add_device(parser)
     add_tiling(parser)
 
 
@@ -215,7 +216,7 @@ def _label(job: Job) -> None:
     from lpa3d import label
 
     job.terminal.step("labelling", "labelled")
-    labels = label(volume, connectivity=job.args.connectivity)
+    labels = label(volume, connectivity=job.args.connectivity, device=job.args.device)
     job.write(target, labels, source.geometry)
     count = int(labels.max()) if labels.size else 0
     voxels = int(np.count_nonzero(labels))
@@ -277,6 +278,7 @@ def _propagate_arguments(parser: argparse.ArgumentParser) -> None:
         help="an id on two classes: stop, or keep its larger class (default raise)",
     )
     parser.add_argument("--confidence", metavar="FILE", help="also write how sure each label is, uint16")
+    add_device(parser)
     add_tiling(parser)
 
 
@@ -321,7 +323,7 @@ def _propagate(job: Job) -> None:
     ids = job.read(seeds, "seeds")
     costs = None if cost is None else job.read(cost, "a cost", floats=True)
     job.terminal.step("propagating", "propagated")
-    result = propagate(classes, ids, cost=costs, progress=job.stage, **keywords)
+    result = propagate(classes, ids, cost=costs, progress=job.stage, device=args.device, **keywords)
     labels = result[0] if sureness else result
     job.write(target, labels, geometry)
     if sureness:
@@ -355,6 +357,7 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="A:B|CSV",
             help=f"a pair of ids, or a file with columns id_a,id_b, that this {what}; may be given again",
         )
+    add_device(parser)
     add_tiling(parser)
 
 
@@ -403,7 +406,7 @@ def _merge(job: Job) -> None:
     from lpa3d import merge
 
     job.terminal.step("merging", "merged")
-    merged = merge(labels, classes=class_map, **keywords)
+    merged = merge(labels, classes=class_map, device=args.device, **keywords)
     job.write(target, merged, geometry)
     job.finish(f"{before.partition(',')[0]} became {summarize(merged)}")
 
@@ -430,6 +433,7 @@ def _contacts_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", metavar="FILE", help="image of the same shape, whose mean on each boundary is added")
     add_connectivity(parser)
     add_spacing(parser)
+    add_device(parser)
     add_tiling(parser)
 
 
@@ -457,7 +461,7 @@ def _contacts(job: Job) -> None:
         from lpa3d import contacts
 
         job.terminal.step(*words)
-        table = contacts(labels, image=values, **keywords)
+        table = contacts(labels, image=values, device=args.device, **keywords)
     columns = table.columns()
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     text = "".join(f"{','.join(map(str, row))}\n" for row in (columns, *rows))
