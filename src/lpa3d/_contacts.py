@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._backend import array_module, find_device
 from ._checks import (
     as_bits,
     canonical_connectivity,
@@ -143,6 +144,8 @@ def count_pairs(labels: npt.NDArray[Any], image: npt.NDArray[Any] | None, connec
     """Count the touching voxel pairs of canonical ``(Z, Y, X)`` labels, and sum a checked `image` on them."""
     offsets = neighbor_offsets(connectivity)
     forward = offsets[len(offsets) // 2 :]
+    if find_device(labels) is not None:
+        return add_counts([count_box(labels, image, forward, np.array([(0, 0, 0), labels.shape]))])
     return add_counts(run_all(lambda box: count_box(labels, image, forward, box), _boxes(labels.shape)))
 
 
@@ -154,8 +157,14 @@ def count_box(
 ) -> Counts:
     """Count the pairs of a voxel in `box` ``(start, stop)`` and the one at some forward `offsets`; rows not sorted."""
     scale = 1.0 if image is None else float(image_scale(image.dtype))
-    values = np.empty((0, 0, 0), np.uint8) if image is None else image
-    rows = count_contacts(seal(as_bits(labels)), seal(values), scale, offsets, box)
+    values = array_module(labels).empty((0, 0, 0), np.uint8) if image is None else image
+    device = find_device(labels)
+    if device is not None:
+        from .cuda import contacts as cuda
+
+        rows = cuda.count_contacts(device, as_bits(labels), values, scale, offsets, box)
+    else:
+        rows = count_contacts(seal(as_bits(labels)), seal(values), scale, offsets, box)
     return Counts(rows[:, :2], rows[:, 2:])
 
 
@@ -183,7 +192,7 @@ def list_ids(counts: Counts, corner: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """
     ids = np.unique(counts.pairs)
     if not ids.size:
-        ids = corner.astype(np.int64)
+        ids = np.array(corner.tolist(), np.int64)
     return ids[ids > 0]
 
 
@@ -247,7 +256,7 @@ def canonical_image(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         # Half and extended precision have no kernels.
         dtype = np.dtype(np.float32 if dtype.itemsize <= 4 else np.float64)
     if array.size:
-        low, high = array.min(), array.max()
+        low, high = (array.dtype.type(end().item()) for end in (array.min, array.max))
         if dtype.kind == "f" and not (np.isfinite(low) and np.isfinite(high)):
             raise InputError("image holds NaN or infinite values; pass numpy.nan_to_num(image), or fill them otherwise")
         limit = LARGEST_FLOAT if dtype.kind == "f" else LARGEST_INTEGER
@@ -255,7 +264,8 @@ def canonical_image(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
             raise InputError(
                 f"image holds values from {low} to {high}; they must be below {limit} in magnitude: divide the image"
             )
-    return np.ascontiguousarray(array, dtype)
+    canonical: npt.NDArray[Any] = array_module(array).ascontiguousarray(array, dtype)
+    return canonical
 
 
 @accepts_stored("contacts", "labels", "image")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._backend import array_module, find_device
 from ._checks import as_bits, seal
 from ._pairs import sort_pairs
 from ._threads import num_threads, run_all, split
@@ -78,6 +79,8 @@ def count_overlaps(
         part = None if mask is None else mask[at]
         return count_rows(flat[0][at], flat[1][at], part, reference.shape, bounds[0])
 
+    if find_device(reference) is not None:
+        return add_overlaps([count((0, rows))])
     # A few slabs for each thread, as some are harder.
     parts = max(min(4 * num_threads(), reference.size // LEAST_VOXELS), -(-reference.size // SLAB_VOXELS))
     return add_overlaps(run_all(count, split(rows, parts) if reference.size else []))
@@ -91,9 +94,16 @@ def count_rows(
     first: int,
 ) -> Overlaps:
     """Count the overlaps of flat parts, some whole rows from row `first` on, of volumes of `shape`; rows not sorted."""
-    mask = np.empty(0, np.uint8) if ignore is None else ignore.view(np.uint8)
-    parts = [seal(as_bits(part)) for part in (reference, prediction, mask)]
-    rows: Ints = kernels.count_overlaps(*parts, shape[1], shape[2], first)
+    mask = array_module(reference).empty(0, np.uint8) if ignore is None else ignore.view(np.uint8)
+    parts = [as_bits(part) for part in (reference, prediction, mask)]
+    device = find_device(reference)
+    rows: Ints
+    if device is not None:
+        from .cuda import overlap as cuda
+
+        rows = cuda.count_overlaps(device, *parts, shape, first)
+    else:
+        rows = kernels.count_overlaps(*map(seal, parts), shape[1], shape[2], first)
     # Copies, so that the table that had room for more is freed.
     return Overlaps(rows[:, :2].copy(), rows[:, 2].copy(), rows[:, 3:].astype(_places(shape)).reshape(-1, 2, 3))
 
