@@ -23,15 +23,19 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ._backend import find_device
 from ._label import find_components
 from ._neighbors import UNIT
 from ._threads import num_threads, run_all, split
 from .kernels import sections as kernels
+
+if TYPE_CHECKING:
+    from .cuda.device import Device
 
 __all__ = [
     "ITEM",
@@ -99,6 +103,9 @@ Vesicles leave .37 to .81; branching trees and mitochondria mostly more than 1, 
 CHUNK = 8
 """Slices that are drawn as one piece of work."""
 
+BATCH = 2**28
+"""Voxels of windows that a device holds at once, but for an interval or a piece that alone needs more."""
+
 LONE = np.dtype(
     [
         ("piece", np.int64),
@@ -148,14 +155,16 @@ class Geometry:
         """Voxels beside a box within which pieces and their surroundings decide what is drawn in it."""
         rows, columns = (np.arange(margin + 2) * step for margin, step in zip(self.margins, self.steps, strict=True))
         lengths = np.rint(np.sqrt(rows[:, None] ** 2 + columns[None, :] ** 2) / 4)
-        self.table = np.minimum(lengths, 16 * CAP).astype(np.int64)
-        self.table[-1] = self.table[:, -1] = 16 * CAP
+        table = np.minimum(lengths, 16 * CAP).astype(np.int64)
+        table[-1] = table[:, -1] = 16 * CAP
         # The least sum of a row's and a column's key names the nearest voxel: the squared distance above dy and dx.
         # Beyond the cap no distance is nearer than another.
-        self.row_keys, self.column_keys = (
+        row_keys, column_keys = (
             (np.minimum((steps * side) ** 2, (CAP * UNIT) ** 2) << 8 | steps << shift).astype(np.int32)
             for steps, side, shift in zip(map(np.arange, self.margins + 2), self.steps, (4, 0), strict=True)
         )
+        self.keys = (row_keys, column_keys, table)
+        """Those of rows and of columns, and the potential at each distance."""
 
     def length2(self, motions: Ints) -> Ints:
         """Return squared lengths of motions in 1/16 voxel, in (1/1024 pixel)^2."""
@@ -227,9 +236,16 @@ class _Windows:
     starts: Ints
     potentials: npt.NDArray[np.int16]
 
-    def find(self, pieces: Ints) -> Ints:
-        """Return where `pieces` are among those of the windows, -1 for -1."""
-        return np.where(pieces < 0, -1, np.searchsorted(self.pieces, pieces))
+
+@dataclass(frozen=True)
+class _Search:
+    """The lone pieces of one end of an interval: on the plane with number `plane`, slice `z` of the class map."""
+
+    interval: Interval
+    side: int
+    plane: int
+    z: int
+    lone: Table
 
 
 def _divide_even(a: Ints, b: Ints | int) -> Ints:
@@ -269,46 +285,51 @@ def label_sections(
         Whether the label's class passed the switch. No voxel changes where none did.
     """
     geometry = Geometry(spacing, axis)
-    across = np.moveaxis(volume, axis, 0)
-    labels_across = np.moveaxis(labels, axis, 0)
-    found = run_all(lambda z: find_pieces(z, np.ascontiguousarray(labels_across[z]), classes), annotated)
-    planes, images = [pieces for pieces, _ in found], [image for _, image in found]
+    order = (axis, *(i for i in range(3) if i != axis))
+    across, labels_across = volume.transpose(order), labels.transpose(order)
+    device = find_device(volume, labels)
+    if device is not None:
+        across, labels_across = device.bring(across), device.bring(labels_across)
+    planes, images = _find_all_pieces(annotated, labels_across, classes)
     intervals = list_intervals(annotated, len(across))
-
-    def pair(i: int) -> Pairs:
-        overlaps = list_overlaps(planes[i], planes[i + 1], images[i], images[i + 1])
-        return pair_pieces(planes[i], planes[i + 1], overlaps, geometry)
-
-    pairs = run_all(pair, range(len(planes) - 1))
+    overlaps = _list_all_overlaps(planes, images)
+    pairs = run_all(lambda i: pair_pieces(planes[i], planes[i + 1], overlaps[i], geometry), range(len(planes) - 1))
     passed = decide(run_all(lambda i: weigh_motions(planes[i], planes[i + 1], pairs[i], geometry), range(len(pairs))))
     took_part = np.isin(classes, passed)
     if not took_part.any():
         return took_part
 
-    def list_items(index: int) -> tuple[Interval, Table]:
-        interval = intervals[index]
-        own = pairs[index] if index < len(pairs) else Pairs.none()
-        lone, motions = [], []
-        for side, at in enumerate(interval.ends):
-            if at is None:
-                rows, moved = np.zeros(0, dtype=LONE), np.zeros((0, 2), dtype=np.int64)
-            else:
-                i = behind(at, side, len(planes))
-                back = None if i is None else (pairs[i], intervals[i].length)
-                rows = list_lone(interval, side, planes[at], own, back, passed, geometry)
-                moved = match_lone(rows, interval, side, planes[at].z, across, images[at], (0, 0, 0), geometry)
-            lone.append(rows)
-            motions.append(moved)
-        ends = [None if at is None else planes[at] for at in interval.ends]
-        return interval, join_items(ends, own, passed, lone, motions)
+    def own_pairs(index: int) -> Pairs:
+        return pairs[index] if index < len(pairs) else Pairs.none()
 
-    work = run_all(list_items, range(len(intervals)))
+    def find_lone(end: tuple[int, int]) -> _Search:
+        index, side = end
+        interval = intervals[index]
+        at = interval.ends[side]
+        if at is None:
+            return _Search(interval, side, 0, 0, np.zeros(0, dtype=LONE))
+        i = behind(at, side, len(planes))
+        back = None if i is None else (pairs[i], intervals[i].length)
+        lone = list_lone(interval, side, planes[at], own_pairs(index), back, passed, geometry)
+        return _Search(interval, side, at, planes[at].z, lone)
+
+    searches = run_all(find_lone, itertools.product(range(len(intervals)), range(2)))
+    motions = _match_all(searches, across, images, geometry)
+    work = []
+    for index, interval in enumerate(intervals):
+        sides = slice(2 * index, 2 * index + 2)
+        ends = [None if at is None else planes[at] for at in interval.ends]
+        lone = [search.lone for search in searches[sides]]
+        work.append((interval, join_items(ends, own_pairs(index), passed, lone, motions[sides])))
 
     def read_image(plane: int, box: PlaneBox) -> npt.NDArray[Any]:
-        return images[plane][box[0] : box[1], box[2] : box[3]]
+        image: npt.NDArray[Any] = images[plane][box[0] : box[1], box[2] : box[3]]
+        return image
 
     height, width = across.shape[1:]
     draw_intervals(work, read_image, (height, width), (0, 0, 0), across, labels_across, geometry)
+    if device is not None:
+        device.give_back(labels_across, labels.transpose(order))
     return took_part
 
 
@@ -317,6 +338,10 @@ def find_pieces(z: int, labels: Labels, classes: npt.NDArray[Any]) -> tuple[Piec
 
     Needs 8 to 12 bytes for each voxel of the slice.
     """
+    device = find_device(labels)
+    if device is not None:
+        planes, images = _find_on_device(device, [z], device.bring(labels)[np.newaxis], [0], classes)
+        return planes[0], device.give(images[0], labels)
     components = find_components(labels[np.newaxis], 26)
     image = np.zeros(labels.shape, dtype=components.numbers.dtype)
     components.write_labels(image, clear=False)
@@ -325,6 +350,53 @@ def find_pieces(z: int, labels: Labels, classes: npt.NDArray[Any]) -> tuple[Piec
     piece_labels = np.zeros(components.count, dtype=np.uint32)
     kernels.measure_pieces(labels, image, boxes, measures, piece_labels)
     return Pieces(z, piece_labels, classes[piece_labels], boxes, measures), image
+
+
+def _find_all_pieces(annotated: list[int], labels: Any, classes: npt.NDArray[Any]) -> tuple[list[Pieces], Any]:
+    """Return `find_pieces` of all annotated slices of a volume: the tables, and the images one after the other."""
+    device = find_device(labels)
+    if device is not None:
+        return _find_on_device(device, annotated, labels, annotated, classes)
+    found = run_all(lambda z: find_pieces(z, np.ascontiguousarray(labels[z]), classes), annotated)
+    return [pieces for pieces, _ in found], [image for _, image in found]
+
+
+def _find_on_device(
+    device: Device, annotated: list[int], labels: Any, at: list[int], classes: npt.NDArray[Any]
+) -> tuple[list[Pieces], Any]:
+    """Return `find_pieces` of the slices `annotated`, which are ``labels[at]``: the tables, and a stack of the images.
+
+    Needs 20 bytes for each voxel of these slices; 4 bytes of them are kept.
+    """
+    from .cuda import sections as cuda
+
+    # Empty slices between them keep those apart that 26 neighbours would link.
+    _, height, width = labels.shape
+    stack = device.xp.zeros((2 * len(at) - 1, height, width), np.uint32)
+    for i, z in enumerate(at):
+        stack[2 * i] = labels[z]
+    components = find_components(stack, 26)
+    count = components.count
+    # More than 2**32 pieces are more than memory holds.
+    images = components.numbers[::2].astype(np.uint32)
+    del components
+    stack = device.xp.ascontiguousarray(stack[::2])
+    table = cuda.measure_pieces(device, stack, images, count)
+    del stack
+    firsts = np.searchsorted(table["plane"], np.arange(len(at) + 1))
+    before = device.bring(firsts[:-1].astype(np.uint32).reshape(-1, 1, 1))
+    images = device.xp.maximum(images, before) - before
+
+    area = table["area"]
+    centres = [_divide_even(16 * table[name], area) for name in ("sum_y", "sum_x")]
+    measures = np.column_stack([area, *centres])
+    boxes = np.column_stack([table[name] for name in ("y0", "y1", "x0", "x1")])
+    piece_labels = table["label"].astype(np.uint32)
+    kinds = classes[piece_labels]
+    planes = []
+    for z, lo, hi in zip(annotated, firsts[:-1], firsts[1:], strict=True):
+        planes.append(Pieces(z, piece_labels[lo:hi], kinds[lo:hi], boxes[lo:hi], measures[lo:hi]))
+    return planes, images
 
 
 def list_intervals(annotated: Sequence[int], depth: int) -> list[Interval]:
@@ -350,6 +422,10 @@ def list_overlaps(a: Pieces, b: Pieces, image_a: npt.NDArray[Any], image_b: npt.
 
     The images may be the same rows of both planes; then it is the overlap on these.
     """
+    device = find_device(image_a, image_b)
+    if device is not None:
+        images = device.xp.stack([device.bring(image).astype(np.uint32) for image in (image_a, image_b)])
+        return _list_on_device(device, [a, b], images)[0]
     image_a, image_b = np.ascontiguousarray(image_a), np.ascontiguousarray(image_b)
     runs = np.empty((4096, 3), dtype=np.int64)
     count = kernels.list_overlaps(image_a, image_b, a.labels, b.labels, runs)
@@ -357,6 +433,29 @@ def list_overlaps(a: Pieces, b: Pieces, image_a: npt.NDArray[Any], image_b: npt.
         runs = np.empty((count, 3), dtype=np.int64)
         kernels.list_overlaps(image_a, image_b, a.labels, b.labels, runs)
     return add_overlaps(runs[:count])
+
+
+def _list_all_overlaps(planes: list[Pieces], images: Any) -> list[Ints]:
+    """Return `list_overlaps` of each plane and the next."""
+    device = find_device(images[0])
+    if device is not None:
+        return _list_on_device(device, planes, images)
+    return run_all(lambda i: list_overlaps(planes[i], planes[i + 1], images[i], images[i + 1]), range(len(planes) - 1))
+
+
+def _list_on_device(device: Device, planes: list[Pieces], images: Any) -> list[Ints]:
+    from .cuda import sections as cuda
+
+    firsts = np.cumsum([0, *(len(plane.labels) for plane in planes)])
+    rows = cuda.list_overlaps(device, images, firsts[:-1], np.concatenate([plane.labels for plane in planes]))
+    rows = add_overlaps(rows)
+    bounds = np.searchsorted(rows[:, 0], firsts[:-1])
+    return [
+        rows[lo:hi] - np.array([first, following, 0])
+        for (lo, hi), (first, following) in zip(
+            itertools.pairwise(bounds), itertools.pairwise(firsts[:-1].tolist()), strict=True
+        )
+    ]
 
 
 def add_overlaps(rows: Ints) -> Ints:
@@ -535,17 +634,25 @@ def match_lone(
     if not len(lone):
         return motions
     boxes = lone["box"] - np.array([corner[1], corner[1], corner[2], corner[2]])
-    kinds = lone["kind"].astype(block.dtype)
-    windows = _find_potentials(lone["piece"], boxes, image, geometry)
     look = min(LOOK, len(interval.slices))
     at = z - corner[0]
+    device = find_device(block, image)
+    if device is not None:
+        lone = lone.copy()
+        lone["box"] = boxes
+        first = at if side == 0 else at - look
+        own = _Search(interval, side, 0, at - first, lone)
+        volume, images = device.bring(block[first : first + look + 1]), device.bring(image)[np.newaxis]
+        return _match_on_device(device, [own], volume, images, geometry)[0]
+    kinds = lone["kind"].astype(block.dtype)
+    windows = _find_potentials(lone["piece"], boxes, image, geometry)
     beside = slice(at + 1, at + 1 + look) if side == 0 else slice(at - look, at)
     templates = np.empty(windows.starts[-1], dtype=np.uint8)
     plane = np.ascontiguousarray(block[at])
     kernels.list_templates(
         plane, kinds, boxes, windows.starts, windows.potentials, geometry.margins, 16 * CAP, templates
     )
-    weights = np.rint(256 * DECAY ** np.arange(look)).astype(np.int64)
+    weights = _weigh_slices(look)
     search = (weights, RADIUS, COARSE * geometry.stretch, FINE, geometry.clamp)
     # Motion is counted from the first slice of the interval to the last, whichever end is matched.
     direction = 1 if side == 0 else -1
@@ -564,6 +671,81 @@ def match_lone(
     )
     motions *= direction
     return motions
+
+
+def _weigh_slices(look: int) -> Ints:
+    weights: Ints = np.rint(256 * DECAY ** np.arange(look)).astype(np.int64)
+    return weights
+
+
+def _match_all(
+    searches: list[_Search], volume: npt.NDArray[Any], images: Sequence[npt.NDArray[Any]], geometry: Geometry
+) -> list[Ints]:
+    """Return `match_lone` of each search in a whole volume."""
+    device = find_device(volume)
+    if device is not None:
+        return _match_on_device(device, searches, volume, images, geometry)
+
+    def match(search: _Search) -> Ints:
+        interval, side, image = search.interval, search.side, images[search.plane]
+        return match_lone(search.lone, interval, side, search.z, volume, image, (0, 0, 0), geometry)
+
+    return run_all(match, searches)
+
+
+def _match_on_device(
+    device: Device, searches: list[_Search], volume: Any, images: Any, geometry: Geometry
+) -> list[Ints]:
+    """Return `match_lone` of each search; `images` is a stack of planes as large as those of `volume`."""
+    from .cuda import sections as cuda
+
+    _, height, width = images.shape
+    counts = [len(search.lone) for search in searches]
+    lone = np.concatenate([search.lone for search in searches])
+    ends = [
+        (search.plane, search.z, 1 - 2 * search.side, min(LOOK, len(search.interval.slices)), search.interval.length)
+        for search in searches
+    ]
+    of_piece = np.repeat(np.array(ends, dtype=np.int64), counts, axis=0)
+    rows = np.zeros(len(lone), dtype=cuda.SEARCH)
+    rows["z"], rows["direction"], rows["look"], rows["n"] = of_piece[:, 1:].T
+    rows["dy"], rows["dx"] = rows["direction"] * lone["expected"].T
+    rows["trust"] = np.maximum(1, lone["trust"] // geometry.stretch**2)
+    rows["kind"] = lone["kind"].astype(volume.dtype)
+    planes = np.zeros((len(lone), 5), dtype=np.int64)
+    planes[:, 0] = of_piece[:, 0] * (height * width)
+    planes[:, 3:] = height, width
+    flat = images.reshape(-1)
+    motions = np.empty((len(lone), 2), dtype=np.int64)
+    for batch in _batches(_count_voxels(lone["box"], geometry)):
+        windows = cuda.open_windows(
+            device, flat, planes[batch], lone["piece"][batch] + 1, lone["box"][batch], geometry.margins, geometry.keys
+        )
+        motions[batch] = cuda.match_motions(
+            device,
+            volume,
+            windows,
+            rows[batch],
+            16 * CAP,
+            _weigh_slices(LOOK),
+            (RADIUS, COARSE * geometry.stretch, FINE),
+            geometry.clamp,
+            geometry.steps,
+        )
+    return np.split(motions * rows["direction"][:, np.newaxis], np.cumsum(counts)[:-1])
+
+
+def _count_voxels(boxes: Ints, geometry: Geometry) -> Ints:
+    """Return how many voxels the windows of some pieces have."""
+    sides = boxes[..., 1::2] - boxes[..., 0::2] + 2 * geometry.margins
+    return np.asarray(sides.prod(axis=-1))
+
+
+def _batches(sizes: Ints) -> list[slice]:
+    """Cut a row of things into parts of some `BATCH` in all."""
+    before = np.cumsum(sizes) - sizes
+    first = np.flatnonzero(np.diff(before // BATCH, prepend=-1))
+    return [slice(lo, hi) for lo, hi in itertools.pairwise([*first.tolist(), len(sizes)])]
 
 
 def join_items(
@@ -616,21 +798,33 @@ def _find_potentials(pieces: Ints, boxes: Ints, image: npt.NDArray[Any], geometr
     starts = np.concatenate([[0], np.cumsum(heights * widths)]).astype(np.int64)
     potentials = np.empty(starts[-1], dtype=np.int16)
     numbers = np.ascontiguousarray(pieces) + 1
-    keys = (geometry.row_keys, geometry.column_keys, geometry.table)
-    kernels.potentials_of_pieces(np.ascontiguousarray(image), numbers, boxes, starts, *keys, potentials)
+    kernels.potentials_of_pieces(np.ascontiguousarray(image), numbers, boxes, starts, *geometry.keys, potentials)
     return _Windows(pieces, boxes, starts, potentials)
 
 
-def _open_windows(
+@dataclass(frozen=True)
+class _Clipped:
+    """The pieces of a plane, ascending, that may be drawn in a box, and their boxes, clipped."""
+
+    pieces: Ints
+    boxes: Ints
+    part: PlaneBox
+    """What is to be read of the plane."""
+
+    def find(self, pieces: Ints) -> Ints:
+        """Return where `pieces` are among these, -1 for -1."""
+        return np.where(pieces < 0, -1, np.searchsorted(self.pieces, pieces))
+
+
+def _clip_pieces(
     plane: int,
     work: Sequence[tuple[Interval, Table]],
-    read_image: Callable[[int, PlaneBox], npt.NDArray[Any]],
     shape: tuple[int, int],
     corner: tuple[int, int],
     size: tuple[int, int],
     geometry: Geometry,
-) -> _Windows:
-    """Return the potentials, right wherever the box of `size` at `corner` reads them, of the items' pieces of a plane.
+) -> _Clipped:
+    """Clip the items' pieces of a plane, such that potentials are right wherever the box of `size` at `corner` reads.
 
     Pieces are clipped to the box and the halo around it, and their windows with them. Why that is exact: A window moves
     by at most `Geometry.clamp`, so what is read of it, at a voxel of the box or the one after (bilinear), lies within
@@ -659,9 +853,7 @@ def _open_windows(
         inside[2 * axis] = max(lo, own[:, 2 * axis].min(initial=hi) - geometry.margins[axis])
         inside[2 * axis + 1] = min(hi, own[:, 2 * axis + 1].max(initial=lo) + geometry.margins[axis])
     y0, y1, x0, x1 = (int(side) for side in inside)
-    image = read_image(plane, (y0, max(y0, y1), x0, max(x0, x1)))
-    windows = _find_potentials(found, own - np.array([y0, y0, x0, x0]), image, geometry)
-    return replace(windows, boxes=own - np.array([corner[0], corner[0], corner[1], corner[1]]))
+    return _Clipped(found, own, (y0, max(y0, y1), x0, max(x0, x1)))
 
 
 def draw_intervals(
@@ -699,18 +891,28 @@ def draw_intervals(
         key=lambda part: part[0].origin,
     )
     size = volume.shape[1], volume.shape[2]
+    device = find_device(volume, labels)
+    if device is not None:
+        drawn = device.bring(labels)
+        _draw_on_device(device, work, read_image, shape, corner, device.bring(volume), drawn, geometry)
+        device.give_back(drawn, labels)
+        return
     batch = 2 * num_threads()
-    windows: dict[int, _Windows] = {}
+    windows: dict[int, tuple[_Clipped, _Windows]] = {}
     # Potentials are at hand of a few intervals at a time, those of a plane between two for both.
     for start in range(0, len(work), batch):
         part = work[start : start + batch]
         planes = sorted({at for interval, _ in part for at in interval.ends if at is not None})
         kept = windows
 
-        def open_windows(plane: int, kept: dict[int, _Windows] = kept) -> _Windows:
+        def open_windows(plane: int, kept: dict[int, tuple[_Clipped, _Windows]] = kept) -> tuple[_Clipped, _Windows]:
             if plane in kept:
                 return kept[plane]
-            return _open_windows(plane, work, read_image, shape, corner[1:], size, geometry)
+            clipped = _clip_pieces(plane, work, shape, corner[1:], size, geometry)
+            y0, _, x0, _ = clipped.part
+            boxes = clipped.boxes - np.array([y0, y0, x0, x0])
+            found = _find_potentials(clipped.pieces, boxes, read_image(plane, clipped.part), geometry)
+            return clipped, replace(found, boxes=clipped.boxes - np.repeat(corner[1:], 2))
 
         windows = dict(zip(planes, run_all(open_windows, planes), strict=True))
         chunks = []
@@ -719,11 +921,11 @@ def draw_intervals(
             ends = [None if at is None else windows[at] for at in interval.ends]
             rows = np.empty((len(items), 5), dtype=np.int64)
             for side, end in enumerate(ends):
-                rows[:, side] = -1 if end is None else end.find(items["pieces"][:, side])
+                rows[:, side] = -1 if end is None else end[0].find(items["pieces"][:, side])
             rows[:, 2:4], rows[:, 4] = items["motion"], items["label"]
             kinds = items["kind"].astype(volume.dtype)
             # An end without pieces is not read; the kernel takes the other's arrays.
-            known = [end if end is not None else other for end, other in (ends, ends[::-1])]
+            known = [end[1] for end, other in (ends, ends[::-1]) for end in [end or other] if end is not None]
             chunks += [
                 (interval, rows, kinds, known, slices[lo:hi]) for lo, hi in split(len(slices), -(-len(slices) // CHUNK))
             ]
@@ -748,3 +950,71 @@ def draw_intervals(
                 labels[here] = drawn
 
         run_all(draw, chunks)
+
+
+def _draw_on_device(
+    device: Device,
+    work: list[tuple[Interval, Table]],
+    read_image: Callable[[int, PlaneBox], npt.NDArray[Any]],
+    shape: tuple[int, int],
+    corner: tuple[int, int, int],
+    volume: Any,
+    labels: Any,
+    geometry: Geometry,
+) -> None:
+    """Do what `draw_intervals` does, on device arrays, a few intervals at a time."""
+    from .cuda import sections as cuda
+
+    top, bottom = corner[0], corner[0] + len(volume)
+    size = volume.shape[1], volume.shape[2]
+    origin = np.array(corner[1:])
+    sizes = [_count_voxels(items["boxes"], geometry).sum() for _, items in work]
+    for batch in _batches(np.array(sizes, dtype=np.int64)):
+        part = work[batch]
+        planes = sorted({at for interval, _ in part for at in interval.ends if at is not None})
+        clipped = {plane: _clip_pieces(plane, part, shape, corner[1:], size, geometry) for plane in planes}
+        images: list[Any] = []
+        parts = np.empty((len(planes), 5), dtype=np.int64)
+        for row, (plane, found) in zip(parts, clipped.items(), strict=True):
+            image = device.bring(read_image(plane, found.part))
+            row[0] = sum(image.size for image in images)
+            row[1:] = [*(found.part[0::2] - origin), *image.shape]
+            images.append(image.astype(np.uint32).reshape(-1))
+        counts = [len(found.pieces) for found in clipped.values()]
+        firsts = dict(zip(planes, np.cumsum(counts) - counts, strict=True))
+        windows = cuda.open_windows(
+            device,
+            device.xp.concatenate(images),
+            np.repeat(parts, counts, axis=0),
+            np.concatenate([found.pieces for found in clipped.values()]) + 1,
+            np.concatenate([found.boxes for found in clipped.values()]) - np.repeat(origin, 2),
+            geometry.margins,
+            geometry.keys,
+        )
+        del images
+
+        tables, spans = [], []
+        for interval, items in part:
+            slices = range(max(top, interval.slices.start), min(bottom, interval.slices.stop))
+            spans.append(cuda.Span(slices.start - top, len(slices), slices.start - interval.origin, interval.length))
+            rows = np.empty(len(items), dtype=cuda.ITEM)
+            for side, (name, at) in enumerate(zip(("a", "b"), interval.ends, strict=True)):
+                rows[name] = -1
+                if at is not None:
+                    windows_at = clipped[at].find(items["pieces"][:, side])
+                    rows[name] = np.where(windows_at < 0, -1, firsts[at] + windows_at)
+            rows["dy"], rows["dx"] = items["motion"].T
+            rows["label"], rows["kind"] = items["label"], items["kind"].astype(volume.dtype)
+            tables.append(rows)
+        every = np.concatenate([items for _, items in part])
+        cuda.draw_planes(
+            device,
+            volume,
+            spans,
+            np.repeat(np.arange(len(part)), [len(items) for _, items in part]),
+            np.concatenate(tables),
+            swept_boxes(every, geometry) - np.repeat(origin, 2),
+            windows,
+            (16 * CAP, FADING, FLOOR),
+            labels,
+        )
