@@ -18,8 +18,8 @@ demo: $(VENV)/.demo ## run the command line on a phantom cell (DATA=folder: on y
 picture: $(VENV)/.demo ## make the README's picture, docs/images/demo.png, from the phantom
 	$(BIN)/lpa3d demo --thumbnail docs/images/demo.png
 
-test: $(VENV)/.test ## run the tests and the examples in the docstrings (PYTEST_OPTIONS="-k label -x" picks some)
-	$(BIN)/python -m pytest --doctest-modules tests src/lpa3d $(PYTEST_OPTIONS)
+test: $(VENV)/.test ## run the tests and the examples in the docstrings, on all cores (PYTEST_OPTIONS="-k label -x" picks some)
+	$(BIN)/python -m pytest -n auto --dist loadfile --doctest-modules tests src/lpa3d $(PYTEST_OPTIONS)
 
 lint: $(VENV)/.dev ## check style (ruff) and types (mypy)
 	$(BIN)/ruff check .

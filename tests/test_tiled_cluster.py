@@ -49,7 +49,7 @@ def cluster(expected: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         patch.setenv("LPA3D_KERNEL_CACHE", "1")
         patch.setenv("NUMBA_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
         with (
-            distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+            distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
             distributed.Client(cluster),
         ):
             yield cluster

@@ -711,7 +711,7 @@ def test_workers_in_other_processes(volume: Path, calls: Path, tmp_path: Path) -
     distributed = pytest.importorskip("distributed")
     values = zarr.open_array(str(volume))[:]
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster),
     ):
         result, _ = run_double(volume, tmp_path / "out.zarr", calls, tile=8)
