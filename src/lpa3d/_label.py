@@ -14,18 +14,24 @@ No stage touches another slab's memory, and the number of slabs changes nothing 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ._backend import find_device
 from ._checks import canonical_connectivity, canonical_out, class_map, seal
 from ._dispatch import accepts_stored
 from ._threads import num_threads, run_all, split
 from .kernels.label import clear_runs, count_runs, fill_runs, flag_runs, join_slabs, scan_runs
+from .kernels.reattach import flag_seeded
 from .kernels.unionfind import rank_sets
+
+if TYPE_CHECKING:
+    from .cuda.device import Device
 
 __all__ = ["Components", "Slab", "find_components", "label"]
 
@@ -87,10 +93,12 @@ class Components:
     numbers: npt.NDArray[Any]
     count: int
 
-    def write_labels(self, out: npt.NDArray[Any], *, clear: bool) -> None:
-        """Write each voxel's component number to `out`; the background only if `clear`, as 0."""
+    def write_labels(self, out: npt.NDArray[Any], *, clear: bool, values: npt.NDArray[Any] | None = None) -> None:
+        """Write each voxel's component number to `out`, or ``values[number - 1]``; the background only if `clear`, as
+        0."""
         volume = out.reshape(self.shape)
-        run_all(lambda slab: self.write_slab(slab, volume[slab.z_lo : slab.z_hi], clear=clear), self.slabs)
+        named = self if values is None else replace(self, numbers=values[self.numbers - 1])
+        run_all(lambda slab: named.write_slab(slab, volume[slab.z_lo : slab.z_hi], clear=clear), self.slabs)
 
     def write_slab(self, slab: Slab, out: npt.NDArray[Any], *, clear: bool) -> None:
         """Do what `write_labels` does for one slab; `out` has its shape."""
@@ -102,16 +110,29 @@ class Components:
         `labels` is constant along every run (as the array is from which the components were made).
         """
         labels, seeds = seal(labels.reshape(self.shape)), seal(seeds.reshape(self.shape))
-        flags = np.zeros(len(self.numbers), np.bool_)
 
-        def flag(slab: Slab) -> None:
+        def flag(slab: Slab, flags: npt.NDArray[np.bool_]) -> None:
             at = slice(slab.z_lo, slab.z_hi)
-            flag_runs(slab.changes, slab.inside, slab.runs, labels[at], seeds[at], slab.of(flags))
+            flag_runs(slab.changes, slab.inside, slab.runs, labels[at], seeds[at], flags)
 
-        run_all(flag, self.slabs)
-        held = np.zeros(self.count, np.bool_)
-        held[self.numbers[flags] - 1] = True
-        return held
+        return self._flag(flag)
+
+    def flag_seeds(self, seeds: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Return, at index ``number - 1``, whether a component holds a seed: a voxel where `seeds` is not 0."""
+        seeds = seeds.reshape(self.shape)
+
+        def flag(slab: Slab, flags: npt.NDArray[np.bool_]) -> None:
+            flag_seeded(slab.changes, slab.inside, slab.runs, seeds[slab.z_lo : slab.z_hi], flags)
+
+        return self._flag(flag)
+
+    def _flag(self, flag: Callable[[Slab, npt.NDArray[np.bool_]], None]) -> npt.NDArray[np.bool_]:
+        """Return the flags by number that `flag` sets for each slab's components."""
+        flags = np.zeros(len(self.numbers), np.bool_)
+        run_all(lambda slab: flag(slab, slab.of(flags)), self.slabs)
+        flagged = np.zeros(self.count, np.bool_)
+        flagged[self.numbers[flags] - 1] = True
+        return flagged
 
     def clear(self, labels: npt.NDArray[Any], keep: npt.NDArray[np.bool_]) -> None:
         """Set `labels` to 0, in place, in every component whose ``keep[number - 1]`` is False."""
@@ -125,18 +146,20 @@ class Components:
         run_all(clear, self.slabs)
 
 
-def find_components(volume: npt.NDArray[Any], connectivity: int) -> Components:
+def find_components(volume: npt.NDArray[Any], connectivity: int) -> Any:
     """Find the components of voxels that are linked: neighbours with the same value that is not 0.
 
     Parameters
     ----------
     volume : ndarray of uint8, uint16, uint32 or uint64, shape (Z, Y, X)
-        Class map, or labels as classes; C-ordered.
+        Class map, or labels as classes; C-ordered. While a device is in use (`lpa3d._backend.on_device`), it does the
+        work.
     connectivity : {6, 18, 26}
 
     Returns
     -------
     Components
+        For an array on a device `lpa3d.cuda.label.Components`, which has the same methods.
 
     Notes
     -----
@@ -148,6 +171,13 @@ def find_components(volume: npt.NDArray[Any], connectivity: int) -> Components:
         height, width = 1, height
     if depth == 1:
         depth, height = height, 1
+    device = find_device(volume)
+    if device is not None:
+        from .cuda import label as cuda
+
+        if device.holds(volume):
+            return cuda.find_components(device, volume, connectivity, _number_dtype(volume.size))
+        return _find_on_device(device, volume, connectivity, (depth, height, width))
     flat = seal(volume.reshape(-1))
     dtype = np.uint32 if flat.size < WIDE else np.int64
 
@@ -182,6 +212,25 @@ def find_components(volume: npt.NDArray[Any], connectivity: int) -> Components:
     return Components((depth, height, width), slabs, numbers, count)
 
 
+def _number_dtype(size: int) -> np.dtype[Any]:
+    """Return the dtype of the labels of as many voxels."""
+    return np.dtype(np.uint32 if size < WIDE else np.uint64)
+
+
+def _find_on_device(
+    device: Device, volume: npt.NDArray[Any], connectivity: int, shape: tuple[int, int, int]
+) -> Components:
+    """Do what `find_components` does for an array in memory, as one slab, on a device."""
+    from .cuda import label as cuda
+
+    changes, inside, runs, count = cuda.find_runs(device, volume, connectivity, _number_dtype(volume.size))
+    words = (*shape[:2], -(-shape[2] // 64))
+    if runs.dtype == np.uint64:
+        runs = runs.view(np.int64)
+    slab = Slab(0, shape[0], changes.reshape(words), inside.reshape(words), runs, 0, count)
+    return Components(shape, [slab], np.arange(1, count + 1, dtype=runs.dtype), count)
+
+
 @accepts_stored("label", "volume")
 def label(volume: Any, *, connectivity: int = 6, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
     """Label the connected components of a class map.
@@ -192,7 +241,8 @@ def label(volume: Any, *, connectivity: int = 6, out: npt.NDArray[Any] | None = 
     Parameters
     ----------
     volume : ndarray of bool or any integer dtype, shape (Z, Y, X) or (Y, X)
-        Class map, 0 is background; negative values are classes too. Any memory order and byte order. Not modified.
+        Class map, 0 is background; negative values are classes too. Any memory order and byte order. Not modified. A
+        CuPy array is labelled on its device.
     connectivity : {6, 18, 26}, default 6
         Which voxels are neighbours: those that share a face, also an edge, also a corner. 1, 2 and 3 name the same. In
         2D, 6 means 4 neighbours and both others mean 8.
@@ -203,14 +253,15 @@ def label(volume: Any, *, connectivity: int = 6, out: npt.NDArray[Any] | None = 
     -------
     labels : ndarray of uint32 or uint64, shape as `volume`
         0 on the background, 1..n in the components, in raster order of each component's first voxel. uint32 below
-        2**32 voxels, else uint64, whatever the number of components. It is `out` where that is given.
+        2**32 voxels, else uint64, whatever the number of components. It is `out` where that is given; a CuPy array if
+        `volume` is one.
 
     Raises
     ------
     InputError
         If `volume` has not 2 or 3 dimensions, `connectivity` is unknown, or `out` does not fit.
     InputTypeError
-        If `volume` is no NumPy array or has another dtype (floats: threshold them first).
+        If `volume` is no NumPy or CuPy array or has another dtype (floats: threshold them first).
 
     See Also
     --------
@@ -226,6 +277,9 @@ def label(volume: Any, *, connectivity: int = 6, out: npt.NDArray[Any] | None = 
     Memory above the input: the result (4 bytes per voxel), 1/4 byte per voxel for the runs' places (at least 16 bytes a
     row) and 4 bytes per run: 4.5 bytes per voxel in all for a typical segmentation, 5.3 for binary noise, 12 to 13
     where every voxel is a component of its own. Input that is not C-ordered or not in native byte order is copied.
+
+    On a CUDA device tiles are labelled in shared memory and joined; above the input 4.5 bytes of its memory per voxel
+    are needed, 8.75 from 2**32 voxels on.
 
     References
     ----------
@@ -243,11 +297,15 @@ def label(volume: Any, *, connectivity: int = 6, out: npt.NDArray[Any] | None = 
     """
     steps = canonical_connectivity(connectivity)
     classes = class_map(volume)
-    dtype = np.dtype(np.uint32 if classes.size < WIDE else np.uint64)
-    target = canonical_out(out, np.shape(volume), dtype, (volume,))
-    components = find_components(classes, steps)
-    labels = np.zeros(classes.shape, dtype) if target is None else target
-    components.write_labels(labels, clear=target is not None)
-    if out is not None:
-        return out
-    return labels.reshape(np.shape(volume))
+    dtype = _number_dtype(classes.size)
+    target = canonical_out(out, volume.shape, dtype, (volume,))
+    device = find_device(classes)
+    if device is not None:
+        from .cuda import label as cuda
+
+        labels = cuda.label(device, classes, steps, dtype, target)
+    else:
+        components = find_components(classes, steps)
+        labels = np.zeros(classes.shape, dtype) if target is None else target
+        components.write_labels(labels, clear=target is not None)
+    return out if out is not None else labels.reshape(volume.shape)

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._backend import is_on_device
 from ._geodesic import Labels, Links, spread
-from ._label import Components, Slab, find_components
+from ._label import find_components
 from ._threads import num_threads, run_all, split
-from .kernels.reattach import clear_confidence, flag_seeded
+from .kernels.reattach import clear_confidence
 
-__all__ = ["clear_unseeded", "flag_seeds", "reattach"]
+__all__ = ["clear_unseeded", "reattach"]
 
 
 def clear_unseeded(labels: Labels, seeds: npt.NDArray[Any], connectivity: int) -> int:
@@ -25,26 +26,11 @@ def clear_unseeded(labels: Labels, seeds: npt.NDArray[Any], connectivity: int) -
     neighbours of equal label are linked.
     """
     components = find_components(labels, connectivity)
-    keep = flag_seeds(components, seeds)
-    cleared = components.count - int(np.count_nonzero(keep))
+    keep = components.flag_seeds(seeds)
+    cleared: int = components.count - int(keep.sum())
     if cleared:
         components.clear(labels, keep)
     return cleared
-
-
-def flag_seeds(components: Components, seeds: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Return, at index ``number - 1``, whether a component holds a seed: a voxel where `seeds` is not 0."""
-    flags = np.zeros(len(components.numbers), dtype=np.bool_)
-    seeds = seeds.reshape(components.shape)
-
-    def flag(slab: Slab) -> None:
-        part = flags[slab.first : slab.first + slab.components]
-        flag_seeded(slab.changes, slab.inside, slab.runs, seeds[slab.z_lo : slab.z_hi], part)
-
-    run_all(flag, components.slabs)
-    keep = np.zeros(components.count, dtype=np.bool_)
-    keep[components.numbers[flags] - 1] = True
-    return keep
 
 
 def reattach(
@@ -64,7 +50,9 @@ def reattach(
     """
     cleared = clear_unseeded(labels, seeds, connectivity)
     if cleared:
-        if confidence is not None:
+        if confidence is not None and is_on_device(labels):
+            confidence[(labels == 0) & (links != 0)] = 0
+        elif confidence is not None:
             flat, flat_links, flat_confidence = labels.reshape(-1), links.reshape(-1), confidence.reshape(-1)
             run_all(
                 lambda part: clear_confidence(flat, flat_links, *part, flat_confidence),

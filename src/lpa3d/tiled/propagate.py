@@ -59,7 +59,6 @@ from .._propagate import (
     steps_of_cost,
     sweeps_of_labels,
 )
-from .._reattach import flag_seeds
 from .._threads import run_all
 from .._warn import warn
 from ..errors import InputError
@@ -498,7 +497,7 @@ def _scan_labels(volume: _Volume, name: str, tile: int, labels: Ranks, seeds: np
     """Scan the components of equal label, and which of them hold a seed."""
 
     def flag(components: Components) -> npt.NDArray[np.bool_]:
-        return flag_seeds(components, seeds)
+        return components.flag_seeds(seeds)
 
     found = scan_tile(labels, volume.connectivity, open_sides(volume.grid, tile), flag)
     volume.scratch.put(f"{name}/scan/{tile}", **found)
