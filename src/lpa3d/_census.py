@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._backend import device_of
 from ._levels import flat_strides
 from ._pairs import flag_first, sort_pairs
 from ._threads import num_threads, run_all, split
@@ -122,6 +123,12 @@ def take_census(
 
 def count_seeds(volume: npt.NDArray[Any], seeds: npt.NDArray[Any]) -> Count:
     """Count the seeds of a volume, or of a part of one."""
+    device = device_of(seeds)
+    if device is not None:
+        from .cuda import census as cuda
+
+        rows, slices = cuda.count_seeds(device, volume, seeds)
+        return Count(add_rows([rows]), slices)
     slabs = split(volume.shape[0], num_threads())
     seeded = [np.zeros((len(slabs), length), dtype=np.int64) for length in volume.shape]
 
@@ -147,6 +154,11 @@ def add_rows(tables: Sequence[Ints]) -> Ints:
 
 def count_mask(volume: npt.NDArray[Any]) -> Slices:
     """Return the voxels of the mask per slice across each axis."""
+    device = device_of(volume)
+    if device is not None:
+        from .cuda import census as cuda
+
+        return cuda.count_mask(device, volume)
     slabs = split(volume.shape[0], num_threads())
     masked = [np.zeros((len(slabs), length), dtype=np.int64) for length in volume.shape]
     run_all(
@@ -213,23 +225,46 @@ def rank_table(ids: Ints, classes: Ints, ranks: Ints) -> Ints:
 
 def rank_labels(volume: npt.NDArray[Any], seeds: npt.NDArray[Any], ranks: Ints, labels: npt.NDArray[np.uint32]) -> None:
     """Write the rank of each kept seed's id to `labels`, which is 0; `ranks` is a `rank_table`."""
+    device = device_of(labels)
+    if device is not None:
+        from .cuda import census as cuda
+
+        cuda.rank_labels(device, volume, seeds, ranks, labels)
+        return
     run_all(lambda part: kernels.rank_seeds(volume, seeds, *part, ranks, labels), split(volume.shape[0], num_threads()))
 
 
 def restrict_seeds(labels: npt.NDArray[np.uint32], seeds: npt.NDArray[Any]) -> None:
     """Set `seeds` to 0, in place, where there is no label."""
+    device = device_of(labels)
+    if device is not None:
+        from .cuda import census as cuda
+
+        cuda.restrict_seeds(device, labels, seeds)
+        return
     flat, flat_seeds = labels.reshape(-1), seeds.reshape(-1)
     run_all(lambda part: kernels.restrict_seeds(flat, *part, flat_seeds), split(flat.size, num_threads()))
 
 
 def any_unlabelled(volume: npt.NDArray[Any], labels: npt.NDArray[np.uint32]) -> bool:
     """Return whether any voxel of the class map has no label."""
+    device = device_of(labels)
+    if device is not None:
+        from .cuda import census as cuda
+
+        return cuda.any_unlabelled(device, volume, labels)
     slabs = split(volume.shape[0], num_threads())
     return any(run_all(lambda slab: kernels.count_unlabelled(volume, labels, *slab), slabs))
 
 
 def select(volume: npt.NDArray[Any], labels: npt.NDArray[np.uint32], *, labelled: bool) -> npt.NDArray[Any]:
     """Return the class map of the voxels that have a label, or have none."""
+    device = device_of(labels)
+    if device is not None:
+        from .cuda import census as cuda
+
+        selected: npt.NDArray[Any] = cuda.select(device, volume, labels, labelled)
+        return selected
     return _map_voxels(kernels.select_voxels, volume, labels.reshape(-1), labelled)
 
 
@@ -241,6 +276,12 @@ def list_beyond(
     There components with a seed go on beyond the distance: those are not components without one.
     """
     strides = flat_strides(volume.shape, connectivity)
+    device = device_of(reached)
+    if device is not None:
+        from .cuda import census as cuda
+
+        beyond: npt.NDArray[Any] = cuda.list_beyond(device, volume, reached, links, strides)
+        return beyond
     return _map_voxels(kernels.list_borders, volume, reached.reshape(-1), links.reshape(-1), strides)
 
 
@@ -254,6 +295,12 @@ def _map_voxels(kernel: Callable[..., None], volume: npt.NDArray[Any], *args: An
 
 def apply_ids(labels: npt.NDArray[np.uint32], values: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
     """Write ``values[label]`` to `out` for each label, 0 where there is none; `out` may be `labels` itself."""
+    device = device_of(labels)
+    if device is not None:
+        from .cuda import census as cuda
+
+        cuda.apply_ids(device, labels, values, out)
+        return
     flat, flat_out = labels.reshape(-1), out.reshape(-1)
     run_all(lambda part: kernels.apply_ids(flat, *part, values, flat_out), split(flat.size, num_threads()))
 

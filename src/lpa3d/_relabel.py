@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._backend import array_module, device_of
 from ._checks import as_bits, seal
 from ._threads import num_threads, run_all, split
 from .kernels.relabel import index_ids, replace_ids
@@ -26,11 +27,17 @@ def relabel(
 
     `ids` are distinct; other ids and 0 stay as they are. `dtype` is that of `labels`, but for byte order and bool.
     """
-    target = np.empty(labels.shape, dtype) if out is None else out
+    target = array_module(labels).empty(labels.shape, dtype) if out is None else out
+    slots = index_ids(ids)
+    device = device_of(labels)
+    if device is not None:
+        from .cuda import relabel as cuda
+
+        cuda.replace_ids(device, as_bits(labels), slots, ids, new_ids, as_bits(target))
+        return target
     # Kernels write native integers only; elsewhere the result is converted at the end.
     native = target if dtype.isnative else np.empty(labels.shape, labels.dtype)
     source, result = seal(as_bits(labels)).reshape(-1), as_bits(native).reshape(-1)
-    slots = index_ids(ids)
 
     def replace(bounds: tuple[int, int]) -> None:
         at = slice(*bounds)
