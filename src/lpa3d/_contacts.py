@@ -339,6 +339,6 @@ def contacts(labels: Any, *, image: Any = None, spacing: Any = (1, 1, 1), connec
     """
     steps = canonical_connectivity(connectivity)
     ids = instance_ids(labels, "labels")
-    sizes = check_spacing(spacing, np.ndim(labels))
+    sizes = check_spacing(spacing, labels.ndim)
     checked = None if image is None else _check_image(image, labels)
     return tabulate(count_pairs(ids, checked, steps), sizes, None if checked is None else image_scale(checked.dtype))
