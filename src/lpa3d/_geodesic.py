@@ -6,11 +6,12 @@ Arrays are canonical: ``(Z, Y, X)``, C order. Labels are uint32 ranks, 0 for non
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ._backend import find_device
 from ._levels import Fronts, flat_dtype, flat_strides
 from ._neighbors import UNIT, neighbor_offsets
 from ._threads import num_threads, run_all, split
@@ -19,7 +20,10 @@ from .kernels import geodesic as kernels
 from .kernels.levels import clear_marks, find_frontier
 from .kernels.links import cut_slab, link_slab
 
-__all__ = ["LIMIT", "Keys", "cut_links", "has_unit_steps", "link_voxels", "range_error", "spread"]
+if TYPE_CHECKING:
+    from .cuda.geodesic import Keys as DeviceKeys
+
+__all__ = ["LIMIT", "Keys", "cut_links", "has_unit_steps", "link_voxels", "make_keys", "range_error", "spread"]
 
 LIMIT = 2**32 - 2
 """The largest distance that a key can hold, in units of 1/64 of the smallest voxel side."""
@@ -39,8 +43,15 @@ Labels = npt.NDArray[np.uint32]
 def link_voxels(volume: npt.NDArray[Any], connectivity: int) -> Links:
     """Return for each voxel the bit mask of its linked neighbours: bit k for offset k of `neighbor_offsets`.
 
-    uint8 for 6 neighbours, whose two high bits stay 0, else uint32; 0 on background.
+    uint8 for 6 neighbours, whose two high bits stay 0, else uint32; 0 on background. Where a device is in use they are
+    on it, wherever `volume` is.
     """
+    device = find_device(volume)
+    if device is not None:
+        from .cuda import links as cuda
+
+        made: Links = cuda.link_voxels(device, volume, connectivity)
+        return made
     links: Links = np.zeros(volume.shape, dtype=np.uint8 if connectivity == 6 else np.uint32)
     offsets = neighbor_offsets(connectivity)
     run_all(lambda part: link_slab(volume, offsets, *part, links), split(volume.shape[0], num_threads()))
@@ -50,6 +61,11 @@ def link_voxels(volume: npt.NDArray[Any], connectivity: int) -> Links:
 def cut_links(links: Links, labels: Labels, connectivity: int) -> None:
     """Remove, in place, every link with an unlabelled voxel at either end."""
     strides = flat_strides(links.shape, connectivity)
+    device = find_device(links, labels)
+    if device is not None:
+        from .cuda import links as cuda
+
+        return cuda.cut_links(device, links, labels, strides)
     run_all(
         lambda part: cut_slab(labels.reshape(-1), strides, *part, links.reshape(-1)), split(links.size, num_threads())
     )
@@ -79,16 +95,39 @@ def spread(
     if labels.size == 0:
         return
     end = LIMIT if limit is None else min(limit, LIMIT)
-    if has_unit_steps(weights, connectivity, cost):
-        beyond = _spread_levels(labels, links, end // UNIT)
+    strides = flat_strides(labels.shape, connectivity)
+    device = find_device(labels, links)
+    if device is not None:
+        from .cuda import geodesic as cuda
+
+        gap = cuda.spread(device, labels, links, strides, weights, cost, end)
     else:
-        keys = Keys(labels, links, weights, connectivity, cost, end)
-        keys.spread(refill)
-        beyond = keys.beyond
-    if beyond and limit is None:
-        gap = kernels.find_gap(labels.reshape(-1), links.reshape(-1), flat_strides(labels.shape, connectivity))
-        if gap >= 0:
-            raise range_error(np.unravel_index(gap, labels.shape))
+        if has_unit_steps(weights, connectivity, cost):
+            beyond = _spread_levels(labels, links, end // UNIT)
+        else:
+            keys = Keys(labels, links, weights, connectivity, cost, end)
+            keys.spread(refill)
+            beyond = keys.beyond
+        gap = kernels.find_gap(labels.reshape(-1), links.reshape(-1), strides) if beyond and limit is None else -1
+    if gap >= 0 and limit is None:
+        raise range_error(np.unravel_index(gap, labels.shape))
+
+
+def make_keys(
+    labels: Labels,
+    links: Links,
+    weights: npt.NDArray[np.int64],
+    connectivity: int,
+    cost: npt.NDArray[np.uint16] | None,
+    end: int,
+) -> Keys | DeviceKeys:
+    """Return the `Keys` of a tile in memory; they are on a device if one is in use."""
+    device = find_device(labels, links)
+    if device is None:
+        return Keys(labels, links, weights, connectivity, cost, end)
+    from .cuda import geodesic as cuda
+
+    return cuda.Keys(device, labels, links, flat_strides(labels.shape, connectivity), weights, cost, end)
 
 
 def has_unit_steps(weights: npt.NDArray[np.int64], connectivity: int, cost: npt.NDArray[np.uint16] | None) -> bool:
@@ -196,6 +235,10 @@ class Keys:
     def improve(self, voxels: npt.NDArray[Any]) -> None:
         """Bring all keys to their fixpoint, on this thread, where those of `voxels` (flat) alone may better others."""
         self._relax((0, len(self.labels)), voxels.astype(flat_dtype(self.labels.size), copy=False))
+
+    def find_gap(self) -> int:
+        """Return the first unlabelled voxel (flat) with a labelled linked neighbour, -1 where there is none."""
+        return int(kernels.find_gap(self.labels.reshape(-1), self.links.reshape(-1), self.strides))
 
     def _relax(self, span: tuple[int, int], voxels: npt.NDArray[Any], fresh: bool = False) -> None:
         if voxels.size == 0:

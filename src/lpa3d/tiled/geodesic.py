@@ -29,17 +29,20 @@ import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from .._geodesic import LIMIT, NO_COST, Keys, has_unit_steps, link_voxels, range_error
+from .._geodesic import LIMIT, NO_COST, Keys, has_unit_steps, link_voxels, make_keys, range_error
 from .._neighbors import neighbor_offsets
 from ..kernels import geodesic as kernels
 from .grid import Box, Grid
 from .run import Run
 from .scratch import Scratch
+
+if TYPE_CHECKING:
+    from ..cuda.geodesic import Keys as DeviceKeys
 
 __all__ = ["Field", "Spread", "settle", "spread_tiles"]
 
@@ -177,7 +180,7 @@ def settle(spread: Spread, tile: int) -> Labels:
     keys, classes, cost = _solve(spread, tile, beside)
     if keys.beyond and spread.limit is None:
         shape = keys.labels.shape
-        gaps = [kernels.find_gap(keys.labels.reshape(-1), keys.links.reshape(-1), keys.strides)]
+        gaps = [keys.find_gap()]
         for k, there in beside.items():
             # All in range was taken: what would still be taken is out of range.
             found, _ = _take(spread, k, there, _cut_side(spread, k, keys, classes, cost), 2**62)
@@ -473,12 +476,14 @@ def _can_improve(spread: Spread, tile: int, own: int, beside: dict[int, Side]) -
     return False
 
 
-def _solve(spread: Spread, tile: int, beside: dict[int, Side]) -> tuple[Keys, npt.NDArray[Any], Cost | None]:
+def _solve(
+    spread: Spread, tile: int, beside: dict[int, Side]
+) -> tuple[Keys | DeviceKeys, npt.NDArray[Any], Cost | None]:
     """Return the keys of a tile, its classes and cost: as if alone, then bettered from the sides beside it."""
     classes, labels, cost = spread.field.load(tile)
     weights = np.array(spread.weights, dtype=np.int64)
     links = link_voxels(classes, spread.connectivity)
-    keys = Keys(labels, links, weights, spread.connectivity, cost, spread.end)
+    keys = make_keys(labels, links, weights, spread.connectivity, cost, spread.end)
     if has_unit_steps(weights, spread.connectivity, cost):
         keys.spread_steps()
     else:
@@ -497,7 +502,7 @@ def _solve(spread: Spread, tile: int, beside: dict[int, Side]) -> tuple[Keys, np
     return keys, classes, cost
 
 
-def _cut_side(spread: Spread, k: int, keys: Keys, classes: npt.NDArray[Any], cost: Cost | None) -> Side:
+def _cut_side(spread: Spread, k: int, keys: Keys | DeviceKeys, classes: npt.NDArray[Any], cost: Cost | None) -> Side:
     """Return a copy of one side of a tile."""
     cut = _list_sides(spread.connectivity)[k].cut
     return (
