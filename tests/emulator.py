@@ -112,6 +112,13 @@ class Array(NDArrayOperatorsMixin):
     def get(self) -> Any:
         return self._data.copy()
 
+    def set(self, arr: Any) -> None:
+        if not isinstance(arr, np.ndarray):
+            raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
+        if (arr.shape, arr.dtype) != (self.shape, self.dtype):
+            raise ValueError(f"{arr.dtype} {arr.shape} cannot be set to {self.dtype} {self.shape}")
+        self._data[...] = arr
+
     def tolist(self) -> Any:
         return self._data.tolist()
 

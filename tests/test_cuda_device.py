@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lpa3d._checks import check_array
 from lpa3d.cuda import device as cuda_device
-from lpa3d.errors import DeviceError
+from lpa3d.errors import DeviceError, InputTypeError
 
 SOURCE = """
 extern "C" __global__ void __launch_bounds__(256) add_to(
@@ -23,7 +24,7 @@ class CUDARuntimeError(Exception):
     pass
 
 
-def make_cupy(count=1, capability="90", nvrtc=(13, 0), driver=True):
+def make_cupy(count=1, capability="90", nvrtc=(13, 0), driver=True, limit=0):
     """Return what `open_device` sees of CuPy, on some machine."""
 
     def get_device_count():
@@ -42,7 +43,9 @@ def make_cupy(count=1, capability="90", nvrtc=(13, 0), driver=True):
     return SimpleNamespace(
         ndarray=np.ndarray,
         asnumpy=np.asarray,
-        get_default_memory_pool=lambda: SimpleNamespace(free_bytes=lambda: 1 << 30),
+        get_default_memory_pool=lambda: SimpleNamespace(
+            free_bytes=lambda: 1 << 30, used_bytes=lambda: 2 << 30, get_limit=lambda: limit
+        ),
         RawModule=lambda code, options: SimpleNamespace(get_function=lambda name: (code, options, name)),
         cuda=SimpleNamespace(
             runtime=runtime,
@@ -180,3 +183,31 @@ def test_back_and_forth(device):
     target = brought.T
     device.give_back(device.bring(host), target)
     assert np.array_equal(device.fetch(target), host)
+
+
+@pytest.mark.parametrize(("limit", "room"), [(0, 6 << 30), (9 << 30, 6 << 30), (3 << 30, 1 << 30), (1 << 30, 0)])
+def test_no_more_than_the_limit_of_the_pool_is_free(monkeypatch, limit, room):
+    """The pool of CuPy, which has 2 GiB in use here, can have a limit."""
+    monkeypatch.setitem(sys.modules, "cupy", make_cupy(limit=limit))
+    assert cuda_device.open_device.__wrapped__().free_bytes() == room
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (2, 3)])
+def test_bring_any_shape(device, shape):
+    """Arrays of no voxels are brought, too; one of no dimension gets one."""
+    host = np.full(shape, 5, dtype=np.uint16)
+    brought = device.bring(host)
+    assert brought.dtype == host.dtype
+    assert np.array_equal(device.fetch(brought), np.ascontiguousarray(host))
+
+
+def test_arrays_of_other_libraries_that_are_in_memory():
+    """What could be on a device, but is not, is an array of the wrong kind rather than a reason to look for one."""
+
+    class Tensor:
+        @property
+        def __cuda_array_interface__(self):
+            raise AttributeError("not on a CUDA device")
+
+    with pytest.raises(InputTypeError, match="a NumPy array is needed"):
+        check_array(Tensor(), "volume")

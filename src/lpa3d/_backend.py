@@ -33,7 +33,8 @@ def open_device() -> Device:
 
 def is_on_device(array: Any) -> bool:
     """Return whether an array is in a CUDA device's memory, whatever its type."""
-    return hasattr(type(array), "__cuda_array_interface__")
+    # Of the array, not of its type: PyTorch has one type for both kinds of memory.
+    return hasattr(array, "__cuda_array_interface__")
 
 
 def device_of(*arrays: Any) -> Device | None:

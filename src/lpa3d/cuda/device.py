@@ -191,7 +191,14 @@ class Device:
 
     def bring(self, array: Any) -> Any:
         """Return an array on the device, C-ordered: itself if it is there, else a copy."""
-        return self.xp.ascontiguousarray(array if self.holds(array) else self.xp.asarray(np.ascontiguousarray(array)))
+        if self.holds(array):
+            return self.xp.ascontiguousarray(array)
+        host = np.ascontiguousarray(array)
+        copy = self.xp.empty(host.shape, host.dtype)
+        if host.size:
+            # CuPy's `asarray` copies by way of page-locked memory, of which it keeps the next power of two bytes.
+            copy.set(host)
+        return copy
 
     def give(self, array: Any, like: Any) -> Any:
         """Return a device array where `like` is: itself, or a copy on the host."""
@@ -250,7 +257,10 @@ def open_device() -> Device:
 
     def free_bytes() -> int:
         free, _ = runtime.memGetInfo()
-        # What CuPy's pool holds unused can be taken, too.
-        return int(free) + int(cupy.get_default_memory_pool().free_bytes())
+        pool = cupy.get_default_memory_pool()
+        # What CuPy's pool holds unused can be taken, too; if the pool has a limit, no more than that.
+        room = int(free) + int(pool.free_bytes())
+        limit = int(pool.get_limit())
+        return min(room, max(limit - int(pool.used_bytes()), 0)) if limit else room
 
     return Device(cupy, cupy.ndarray, build, cupy.asnumpy, free_bytes)
