@@ -12,10 +12,23 @@ nvrtc = pytest.importorskip("cupy", reason="no CuPy, whose NVRTC compiles the ke
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_120")
 
 DEFINES = {
+    "census": [
+        {"VOLUME": "uint8", "ID": "uint64", "LINKS": "uint8"},
+        {"VOLUME": "uint64", "ID": "uint8", "LINKS": "uint32"},
+    ],
+    "components": [
+        {"LABEL": "uint32", "VALUE": "uint8", "SEED": "int64"},
+        {"LABEL": "uint64", "VALUE": "uint64", "SEED": "uint8"},
+    ],
     "diffuse": [
         {"CONNECTIVITY": 6, "LINKS": "uint8", "SEED": "int32", "INDEX": "uint32", "COST": 0},
         {"CONNECTIVITY": 26, "LINKS": "uint32", "SEED": "int64", "INDEX": "int64", "COST": 1},
     ],
+    "label": [
+        {"VOLUME": volume, "LABEL": labels, "CONNECTIVITY": connectivity, "TILE_Z": 8, "TILE_Y": 16}
+        for volume, labels, connectivity in [("uint8", "uint32", 6), ("uint32", "uint32", 18), ("uint64", "uint64", 26)]
+    ],
+    "relabel": [{"LABEL": "uint8"}, {"LABEL": "int64"}],
 }
 """For each source the sets of defines that it is compiled with."""
 

@@ -276,12 +276,14 @@ def list_beyond(
     There components with a seed go on beyond the distance: those are not components without one.
     """
     strides = flat_strides(volume.shape, connectivity)
-    device = device_of(reached)
+    # Links are on a device in use also where all else is in memory.
+    device = device_of(links)
     if device is not None:
         from .cuda import census as cuda
 
-        beyond: npt.NDArray[Any] = cuda.list_beyond(device, volume, reached, links, strides)
-        return beyond
+        beyond = cuda.list_beyond(device, device.bring(volume), device.bring(reached), links, strides)
+        given: npt.NDArray[Any] = device.give(beyond, volume)
+        return given
     return _map_voxels(kernels.list_borders, volume, reached.reshape(-1), links.reshape(-1), strides)
 
 

@@ -14,23 +14,26 @@
 #define DEPTH 8   // a brick's slices
 #define BATCH 8   // rows of a brick that are loaded at once
 
-// The voxels that a warp counts: those from (z, y, x) on that are in the volume.
+// The voxels that a warp counts: from (z, y, x) on, some slices and rows; none for a warp beyond the last brick.
 struct Brick {
-    i64 nz, ny, nx, z, y, x;
+    i64 ny, nx, z, y, x;
+    i32 slices, rows;
 
-    __device__ Brick(i64 depth, i64 height, i64 width) : nz(depth), ny(height), nx(width) {
+    __device__ Brick(i64 nz, i64 height, i64 width) : ny(height), nx(width) {
         i64 number = thread_number() / SIDE;
         const i64 across = (nx + SIDE - 1) / SIDE, down = (ny + SIDE - 1) / SIDE;
         x = number % across * SIDE;
         number /= across;
         y = number % down * SIDE;
         z = number / down * DEPTH;
+        slices = (i32)min((i64)DEPTH, nz - z);
+        rows = (i32)min((i64)SIDE, ny - y);
     }
 
-    // The flat index of this lane's voxel in a row, -1 beyond the volume.
+    // The flat index of this lane's voxel in a row of a slice, -1 beyond the volume.
     __device__ i64 find(i32 k, i32 j) const {
         const i64 column = x + threadIdx.x % SIDE;
-        return z + k < nz && y + j < ny && column < nx ? ((z + k) * ny + y + j) * nx + column : -1;
+        return j < rows && column < nx ? ((z + k) * ny + y + j) * nx + column : -1;
     }
 };
 
@@ -61,8 +64,8 @@ extern "C" __global__ void count_foreground(
 ) {
     const Brick brick(nz, ny, nx);
     Tally tally;
-    for (i32 k = 0; k < DEPTH && brick.z + k < nz; k++) {
-        for (i32 first = 0; first < SIDE && brick.y + first < ny; first += BATCH) {
+    for (i32 k = 0; k < brick.slices; k++) {
+        for (i32 first = 0; first < brick.rows; first += BATCH) {
             bool found[BATCH];
 #pragma unroll
             for (i32 j = 0; j < BATCH; j++) {
@@ -112,8 +115,8 @@ extern "C" __global__ void count_seeds(
             atomicAdd(&table[3 * row + 2], (u64)voxels);
         }
     };
-    for (i32 k = 0; k < DEPTH && brick.z + k < nz; k++) {
-        for (i32 first = 0; first < SIDE && brick.y + first < ny; first += BATCH) {
+    for (i32 k = 0; k < brick.slices; k++) {
+        for (i32 first = 0; first < brick.rows; first += BATCH) {
             ID ids[BATCH];
             bool any = false;
 #pragma unroll
