@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import emulator as cuda_emulator
+from lpa3d._backend import on_device
 from lpa3d._relabel import relabel
 from lpa3d.cuda import relabel as cuda_relabel
 from strategies import INTEGER_DTYPES, shapes
@@ -72,6 +73,13 @@ def test_sizes_around_a_block(device, shape):
 
 def test_without_ids_nothing_changes(device):
     check(device, np.arange(60, dtype=np.uint8).reshape(3, 4, 5), [], [])
+
+
+def test_arrays_in_memory_stay_there(device):
+    labels = np.arange(60).reshape(3, 4, 5)
+    with on_device(device):
+        found = relabel(labels, np.array([3]), np.array([7]), labels.dtype, None)
+    np.testing.assert_array_equal(found, np.where(labels == 3, 7, labels))
 
 
 PLANTED = {
