@@ -208,6 +208,7 @@ FUNCTIONS = {
     "expand_dims": "a axis",
     "flip": "a axis",
     "isin": "element test_elements assume_unique invert",
+    "may_share_memory": "a b",
     "moveaxis": "a source destination",
     "ravel": "a",
     "repeat": "a repeats axis",
