@@ -9,8 +9,8 @@
 // - `odds`: their probabilities, of 65535. A label at 0 counts as dropped; it stays as a hint, since neighbours that
 //   name the same two labels in the same order are added without a look at either.
 //
-// Defines: CONNECTIVITY; LINKS, SEED, the dtypes of arrays; INDEX, what holds the flat index of any voxel; COST, whether
-// links conduct less where the cost is high.
+// Defines: CONNECTIVITY; LINKS and SEED, dtypes of arrays; INDEX, a dtype that holds the flat index of any voxel; COST,
+// whether links conduct less where the cost is high.
 
 #include "common.cuh"
 
@@ -83,7 +83,9 @@ extern "C" __global__ void step_level(
 }
 
 // Write which of each 32 voxels have hops, and how many.
-extern "C" __global__ void count_listed(const u8* __restrict__ hops, i64 words, u32* __restrict__ bits, INDEX* __restrict__ counts) {
+extern "C" __global__ void count_listed(
+    const u8* __restrict__ hops, i64 words, u32* __restrict__ bits, INDEX* __restrict__ counts
+) {
     i64 v = thread_number();
     bool inside = v < 32 * words;
     u32 found = __ballot_sync(0xffffffffu, inside && hops[v] != 0);
