@@ -134,6 +134,23 @@ def test_any_tiles_on_the_device(device, tmp_path_factory, case, connectivity):
     np.testing.assert_array_equal(labels[...], lpa3d.label(volume, connectivity=connectivity))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_distance": 4, "unseeded": "label", "connectivity": 18},
+        {"spacing": (2, 1, 1), "missing_slices": [5], "return_confidence": True, "sweeps": 2, "slice_axis": None},
+        {"cost": CASE["image"], "sweeps": 0},
+    ],
+)
+def test_propagate_in_tiles_on_the_device(device, tmp_path, options):
+    answer = lpa3d.propagate(CASE["volume"], CASE["seeds"], **options)
+    out = tmp_path / "out.zarr", tmp_path / "confidence.zarr"
+    keywords = {key: store(value) if value is CASE["image"] else value for key, value in options.items()}
+    keywords["out"] = out if "return_confidence" in options else out[0]
+    result = lpa3d.propagate(store(CASE["volume"]), store(CASE["seeds"]), device="cuda", tile=(7, 9, 18), **keywords)
+    assert_same(result, answer)
+
+
 @pytest.mark.parametrize(("first", "then"), [(None, "cuda"), ("cuda", None)])
 def test_a_run_goes_on_elsewhere(device, used, tmp_path, first, then):
     class StopError(Exception):

@@ -506,21 +506,22 @@ def _settle_unseeded(
     """
     rest = select(job.volume, labels, labelled=False)
     components = find_components(rest, job.rules.connectivity)
-    lone = np.ones(components.count, dtype=bool)
+    xp = array_module(labels)
+    lone = xp.ones(components.count, dtype=np.bool_)
     if beyond is not None:
         lone &= ~components.hold_seed(rest, beyond)
     count = int(lone.sum())
     if not job.rules.fresh_ids:
         if count:
             components.clear(rest, lone)
-            warn(lone_note(count, int(np.count_nonzero(rest))))
+            warn(lone_note(count, int(xp.count_nonzero(rest))))
         count = 0
     ids = fresh_ids(count, job.most)
     if count:
-        numbers = np.where(lone, known + np.cumsum(lone), 0).astype(components.numbers.dtype)
+        numbers = xp.where(lone, known + xp.cumsum(lone, dtype=np.int64), 0).astype(np.uint32)
         # Runs are written beyond their ends, so not into what is labelled.
-        fresh = np.zeros(labels.shape, dtype=np.uint32)
-        replace(components, numbers=numbers[components.numbers - 1]).write_labels(fresh, clear=False)
+        fresh = xp.zeros(labels.shape, dtype=np.uint32)
+        components.write_labels(fresh, clear=False, values=numbers)
         labels += fresh
     return np.arange(ids.start, ids.stop, dtype=np.int64)
 

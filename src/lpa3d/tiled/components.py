@@ -576,4 +576,4 @@ def cut_slices(components: Components, step: int) -> Iterator[tuple[int, Compone
 
 def write_numbers(components: Components, numbers: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
     """Write ``numbers[k - 1]`` over the voxels of each local component k of a tile, and 0 elsewhere."""
-    replace(components, numbers=numbers[components.numbers - 1]).write_labels(out, clear=True)
+    components.write_labels(out, clear=True, values=numbers)

@@ -542,7 +542,8 @@ def _mark_beyond(volume: _Volume, reached: ScratchVolume, box: Box) -> Array:
     outer = box.grow(1, volume.grid.shape)
     classes = volume.classes.read(outer)
     links = link_voxels(classes, volume.connectivity)
-    marks = list_beyond(classes, reached.read(outer), links, volume.connectivity)
+    within = (reached.read(outer) != 0).astype(np.uint32)
+    marks = list_beyond(classes, within, links, volume.connectivity)
     return np.ascontiguousarray(marks[box.within(outer)])
 
 
