@@ -12,7 +12,7 @@ from lpa3d._geodesic import link_voxels
 from lpa3d.cuda import census as cuda_census
 from strategies import class_volumes, connectivities
 
-WIDTHS = (("uint8", "uint64"), ("uint8", "int64"), ("uint16", "int8"), ("uint32", "int32"), ("uint64", "uint16"))
+WIDTHS = (("uint8", "int64"), ("uint16", "int8"), ("uint32", "int32"), ("uint64", "uint16"))
 """Dtypes of classes and ids: not all combinations, each of which is compiled."""
 
 BLOCK_ITEMS = 256 * cuda_census.ITEMS
