@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._backend import is_on_device
 from ._classes import find_classes, group_ids
 from ._label import WIDE, Components, Slab, find_components
 from ._overlap import VOID, Overlaps, add_overlaps, count_overlaps, count_rows
@@ -190,7 +191,7 @@ def classify_classes(overlaps: Overlaps) -> Classified:
 def count_components(sides: Sides, connectivity: int) -> tuple[Classified, tuple[Components, Components]]:
     """Count the components of classes; ids are their numbers in raster order, as `label` gives them.
 
-    A slab's numbers are written only while it is counted, so no volume of them is held.
+    A slab's numbers are written only while it is counted, so no volume of them is held, but for arrays on a device.
     """
     volumes = sides.reference, sides.prediction
     components = tuple(find_components(_bits(volume), connectivity) for volume in volumes)
@@ -198,6 +199,13 @@ def count_components(sides: Sides, connectivity: int) -> tuple[Classified, tuple
     mask = None if sides.ignore is None else sides.ignore.reshape(-1)
     shape = sides.reference.shape
     of = [np.zeros(one.count + 1, np.int64) for one in components]
+
+    if is_on_device(sides.reference):
+        for one, values, classes in zip(components, volumes, of, strict=True):
+            number, value = count_overlaps(one.numbers, values).pairs.T
+            classes[number] = value
+        overlaps = count_overlaps(components[0].numbers, components[1].numbers, sides.ignore)
+        return classify_components(overlaps, (of[0], of[1])), (components[0], components[1])
 
     def count(pair: tuple[Slab, Slab]) -> Overlaps:
         # Volumes of one shape are cut into the same slabs, whole rows each.

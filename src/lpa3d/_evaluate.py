@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import __version__
+from ._backend import array_module, is_on_device
 from ._checks import (
     MAX_ID,
     as_bits,
@@ -287,6 +288,8 @@ def evaluate(
     1.0
     """
     mode = check_mode(instances)
+    if is_on_device(reference):
+        _check_on_device(surfaces=surfaces or None, warping=warping)
     sides = _check_sides(reference, prediction, ignore, mode)
     request = check_request(
         reference.ndim,
@@ -580,13 +583,13 @@ def _check_sides(reference: Any, prediction: Any, ignore: Any, mode: str | None)
             class_map(array, name)
     same_shape(prediction, "prediction", reference, "reference")
     mask = None
-    if isinstance(ignore, np.ndarray) and ignore.ndim:
+    if (isinstance(ignore, np.ndarray) or is_on_device(ignore)) and ignore.ndim:
         if ignore.dtype.kind not in "bui":
             raise InputTypeError(
                 f"ignore has dtype {ignore.dtype}; an array of bool or integers is needed, or one value"
             )
         same_shape(ignore, "ignore", reference, "reference")
-        mask = np.ascontiguousarray(ignore != 0)
+        mask = array_module(ignore).ascontiguousarray(ignore != 0)
     elif ignore is not None:
         reference, mask = mark_value(reference, check_ignore(ignore, reference.shape))
     ids = [instance_ids(reference, "reference"), instance_ids(prediction, "prediction")]
@@ -608,10 +611,14 @@ def check_ignore(ignore: Any, shape: tuple[int, ...]) -> int:
 
 def mark_value(reference: Array, value: int) -> tuple[Array, npt.NDArray[np.bool_]]:
     """Return a part of the reference, and where it has a value that is ignored."""
-    mask = np.ascontiguousarray(reference == value)
+    xp, dtype = array_module(reference), reference.dtype
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if not low <= value <= high:
+        return reference, xp.zeros(reference.shape, np.bool_)
+    mask = xp.ascontiguousarray(reference == dtype.type(value))
     if not 0 <= value <= MAX_ID:
         # Such as -1, or the 2**64 - 1 of CREMI, which are no ids.
-        reference = np.where(mask, reference.dtype.type(0), reference)
+        reference = xp.where(mask, dtype.type(0), reference)
     return reference, mask
 
 
@@ -635,7 +642,7 @@ def pair_classes(classes: Any, mode: str | None) -> tuple[Any, Any] | None:
             f'classes are those of instance ids, but instances={mode!r}; leave it out, or pass instances="ids"'
         )
     need = "a pair is needed: classes=(classes of reference, classes of prediction), each a class map or {id: class}"
-    if isinstance(classes, (np.ndarray, Mapping, str)):
+    if isinstance(classes, (np.ndarray, Mapping, str)) or is_on_device(classes):
         raise InputTypeError(f"classes is a {type(classes).__qualname__}; {need}")
     try:
         first, second = classes
@@ -662,6 +669,15 @@ def _check_unused(**arguments: Any) -> None:
     given = [name for name, value in arguments.items() if value is not None]
     if given:
         raise InputError(f'{given[0]} is about instances, but instances=None; pass instances="components" (or "ids")')
+
+
+def _check_on_device(**arguments: Any) -> None:
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        raise InputTypeError(
+            f"{given[0]} goes back to the voxels, which only the CPU does, and the arrays are on a CUDA device; pass "
+            f"cupy.asnumpy(...) of them and no device='cuda', or leave out {given[0]}"
+        )
 
 
 def _check_thresholds(thresholds: Any) -> tuple[float, ...]:
