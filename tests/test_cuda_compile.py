@@ -20,6 +20,10 @@ DEFINES = {
         {"LABEL": "uint32", "VALUE": "uint8", "SEED": "int64"},
         {"LABEL": "uint64", "VALUE": "uint64", "SEED": "uint8"},
     ],
+    "contacts": [
+        {"LABEL": labels, "IMAGE": image, "IMAGED": imaged, "TILE_Z": 16, "TILE_Y": 8, "TILE_X": 32}
+        for labels, image, imaged in [("uint8", "uint8", 0), ("uint32", "int16", 1), ("int64", "float64", 1)]
+    ],
     "diffuse": [
         {"CONNECTIVITY": 6, "LINKS": "uint8", "SEED": "int32", "INDEX": "uint32", "COST": 0},
         {"CONNECTIVITY": 26, "LINKS": "uint32", "SEED": "int64", "INDEX": "int64", "COST": 1},
@@ -27,6 +31,10 @@ DEFINES = {
     "label": [
         {"VOLUME": volume, "LABEL": labels, "CONNECTIVITY": connectivity, "TILE_Z": 8, "TILE_Y": 16}
         for volume, labels, connectivity in [("uint8", "uint32", 6), ("uint32", "uint32", 18), ("uint64", "uint64", 26)]
+    ],
+    "overlap": [
+        {"REFERENCE": reference, "PREDICTION": prediction, "IGNORE": ignore, "ROWS": 32, "LENGTH": 1024}
+        for reference, prediction, ignore in [("uint8", "int64", 0), ("uint32", "uint32", 1), ("int64", "uint16", 1)]
     ],
     "relabel": [{"LABEL": "uint8"}, {"LABEL": "int64"}],
 }

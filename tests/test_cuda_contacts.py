@@ -99,7 +99,7 @@ def test_boxes_of_arrays_in_memory_are_counted_on_a_device_in_use(device, arrays
         assert_same(table, expected)
 
 
-@pytest.mark.parametrize("dtype", ["bool", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"])
+@pytest.mark.parametrize("dtype", ["bool", "i1", "u2", "i4", "u8", "f2", "f4", "f8"])
 def test_any_image(device, dtype):
     random = np.random.default_rng(1)
     labels = random.integers(0, 4, (3, 4, 40))
@@ -124,7 +124,7 @@ def crowd():
 
 
 def corners():
-    """Return single voxels of which two touch by a face, an edge or a corner alone, across the borders of blocks, too."""
+    """Return single voxels and all forward neighbours of each, some of them across the borders of blocks."""
     labels = np.zeros((19, 10, 35), np.uint32)
     for k, (z, y, x) in enumerate([(1, 1, 1), (15, 3, 4), (3, 7, 4), (4, 3, 31), (15, 7, 4), (15, 7, 31)]):
         for d, (dz, dy, dx) in enumerate(neighbor_offsets(26)[13:]):
