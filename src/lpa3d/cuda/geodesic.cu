@@ -303,7 +303,7 @@ extern "C" __global__ void take_labels(
 extern "C" __global__ void take_nearness(
     i64 size, const LINKS* __restrict__ links, const u64* __restrict__ keys, u32* __restrict__ near) {
     i64 v = thread_number();
-    if (v >= size) return;
-    u32 distance = links[v] != 0 ? (u32)(keys[v] >> 32) : 0;
+    if (v >= size || links[v] == 0) return;
+    u32 distance = (u32)(keys[v] >> 32);
     near[v] = distance != 0 ? FURTHEST - distance : 0;
 }

@@ -81,9 +81,9 @@ class Keys:
 
     def spread(self, refill: bool) -> None:
         """Bring all keys to their fixpoint. `refill` changes nothing: tiles without a gap are left alone anyway."""
-        here = self._device.bring(self.labels)
-        self._field.start(here)
-        self._finish(here)
+        labels = self._device.bring(self.labels)
+        self._field.start(labels)
+        self._finish(labels, self._device.xp.zeros(labels.shape, dtype=np.uint32))
 
     def spread_steps(self) -> None:
         """Bring all keys to their fixpoint where all links weigh the same."""
@@ -93,18 +93,20 @@ class Keys:
         """Bring all keys to their fixpoint, where those of `voxels` (flat) alone were changed."""
         if voxels.size:
             self._field.change(voxels, self.near.reshape(-1)[voxels], self.labels.reshape(-1)[voxels])
-            self._finish(self._device.bring(self.labels))
+            # What is set for a voxel without links stays as it is.
+            self._finish(self._device.bring(self.labels), self._device.bring(self.near))
 
     def find_gap(self) -> int:
         """Return the first unlabelled voxel (flat) with a labelled linked neighbour, -1 where there is none."""
         return self._gap
 
-    def _finish(self, here: Any) -> None:
+    def _finish(self, labels: Any, near: Any) -> None:
         self._field.relax()
-        self._gap = self._field.take_labels(here)
+        self._gap = self._field.take_labels(labels)
+        self._field.take_nearness(near)
         self.beyond |= self._gap >= 0
-        self._device.give_back(here, self.labels)
-        self._device.give_back(self._field.take_nearness(), self.near)
+        self._device.give_back(labels, self.labels)
+        self._device.give_back(near, self.near)
 
 
 class _Field:
@@ -174,8 +176,6 @@ class _Field:
         first = int(self.device.fetch(gap)[0])
         return -1 if first == NO_GAP else first
 
-    def take_nearness(self) -> Any:
-        """Return the nearness of all keys, an array like `lpa3d._geodesic.Keys.near`."""
-        near = self.device.xp.empty(self.links.shape, dtype=np.uint32)
+    def take_nearness(self, near: Any) -> None:
+        """Write the nearness of all keys to an array like `lpa3d._geodesic.Keys.near`."""
         self.kernel("take_nearness")(ceil_div(near.size, BLOCK), BLOCK, near.size, self.links, self.keys, near)
-        return near
