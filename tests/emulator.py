@@ -20,6 +20,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from lpa3d.cuda import device as cuda_device
 
 MODES = ("serial", "shuffled", "preempt")
 GARBAGE = 0xA5
-SHIM = Path(__file__).with_name("cuda_shim.h")
+FOLDER = Path(__file__).parent
 COMPILER = shutil.which("g++")
 
 cache_folder = Path(tempfile.gettempdir()) / f"lpa3d-cuda-{os.getuid() if hasattr(os, 'getuid') else 0}"
@@ -149,18 +150,12 @@ def _forward(name: str) -> Callable[..., Array]:
     return method
 
 
-for _name in ("reshape", "ravel", "flatten", "copy", "transpose", "swapaxes", "squeeze", "take", "clip") + (
-    "sum",
-    "prod",
-    "min",
-    "max",
-    "any",
-    "all",
-    "cumsum",
-    "argmin",
-    "argmax",
-    "searchsorted",
-):
+METHODS = """
+    reshape ravel flatten copy transpose swapaxes squeeze take clip
+    sum prod min max any all cumsum argmin argmax searchsorted
+"""
+
+for _name in METHODS.split():
     setattr(Array, _name, _forward(_name))
 
 
@@ -221,15 +216,16 @@ FUNCTIONS = {
 }
 """The functions of `cupy` that there are here, each with the parameters that may be given."""
 
-UFUNCS = (
-    ("add", "subtract", "multiply", "floor_divide", "true_divide", "divmod", "remainder", "minimum", "maximum", "abs")
-    + ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "negative", "sign", "square", "sqrt")
-    + ("logical_and", "logical_or", "logical_not", "logical_xor", "rint", "floor", "ceil", "absolute")
-    + ("bitwise_and", "bitwise_or", "bitwise_xor", "invert", "left_shift", "right_shift")
-)
-CONSTANTS = ("newaxis", "inf", "nan", "bool_", "float32", "float64", "intp", "uintp") + tuple(
-    f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
-)
+UFUNCS = """
+    add subtract multiply floor_divide true_divide divmod remainder negative absolute abs sign square sqrt
+    minimum maximum rint floor ceil equal not_equal less less_equal greater greater_equal
+    logical_and logical_or logical_not logical_xor
+    bitwise_and bitwise_or bitwise_xor invert left_shift right_shift
+"""
+
+CONSTANTS = """
+    newaxis inf nan bool_ int8 int16 int32 int64 intp uint8 uint16 uint32 uint64 uintp float32 float64
+"""
 """What stands in `cupy` as it does in NumPy."""
 
 
@@ -239,9 +235,9 @@ class Functions:
     ndarray = Array
 
     def __getattr__(self, name: str) -> Any:
-        if name in CONSTANTS:
+        if name in CONSTANTS.split():
             return getattr(np, name)
-        if name in UFUNCS:
+        if name in UFUNCS.split():
             return lambda *args, **keywords: _on_device(getattr(np, name)(*map(_data, args), **_host(keywords)))
         if name in FUNCTIONS:
             return _function(name, FUNCTIONS[name].split())
@@ -309,34 +305,55 @@ def _function(name: str, parameters: list[str]) -> Callable[..., Any]:
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-_GUARD = 1 << 20
+GUARD = 1 << 20
 _launching = threading.Lock()
 
 
-class _Placed:
-    """A host buffer copied to where any access before its start, or beyond its end, faults."""
+class _Memory:
+    """Copies of host buffers for a launch, so that any access before the start of one, or beyond its end, faults.
 
-    def __init__(self, base: np.ndarray, at_end: bool) -> None:
-        self.base = base
-        room = -(-max(base.nbytes, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
-        self.length = room + 2 * _GUARD
-        self.mapped = _libc.mmap(None, self.length, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, -1, 0)
-        inside = self.mapped + _GUARD
-        _libc.mprotect(inside, room, mmap.PROT_READ | mmap.PROT_WRITE)
-        self.start = inside + room - base.nbytes if at_end else inside
-        ctypes.memmove(self.start, base.ctypes.data, base.nbytes)
+    Each lies at the end of its pages, or at their start; only there is it aligned as on a device.
+    """
 
-    def address(self, array: np.ndarray) -> int:
-        return self.start + array.ctypes.data - self.base.ctypes.data
+    def __init__(self, bases: list[np.ndarray], at_end: bool) -> None:
+        self.bases = bases
+        rooms = [-(-max(base.nbytes, 1) // mmap.PAGESIZE) * mmap.PAGESIZE for base in bases]
+        self.length = sum(rooms) + (len(rooms) + 1) * GUARD
+        self.begin = _libc.mmap(
+            None,
+            self.length,
+            0,
+            mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+        self.starts = []
+        at = self.begin + GUARD
+        for base, room in zip(bases, rooms, strict=True):
+            _libc.mprotect(at, room, mmap.PROT_READ | mmap.PROT_WRITE)
+            self.starts.append(at + room - base.nbytes if at_end else at)
+            ctypes.memmove(self.starts[-1], base.ctypes.data, base.nbytes)
+            at += room + GUARD
 
-    def copy_back(self) -> None:
-        ctypes.memmove(self.base.ctypes.data, self.start, self.base.nbytes)
+    def address(self, array: Array) -> int:
+        base = _base(array._data)
+        start = next(start for start, other in zip(self.starts, self.bases, strict=True) if other is base)
+        return start + array._data.ctypes.data - base.ctypes.data
 
-    def free(self) -> None:
-        _libc.munmap(self.mapped, self.length)
+    def give_back(self) -> None:
+        for start, base in zip(self.starts, self.bases, strict=True):
+            ctypes.memmove(base.ctypes.data, start, base.nbytes)
+        _libc.munmap(self.begin, self.length)
 
 
 def _base(array: np.ndarray) -> np.ndarray:
@@ -345,36 +362,56 @@ def _base(array: np.ndarray) -> np.ndarray:
     return array
 
 
-class BuildError(Exception):
-    """A source that g++ refuses."""
-
-
-def _build(source: str, options: tuple[str, ...]) -> ctypes.CDLL:
-    """Return the library of a source's kernels, built unless it has been before."""
-    kernels = re.findall(r'extern "C" __global__ void(?:\s+__launch_bounds__\([^)]*\))?\s+(\w+)', source)
-    calls = "".join(
-        f'extern "C" void call_{name}(void **values) {{ shim::call({name}, values); }}\n' for name in kernels
-    )
-    # g++ fuses multiplications and additions where it can, unless told not to; nvcc knows no strict aliasing.
-    flags = [
-        *("-std=c++17", "-O1", "-g", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-w"),
-        *("-fno-strict-aliasing", "-fno-gnu-unique", "-fno-exceptions", "-Wl,-Bsymbolic"),
-        *(option for option in options if option.startswith("-D")),
-    ]
-    text = f'#include "cuda_shim.h"\n{source}\n#line 1 "calls"\n{calls}'
-    shim = SHIM.read_text(encoding="utf-8")
-    digest = hashlib.sha256("\0".join([*flags, shim, text]).encode()).hexdigest()[:24]
-    library = cache_folder / f"{digest}.so"
-    if not library.exists():
+def _compile(command: list[str], text: str, suffix: str, *inputs: Path) -> Path:
+    """Return what g++ makes of a text and some files, made unless it has been before."""
+    digest = hashlib.sha256("\0".join([*command, text, *map(str, inputs)]).encode()).hexdigest()[:24]
+    built = cache_folder / f"{digest}{suffix}"
+    if not built.exists():
         cache_folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_folder) as folder:
-            built = Path(folder) / "kernels.so"
-            command = [str(COMPILER), *flags, "-I", str(SHIM.parent), "-x", "c++", "-", "-o", str(built)]
-            done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+            output = Path(folder) / "built"
+            whole = [str(COMPILER), *command, *map(str, inputs), "-o", str(output)]
+            done = subprocess.run(whole, input=text, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise BuildError(done.stderr)
-            built.replace(library)
-    return ctypes.CDLL(str(library))
+                raise ValueError(f"g++ refuses it:\n{done.stderr}")
+            output.replace(built)
+    return built
+
+
+def _build(source: str, options: tuple[str, ...], watched: bool) -> ctypes.CDLL:
+    """Return the library of a source's kernels; `watched`: with a call before each access to memory."""
+    kernels = re.findall(r'extern "C" __global__ void(?:\s+__launch_bounds__\([^)]*\))?\s+(\w+)', source)
+    calls = [f'extern "C" void call_{name}(void **values) {{ shim::call({name}, values); }}' for name in kernels]
+    shim = (FOLDER / "cuda_shim.h").read_text(encoding="utf-8")
+    runtime = (FOLDER / "cuda_shim.cpp").read_text(encoding="utf-8").replace('#include "cuda_shim.h"', shim)
+    flags = [
+        "-std=c++17",
+        "-g",
+        "-fPIC",
+        "-U_FORTIFY_SOURCE",
+        "-fno-exceptions",
+        "-fno-gnu-unique",
+    ]
+    # g++ fuses multiplications and additions where it can, unless told not to; CUDA knows no strict aliasing.
+    defines = [option for option in options if option.startswith("-D")]
+    flags_of_kernels = [
+        *flags,
+        "-O1",
+        "-w",
+        "-ffp-contract=off",
+        "-fno-strict-aliasing",
+        *defines,
+    ]
+    if watched:
+        flags_of_kernels += ["-fsanitize=thread", "--param=tsan-distinguish-volatile=1"]
+        flags_of_kernels += ["--param=tsan-instrument-func-entry-exit=0"]
+    text = "\n".join([shim, '#line 1 "source"', source, *calls, ""])
+    from_text = ["-c", "-x", "c++", "-"]
+    objects = [
+        _compile([*flags_of_kernels, *from_text], text, ".o"),
+        _compile([*flags, "-O2", *from_text], runtime, ".o"),
+    ]
+    return ctypes.CDLL(str(_compile(["-shared", "-Wl,-Bsymbolic"], "", ".so", *objects)))
 
 
 class Emulator(cuda_device.Device):
@@ -390,85 +427,93 @@ class Emulator(cuda_device.Device):
         Maps the name of a source file to (old, new): the text `old`, which is there once, is replaced by `new`.
     """
 
-    def __init__(self, mode: str, seed: int = 0, replace: dict[str, tuple[str, str]] | None = None) -> None:
-        super().__init__(Functions(), Array, self._library, lambda array: array.get(), lambda: 1 << 30)
+    def __init__(
+        self,
+        mode: str,
+        seed: int = 0,
+        replace: dict[str, tuple[str, str]] | None = None,
+    ) -> None:
+        super().__init__(
+            Functions(),
+            Array,
+            self._library,
+            lambda array: array.get(),
+            lambda: 1 << 30,
+        )
         self.mode, self.seed, self.replace = mode, seed, replace or {}
 
     def _library(self, source: str, options: tuple[str, ...]) -> Callable[[str], Callable[..., None]]:
         for file, (old, new) in self.replace.items():
             source = _replace(source, file, old, new)
-        library = _build(source, options)
-        return lambda name: self._kernel(library, name)
-
-    def _kernel(self, library: ctypes.CDLL, name: str) -> Callable[..., None]:
-        function = ctypes.cast(library[f"call_{name}"], ctypes.c_void_p)
-        seed_of_name = zlib.crc32(name.encode(), self.seed)
-
-        def launch(grid: tuple[int, int, int], block: tuple[int, int, int], values: tuple[Any, ...]) -> None:
-            with _launching:
-                seed = zlib.crc32(repr((grid, block)).encode(), seed_of_name)
-                bases = {}
-                for value in values:
-                    data = value._data if isinstance(value, Array) else np.asarray(value)
-                    if isinstance(value, Array):
-                        bases[id(_base(data))] = _base(data)
-                    seed = zlib.crc32(data.reshape(-1).view(np.uint8), seed)
-                placed = {key: _Placed(base, bool((seed >> i) & 1)) for i, (key, base) in enumerate(bases.items())}
-                try:
-                    self._launch(library, function, name, grid, block, values, placed, seed)
-                finally:
-                    for place in placed.values():
-                        place.copy_back()
-                        place.free()
-
-        return launch
+        library = _build(source, options, watched=self.mode == "preempt")
+        return lambda name: partial(self._launch, library, name)
 
     def _launch(
         self,
         library: ctypes.CDLL,
-        function: ctypes.c_void_p,
         name: str,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
+        grid: Any,
+        block: Any,
         values: tuple[Any, ...],
-        placed: dict[int, _Placed],
-        seed: int,
     ) -> None:
-        cells = [
-            ctypes.c_void_p(placed[id(_base(value._data))].address(value._data))
-            if isinstance(value, Array)
-            else np.ctypeslib.as_ctypes_type(value.dtype)(value.item())
-            for value in values
-        ]
-        pointers = (ctypes.c_void_p * len(cells))(*map(ctypes.addressof, cells))
+        arrays = [value for value in values if isinstance(value, Array)]
+        bases = list({id(base): base for base in (_base(array._data) for array in arrays)}.values())
+        # So that a launch is repeated exactly where its arguments are.
+        seed = zlib.crc32(repr((name, grid, block, self.seed)).encode())
+        for value in values:
+            data = value._data if isinstance(value, Array) else value
+            seed = zlib.crc32(np.asarray(data).reshape(-1).view(np.uint8), seed)
+        at_end = bool(seed & 1)
         text = ctypes.create_string_buffer(400)
-        address = ctypes.c_void_p()
-        outcome = library.shim_launch(
-            function,
-            pointers,
-            (ctypes.c_uint * 3)(*grid),
-            (ctypes.c_uint * 3)(*block),
-            MODES.index(self.mode),
-            ctypes.c_ulonglong(seed << 20 | self.seed),
-            text,
-            ctypes.c_size_t(len(text)),
-            ctypes.byref(address),
-        )
-        if outcome == 2:
-            raise IndexError(f"kernel {name} {_describe(address.value or 0, values, placed)}")
+        fault = ctypes.c_void_p()
+        with _launching:
+            memory = _Memory(bases, at_end)
+            cells = [
+                ctypes.c_void_p(memory.address(value))
+                if isinstance(value, Array)
+                else np.ctypeslib.as_ctypes_type(value.dtype)(value.item())
+                for value in values
+            ]
+            outcome = library.shim_launch(
+                ctypes.cast(library[f"call_{name}"], ctypes.c_void_p),
+                (ctypes.c_void_p * len(cells))(*map(ctypes.addressof, cells)),
+                (ctypes.c_uint * 3)(*grid),
+                (ctypes.c_uint * 3)(*block),
+                ctypes.c_void_p(memory.begin),
+                ctypes.c_void_p(memory.begin + memory.length),
+                ctypes.c_bool(not at_end),
+                MODES.index(self.mode),
+                ctypes.c_ulonglong(seed),
+                text,
+                ctypes.c_size_t(len(text)),
+                ctypes.byref(fault),
+            )
+            starts = {number: memory.address(value) for number, value in enumerate(values) if isinstance(value, Array)}
+            memory.give_back()
         if outcome:
-            raise RuntimeError(f"kernel {name}: {text.value.decode()}")
+            message = re.sub(
+                r"code (0x[0-9a-f]+)",
+                lambda found: _find_line(library, found[1]),
+                text.value.decode(),
+            )
+            if outcome == 1:
+                raise RuntimeError(f"kernel {name}: {message}")
+            raise IndexError(f"kernel {name}: {_describe(fault.value or 0, starts, values)}, {message}")
 
 
-def _describe(address: int, values: tuple[Any, ...], placed: dict[int, _Placed]) -> str:
-    for number, value in enumerate(values):
-        if isinstance(value, Array):
-            place = placed[id(_base(value._data))]
-            if place.mapped <= address < place.mapped + place.length:
-                start = place.address(value._data)
-                where = f"byte {address - start} of argument {number}, which has {value.nbytes}"
-                return f"reads or writes {where}"
-    return f"reads or writes address {address:#x}, which is in no argument"
+def _find_line(library: ctypes.CDLL, code: str) -> str:
+    """Return file and line of a place in a library."""
+    command = ["addr2line", "-s", "-e", library._name, code]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or code
+
+
+def _describe(address: int, starts: dict[int, int], values: tuple[Any, ...]) -> str:
+    """Return in which argument an address is, or outside which."""
+    for number, start in starts.items():
+        size = values[number].nbytes
+        if start - GUARD <= address < start + size + GUARD:
+            return f"byte {address - start} of argument {number}, which has {size}"
+    return f"address {address:#x}, which is in no argument"
 
 
 def _replace(source: str, file: str, old: str, new: str) -> str:
