@@ -28,15 +28,35 @@ DEFINES = {
         {"CONNECTIVITY": 6, "LINKS": "uint8", "SEED": "int32", "INDEX": "uint32", "COST": 0},
         {"CONNECTIVITY": 26, "LINKS": "uint32", "SEED": "int64", "INDEX": "int64", "COST": 1},
     ],
+    "geodesic": [
+        {"CONNECTIVITY": connectivity, "LINKS": links, "COST": cost, "SIDE": 8}
+        for connectivity, links, cost in [(6, "uint8", 0), (6, "uint8", 1), (18, "uint32", 0), (26, "uint32", 1)]
+    ],
     "label": [
-        {"VOLUME": volume, "LABEL": labels, "CONNECTIVITY": connectivity, "TILE_Z": 8, "TILE_Y": 16}
+        {
+            "VOLUME": volume,
+            "LABEL": labels,
+            "CONNECTIVITY": connectivity,
+            "TILE_Z": 8,
+            "TILE_Y": 16,
+            "TILE_THREADS": 128,
+        }
         for volume, labels, connectivity in [("uint8", "uint32", 6), ("uint32", "uint32", 18), ("uint64", "uint64", 26)]
+    ],
+    "links": [
+        {"CONNECTIVITY": connectivity, "LINKS": links, "VOLUME": volume, "INDEX": index}
+        for connectivity, links, volume, index in [
+            (6, "uint8", "uint8", "uint32"),
+            (18, "uint32", "uint16", "uint32"),
+            (26, "uint32", "uint64", "int64"),
+        ]
     ],
     "overlap": [
         {"REFERENCE": reference, "PREDICTION": prediction, "IGNORE": ignore, "ROWS": 32, "LENGTH": 1024}
         for reference, prediction, ignore in [("uint8", "int64", 0), ("uint32", "uint32", 1), ("int64", "uint16", 1)]
     ],
     "relabel": [{"LABEL": "uint8"}, {"LABEL": "int64"}],
+    "sections": [{"CLASS": "uint8"}, {"CLASS": "uint64"}],
 }
 """For each source the sets of defines that it is compiled with."""
 

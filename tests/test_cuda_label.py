@@ -318,25 +318,33 @@ TRAPS = {
     "full": (np.ones((5, 7, 70), bool), 18),
 }
 
+BARRIER, ROW_OF_THREAD, ROW_OF_WARP = (
+    "    __syncthreads();\n\n",
+    "    for (int row = threadIdx.x;",
+    "    for (int row = warp;",
+)
+
 PLANTED = {
     "no second try to unite": ("unionfind.cuh", "if (parent == a) return;", "return;"),
     "a root that is not the smallest": ("unionfind.cuh", "if (a < b) {", "if (a > b) {"),
-    "no barrier before runs are united": ("label.cu", "__syncthreads_or(any != 0)", "__any_sync(ALL_LANES, any != 0)"),
-    "no barrier before roots are written": ("label.cu", "    __syncthreads();\n", ""),
-    "no corners": ("label.cu", "step <= 7; step++", "step < 7; step++"),
-    "no diagonals where halves are of one class": ("label.cu", "at < 6; at++", "at < 6; at += 4"),
-    "links that imply each other in a circle": ("label.cu", "side < step || (across && !(cut & side))", "true"),
-    "implied across a border": ("label.cu", "(across && !(cut & side))", "across"),
-    "the row above starts late": ("label.cu", "y > 0 ? load(row - 1)", "y > 1 ? load(row - 1)"),
-    "the voxel before the tile": ("label.cu", "cube[at ^ X] = lane > 0 ? left : 0", "cube[at ^ X] = left"),
-    "runs across tiles": ("label.cu", "lane == 0 || a != left", "a != left"),
-    "no borders along x": ("label.cu", "border_rows * WARP + inner_rows;", "border_rows * WARP;"),
-    "one row of the border is left out": ("label.cu", "border_rows = TILE_Y + TILE_Z - 1", "border_rows = TILE_Y"),
-    "pairs of tiles skipped": ("label.cu", "if (filled < 2) return;", "if (filled < 3) return;"),
+    "no barrier before rows are united": ("label.cu", BARRIER + ROW_OF_THREAD, ROW_OF_THREAD),
+    "no barrier before roots are written": ("label.cu", BARRIER + ROW_OF_WARP, ROW_OF_WARP),
+    "no corners": ("label.cu", "if (CONNECTIVITY == 18) return;", "return;"),
+    "a corner that another class implies": ("label.cu", "d.x | c.left_y | b.left_z", "d.solid | c.left_y | b.left_z"),
+    "an edge that another class implies": ("label.cu", "~(a.x | a.y | b.x | a.left_y)", "~(a.x | a.y | b.solid)"),
+    "faces that imply each other in a circle": ("label.cu", "~(a.x & b.x), X", "~(a.x & b.x) & ~(a.z & c.y), X"),
+    "faces implied across a border": ("label.cu", "(cut_y | ~(a.y & b.x))", "~(a.y & b.x)"),
+    "the row before, of a tile's first": ("label.cu", "row % TILE_Y > 0", "row > 0"),
+    "links across borders within a tile": ("label.cu", "lane == 1 ? ALL - 1", "lane == 1 ? ALL"),
+    "the slice before, one too far": ("label.cu", "here[-slice]", "here[0]"),
+    "no carry from word to word": ("label.cu", "found.left_solid |= solid[i - 1] >> (WARP - 1);", ""),
+    "borders of other tiles": ("label.cu", "y % TILE_Y == 0 ? Y", "y % TILE_Y == 1 ? Y"),
+    "no borders along x": ("label.cu", "cut_y | 1", "cut_y"),
+    "diagonals of any class": ("label.cu", "!is_diagonal(p, q) || ", "true || "),
     "old roots are counted": ("label.cu", "if (root == node) top |= bit;", "top |= bit;\n        if (root == node) {}"),
     "numbers from 0": ("label.cu", ">> x % WARP) + 1", ">> x % WARP)"),
     "numbers of the wrong bit": ("label.cu", "tops[place] >> x % WARP", "tops[place] >> (x + 1) % WARP"),
-    "numbers of roots are replaced": ("label.cu", "root != 0 && !(roots[", "root != 0 && (true || roots["),
+    "numbers of roots are replaced": ("label.cu", "(solid[word] & ~roots[word])", "solid[word]"),
     "classes of 32 bits": ("label.cu", "typedef decltype((VOLUME)0 + 0u) Class;", "typedef u32 Class;"),
 }  # fmt: skip
 

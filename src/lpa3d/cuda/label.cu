@@ -1,19 +1,18 @@
 // Connected components of equal class (the stages are named in label.py).
 //
-// A tile has TILE_Z x TILE_Y rows of 32 voxels, one for each lane of a warp. Rows of tiles follow each other as voxels do,
-// so the smallest node of a set is its first voxel within a tile, too. Outside the volume all is background.
+// A tile has TILE_Z x TILE_Y rows of 32 voxels. Rows of tiles follow each other as voxels do, so the smallest node of a
+// set is its first voxel within a tile, too. Bits describe a row of a tile, a word of 32 for each: `solid` is set where
+// a voxel is not background, `links` where it is linked to the one before it along x, y and z (three arrays of words).
 //
 // `labels` holds 0 on the background. Elsewhere it first holds parents: v + 1 is the node of voxel v. A *local root* is
-// the root of a set of its tile; `roots` has a bit for each voxel, 32 of a row to a word, that tells them.
+// the root of a set of its tile; the bits of `roots` tell them.
 
 #include "common.cuh"
 #include "unionfind.cuh"
 
 #define WARP 32
-#define BLOCK 256
-#define ALL_LANES 0xffffffffu
+#define ALL 0xffffffffu
 #define TILE_ROWS (TILE_Z * TILE_Y)
-#define TILE_SIZE (TILE_ROWS * WARP)
 #define X 1
 #define Y 2
 #define Z 4
@@ -25,175 +24,195 @@ struct Tile {
     i64 z, y, x;  // its first voxel
 
     __device__ Tile(i64 height, i64 width) {
-        i64 rows = (height + TILE_Y - 1) / TILE_Y, columns = (width + WARP - 1) / WARP;
+        const i64 rows = (height + TILE_Y - 1) / TILE_Y, columns = (width + WARP - 1) / WARP;
         x = blockIdx.x % columns * WARP;
         y = blockIdx.x / columns % rows * TILE_Y;
         z = blockIdx.x / columns / rows * TILE_Z;
     }
 };
 
-__device__ inline bool is_linked(Class a, Class b) {
-    return a == b && a != 0;
-}
+// The bits of 32 voxels of a row: which are not background, and which are linked to the one before along x, y and z.
+// And those of the voxels before them along x: bit i is of voxel i - 1.
+struct Row {
+    u32 solid, x, y, z, left_solid, left_y, left_z;
+};
 
-// Unite what is linked in a cube of 2 x 2 x 2 voxels, if a voxel of its last corner takes part: those pairs are in no
-// other cube. Bits X, Y, Z of an index of the cube are set where the voxel is not before the last one along that axis.
+// Call `unite(bits, p, q)` for the pairs of neighbours that are to be united, 32 cubes of 2 x 2 x 2 voxels at a time.
+// The rows are those of the cubes' last voxels (a), before that along y (b), along z (c) and along both (d). p and q
+// are places in a cube: X, Y, Z are set where the voxel is not before the last one along that axis. Diagonals (p and q
+// differ in more than one of them) may still be of two classes.
 //
-// `cut` has the axes along which a border of tiles cuts the cube. Pairs across borders are united if `across`, else the
-// others. A pair is left out where other links imply it:
+// `cut` has the axes along which these cubes lie across a border of tiles; along x it is the first cube that does.
+// Pairs across borders are united if `across`. Else the rows know nothing beyond the borders, and runs are united
+// already.
+//
+// A pair is left out where other links imply it:
 // - Parallel links of faces in a square of one class imply each other. So that they never do so in a circle, links
-//   within tiles come first (those along x are runs, united before), then links across borders along x, y and z; then
-//   those at lower places.
-// - A diagonal is implied by any other voxel of its class in its square or cube: that is nearer to both ends.
+//   within tiles come first, then those across borders along x, y and z, in this order; then those at lower places.
+// - A diagonal is implied by another voxel of its class in its square, or cube: that is linked to both ends. So two
+//   neighbours of equal class rule a diagonal out: if their class is another one, the ends are of two classes.
 template <class Unite>
-__device__ inline void unite_cube(const Class (&cube)[8], int cut, bool across, Unite unite) {
-#pragma unroll
-    for (int step = X; step <= Z; step *= 2) {
-        const int a = 7, b = 7 ^ step;
-        if (across ? !(cut & step) : (cut & step) || step == X) continue;
-        if (!is_linked(cube[a], cube[b])) continue;
-        bool needed = true;
-#pragma unroll
-        for (int side = X; side <= Z; side *= 2) {
-            if (side == step) continue;
-            if (side < step || (across && !(cut & side)))
-                needed &= cube[a] != cube[a ^ side] || cube[a] != cube[b ^ side];
-        }
-        if (needed) unite(a, b);
-    }
+__device__ inline void unite_rows(
+    const Row& a, const Row& b, const Row& c, const Row& d, int cut, bool across, Unite unite
+) {
+    const u32 cut_y = cut & Y ? ALL : 0, cut_z = cut & Z ? ALL : 0;
+    if (across) unite(a.x & 1 & (cut_y | ~(a.y & b.x)) & (cut_z | ~(a.z & c.x)), X | Y | Z, Y | Z);
+    const u32 links_y = across ? cut_y & (cut_z | ~(a.z & c.y)) : ALL, links_z = across ? cut_z : ALL;
+    unite(links_y & a.y & ~(a.x & b.x), X | Y | Z, X | Z);
+    unite(links_z & a.z & ~(a.x & c.x) & ~(a.y & b.z), X | Y | Z, X | Y);
     if (CONNECTIVITY == 6) return;
 
-    // Most cubes have no diagonal that is needed: their two halves along x are of one class each.
-    bool plain = true;
-#pragma unroll
-    for (int at = 0; at < 6; at++) plain &= cube[at] == cube[6 | (at & X)];
-    if (plain) return;
-#pragma unroll
-    for (int step = X | Y; step <= 7; step++) {
-        if (step == Z || (step == 7 && CONNECTIVITY == 18)) continue;
-        if (((cut & step) != 0) != across) continue;
-#pragma unroll
-        for (int part = 0; part < 8; part++) {
-            const int a = (7 ^ step) | part, b = (7 ^ step) | (step ^ part);
-            if ((part & ~step) || a > b || !is_linked(cube[a], cube[b])) continue;
-            bool needed = true;
-#pragma unroll
-            for (int other = 0; other < 8; other++) {
-                if (other != a && other != b && (other | step) == 7) needed &= cube[other] != cube[a];
-            }
-            if (needed) unite(a, b);
-        }
-    }
+    const u32 xy = (across ? cut_y | 1 : ALL) & ~(a.x | a.y | b.x | a.left_y);
+    unite(xy & a.solid & b.left_solid, X | Y | Z, Z);
+    unite(xy & a.left_solid & b.solid, Y | Z, X | Z);
+    const u32 xz = (across ? cut_z | 1 : ALL) & ~(a.x | a.z | c.x | a.left_z);
+    unite(xz & a.solid & c.left_solid, X | Y | Z, Y);
+    unite(xz & a.left_solid & c.solid, Y | Z, X | Y);
+    const u32 yz = (across ? cut_y | cut_z : ALL) & ~(a.y | a.z | b.z | c.y);
+    unite(yz & a.solid & d.solid, X | Y | Z, X);
+    unite(yz & b.solid & c.solid, X | Z, X | Y);
+    if (CONNECTIVITY == 18) return;
+
+    const u32 xyz = across ? cut_y | cut_z | 1 : ALL;
+    unite(xyz & a.solid & d.left_solid & ~(a.x | a.y | a.z | d.x | c.left_y | b.left_z), X | Y | Z, 0);
+    unite(xyz & a.left_solid & d.solid & ~(a.x | a.left_y | a.left_z | d.x | c.y | b.z), Y | Z, X);
+    unite(xyz & b.solid & c.left_solid & ~(b.x | a.y | b.z | c.x | c.left_y | a.left_z), X | Z, Y);
+    unite(xyz & b.left_solid & c.solid & ~(b.x | a.left_y | b.left_z | c.x | c.y | a.z), Z, X | Y);
 }
 
-// 1. Label each tile by itself. `solid` tells which tiles have voxels that are not background.
-extern "C" __global__ void label_tiles(
-    const VOLUME* __restrict__ volume, i64 depth, i64 height, i64 width, LABEL* labels, u32* roots, u8* solid
+__device__ inline bool is_diagonal(int p, int q) {
+    return __popc(p ^ q) > 1;
+}
+
+// Return where the run begins that holds a voxel of a row, given where runs begin.
+__device__ inline int run_start(u32 starts, int x) {
+    return WARP - 1 - __clz(starts & (ALL >> (WARP - 1 - x)));
+}
+
+// 1. Label each tile by itself.
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 10) label_tiles(
+    const VOLUME* __restrict__ volume, i64 depth, i64 height, i64 width, LABEL* labels, u32* solid, u32* links,
+    u32* roots
 ) {
-    __shared__ u32 parents[TILE_SIZE];
+    __shared__ u32 parents[TILE_ROWS * WARP];
+    __shared__ u32 bits[4 * TILE_ROWS];  // `solid` and `links`, without those across borders
     const Tile tile(height, width);
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const i64 x = tile.x + lane, words = (width + WARP - 1) / WARP;
-    const auto load = [&](int row) -> Class {
-        i64 z = tile.z + row / TILE_Y, y = tile.y + row % TILE_Y;
-        return z < depth && y < height && x < width ? volume[(z * height + y) * width + x] : 0;
-    };
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    const i64 words = (width + WARP - 1) / WARP;
+    const i64 slice = height * width, first = (tile.z * height + tile.y) * width + tile.x;
+    const int slices = min(depth - tile.z, (i64)TILE_Z);
 
-    // Each voxel's parent is the first of its run.
-    Class any = 0;
-    for (int row = warp; row < TILE_ROWS; row += BLOCK / WARP) {
-        Class a = load(row);
-        Class left = __shfl_up_sync(ALL_LANES, a, 1);
-        u32 starts = __ballot_sync(ALL_LANES, lane == 0 || a != left);
-        int start = WARP - 1 - __clz(starts & (ALL_LANES >> (WARP - 1 - lane)));
-        parents[row * WARP + lane] = row * WARP + start + 1;
-        any |= a;
-    }
-    const bool some = __syncthreads_or(any != 0);
-
-    for (int y = warp; some && y < TILE_Y; y += BLOCK / WARP) {
-        Class cube[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    for (int y = warp; y < TILE_Y; y += warps) {
+        // All of them are asked for before the first is needed.
+        const VOLUME* here = volume + first + y * width + lane;
+        const bool there = tile.y + y < height && tile.x + lane < width;
+        Class column[TILE_Z + 1];
+        column[0] = there && tile.z > 0 ? here[-slice] : 0;
+#pragma unroll
+        for (int z = 0; z < TILE_Z; z++) column[z + 1] = there && z < slices ? here[z * slice] : 0;
+#pragma unroll
         for (int z = 0; z < TILE_Z; z++) {
             const int row = z * TILE_Y + y;
-#pragma unroll
-            for (int at = 0; at < Z; at++) cube[at] = cube[at | Z];
-            cube[Z | Y | X] = load(row);
-            cube[Z | X] = y > 0 ? load(row - 1) : 0;
-#pragma unroll
-            for (int at = Z | X; at < 8; at += Y) {
-                Class left = __shfl_up_sync(ALL_LANES, cube[at], 1);
-                cube[at ^ X] = lane > 0 ? left : 0;
+            const Class a = column[z + 1], above = a != 0 && tile.y + y > 0 ? here[z * slice - width] : 0;
+            Class left = __shfl_up_sync(ALL, a, 1);
+            if (lane == 0) left = a != 0 && tile.x > 0 ? here[z * slice - 1] : 0;
+            const u32 inside = __ballot_sync(ALL, a != 0);
+            const u32 link_x = __ballot_sync(ALL, a != 0 && a == left);
+            const u32 link_y = __ballot_sync(ALL, a != 0 && a == above);
+            const u32 link_z = __ballot_sync(ALL, a != 0 && a == column[z]);
+            parents[row * WARP + lane] = row * WARP + lane + 1;
+            // Lane 0 writes `solid`, lanes 1 to 3 the links along one axis each.
+            if (lane < 4) {
+                const u32 word = lane == 0 ? inside : lane == 1 ? link_x : lane == 2 ? link_y : link_z;
+                const u32 kept = lane == 0 ? ALL : lane == 1 ? ALL - 1 : (lane == 2 ? y : z) > 0 ? ALL : 0;
+                bits[lane * TILE_ROWS + row] = word & kept;
+                if (z < slices && tile.y + y < height) {
+                    const i64 at = ((tile.z + z) * height + tile.y + y) * words + tile.x / WARP;
+                    (lane == 0 ? solid : links + (lane - 1) * depth * height * words)[at] = word;
+                }
             }
-            const int cut = (z == 0 ? Z : 0) | (y == 0 ? Y : 0) | (lane == 0 ? X : 0);
-            unite_cube(cube, cut, false, [&](int a, int b) {
-                const auto node = [&](int at) -> u32 {
-                    int before = (at & Z ? 0 : TILE_Y) + (at & Y ? 0 : 1);
-                    return (row - before) * WARP + lane - (at & X ? 0 : 1) + 1;
-                };
-                unite_sets<u32>(parents, node(a), node(b));
-            });
         }
     }
     __syncthreads();
 
-    for (int row = warp; row < TILE_ROWS; row += BLOCK / WARP) {
-        const i64 z = tile.z + row / TILE_Y, y = tile.y + row % TILE_Y;
-        const Class a = some ? load(row) : 0;
-        const u32 node = row * WARP + lane + 1;
-        const u32 root = a != 0 ? find_root<u32>(parents, node) : 0;
-        const u32 own = __ballot_sync(ALL_LANES, root == node);
-        if (z >= depth || y >= height) continue;
-        if (lane == 0) roots[(z * height + y) * words + tile.x / WARP] = own;
-        if (x >= width) continue;
-        const i64 at = root - 1, root_row = at / WARP;
-        const i64 first = (tile.z + root_row / TILE_Y) * height + tile.y + root_row % TILE_Y;
-        labels[(z * height + y) * width + x] = a != 0 ? first * width + tile.x + at % WARP + 1 : 0;
-    }
-    if (threadIdx.x == 0) solid[blockIdx.x] = some;
-}
-
-// 2. Unite the sets of neighbouring tiles: what is linked across the lower borders of each tile.
-extern "C" __global__ void unite_tiles(
-    const VOLUME* __restrict__ volume, i64 depth, i64 height, i64 width, const u8* __restrict__ solid, LABEL* labels
-) {
-    const Tile tile(height, width);
-    const i64 rows = (height + TILE_Y - 1) / TILE_Y, columns = (width + WARP - 1) / WARP;
-    int filled = 0;
-    for (int at = 0; at < 8; at++) {
-        bool there = (at & X || tile.x > 0) && (at & Y || tile.y > 0) && (at & Z || tile.z > 0);
-        i64 before = (at & X ? 0 : 1) + (at & Y ? 0 : columns) + (at & Z ? 0 : rows * columns);
-        filled += there && solid[blockIdx.x - before];
-    }
-    if (filled < 2) return;
-
-    // Rows on the borders along y and z have a cube at each voxel, the others only one at their first.
-    const int border_rows = TILE_Y + TILE_Z - 1, inner_rows = (TILE_Y - 1) * (TILE_Z - 1);
-    for (int i = threadIdx.x; i < border_rows * WARP + inner_rows; i += BLOCK) {
-        const int row = i / WARP, inner = i - border_rows * WARP;
-        int dz = max(row - TILE_Y + 1, 0), dy = row < TILE_Y ? row : 0, dx = i % WARP;
-        if (inner >= 0) {
-            dz = 1 + inner / max(TILE_Y - 1, 1);
-            dy = 1 + inner % max(TILE_Y - 1, 1);
-            dx = 0;
-        }
-        const i64 z = tile.z + dz, y = tile.y + dy, x = tile.x + dx;
-        if (z >= depth || y >= height || x >= width) continue;
-        Class cube[8];
-#pragma unroll
-        for (int at = 0; at < 8; at++) {
-            bool there = (at & X || x > 0) && (at & Y || y > 0) && (at & Z || z > 0);
-            i64 v = ((z - (at & Z ? 0 : 1)) * height + y - (at & Y ? 0 : 1)) * width + x - (at & X ? 0 : 1);
-            cube[at] = there ? volume[v] : 0;
-        }
-        const int cut = (dz == 0 ? Z : 0) | (dy == 0 ? Y : 0) | (dx == 0 ? X : 0);
-        const i64 here = (z * height + y) * width + x + 1;
-        unite_cube(cube, cut, true, [&](int a, int b) {
-            const auto node = [&](int at) -> LABEL {
-                return here - (at & Z ? 0 : height * width) - (at & Y ? 0 : width) - (at & X ? 0 : 1);
-            };
-            unite_sets<LABEL>(labels, node(a), node(b));
+    for (int row = threadIdx.x; row < TILE_ROWS; row += blockDim.x) {
+        const auto get = [&](int at) -> Row {
+            const bool there = (at & Y || row % TILE_Y > 0) && (at & Z || row >= TILE_Y);
+            const int other = there ? row - (at & Y ? 0 : 1) - (at & Z ? 0 : TILE_Y) : row;
+            const u32 keep = there ? ALL : 0, inside = bits[other] & keep, x = bits[TILE_ROWS + other] & keep,
+                      y = bits[2 * TILE_ROWS + other] & keep, z = bits[3 * TILE_ROWS + other] & keep;
+            return {inside, x, y, z, inside << 1, y << 1, z << 1};
+        };
+        unite_rows(get(Y | Z), get(Z), get(Y), get(0), 0, false, [&](u32 pairs, int p, int q) {
+            for (; pairs; pairs &= pairs - 1) {
+                const int x = __ffs(pairs) - 1;
+                const auto find = [&](int at, Class& value) -> u32 {
+                    const int other = row - (at & Y ? 0 : 1) - (at & Z ? 0 : TILE_Y), place = x - (at & X ? 0 : 1);
+                    const i64 v = first + other / TILE_Y * slice + other % TILE_Y * width + place;
+                    if (is_diagonal(p, q)) value = volume[v];
+                    return other * WARP + run_start(bits[other] & ~bits[TILE_ROWS + other], place) + 1;
+                };
+                Class first = 0, second = 0;
+                const u32 node = find(p, first), other = find(q, second);
+                if (first == second) unite_sets<u32>(parents, node, other);
+            }
         });
     }
+    __syncthreads();
+
+    for (int row = warp; row < TILE_ROWS; row += warps) {
+        const int z = row / TILE_Y, y = row % TILE_Y;
+        const u32 inside = bits[row], node = row * WARP + lane + 1;
+        u32 root = 0;
+        if (inside >> lane & 1) {
+            const int start = run_start(inside & ~bits[TILE_ROWS + row], lane);
+            root = find_root<u32>(parents, row * WARP + start + 1);
+        }
+        const u32 own = __ballot_sync(ALL, root == node);
+        if (z >= slices || tile.y + y >= height) continue;
+        if (lane == 0) roots[((tile.z + z) * height + tile.y + y) * words + tile.x / WARP] = own;
+        LABEL label = 0;
+        if (root != 0) {
+            const u32 at = root - 1, root_row = at / WARP;
+            label = root_row / TILE_Y * (LABEL)slice + root_row % TILE_Y * (LABEL)width + at % WARP + (LABEL)first + 1;
+        }
+        if (tile.x + lane < width) labels[first + z * slice + y * width + lane] = label;
+    }
+}
+
+// 2. Unite the sets of neighbouring tiles: what is linked across their lower borders. A thread does a word of bits.
+extern "C" __global__ void unite_tiles(
+    const VOLUME* __restrict__ volume, const u32* __restrict__ solid, const u32* __restrict__ links, i64 depth,
+    i64 height, i64 width, LABEL* labels
+) {
+    const i64 words = (width + WARP - 1) / WARP, size = depth * height * words, word = thread_number();
+    if (word >= size) return;
+    const i64 x = word % words * WARP, row = word / words, y = row % height, z = row / height;
+    const auto get = [&](int at) -> Row {
+        Row found = {0, 0, 0, 0, 0, 0, 0};
+        if ((at & Y || y > 0) && (at & Z || z > 0)) {
+            const i64 i = word - (at & Y ? 0 : words) - (at & Z ? 0 : height * words);
+            const u32* link = links + i;
+            found = {solid[i],      link[0],         link[size],         link[2 * size],
+                     solid[i] << 1, link[size] << 1, link[2 * size] << 1};
+            if (x > 0) {
+                found.left_solid |= solid[i - 1] >> (WARP - 1);
+                found.left_y |= link[size - 1] >> (WARP - 1);
+                found.left_z |= link[2 * size - 1] >> (WARP - 1);
+            }
+        }
+        return found;
+    };
+    const int cut = (y % TILE_Y == 0 ? Y : 0) | (z % TILE_Z == 0 ? Z : 0);
+    unite_rows(get(Y | Z), get(Z), get(Y), get(0), cut, true, [&](u32 pairs, int p, int q) {
+        for (; pairs; pairs &= pairs - 1) {
+            const auto find = [&](int at) -> i64 {
+                return (row - (at & Y ? 0 : 1) - (at & Z ? 0 : height)) * width + x + __ffs(pairs) - (at & X ? 0 : 1);
+            };
+            const i64 node = find(p), other = find(q);
+            if (!is_diagonal(p, q) || volume[node - 1] == volume[other - 1]) unite_sets<LABEL>(labels, node, other);
+        }
+    });
 }
 
 // 3. Let each local root's parent be its root; of `roots`, list and count those that are roots still.
@@ -231,18 +250,16 @@ extern "C" __global__ void rank_roots(
 
 // 5. Give every voxel the number that its local root has.
 extern "C" __global__ void write_numbers(
-    const u32* __restrict__ roots, const u8* __restrict__ solid, i64 depth, i64 height, i64 width, LABEL* labels
+    const u32* __restrict__ solid, const u32* __restrict__ roots, i64 depth, i64 height, i64 width, LABEL* labels
 ) {
-    if (!solid[blockIdx.x]) return;
     const Tile tile(height, width);
     const int lane = threadIdx.x % WARP;
-    const i64 x = tile.x + lane, words = (width + WARP - 1) / WARP;
-    for (int row = threadIdx.x / WARP; row < TILE_ROWS; row += BLOCK / WARP) {
+    const i64 words = (width + WARP - 1) / WARP;
+    for (int row = threadIdx.x / WARP; row < TILE_ROWS; row += blockDim.x / WARP) {
         const i64 z = tile.z + row / TILE_Y, y = tile.y + row % TILE_Y;
-        if (z >= depth || y >= height || x >= width) continue;
-        const i64 v = (z * height + y) * width + x;
-        const LABEL root = labels[v];
-        if (root != 0 && !(roots[(z * height + y) * words + tile.x / WARP] >> lane & 1)) labels[v] = labels[root - 1];
+        if (z >= depth || y >= height) continue;
+        const i64 word = (z * height + y) * words + tile.x / WARP, v = (z * height + y) * width + tile.x + lane;
+        if ((solid[word] & ~roots[word]) >> lane & 1) labels[v] = labels[labels[v] - 1];
     }
 }
 
@@ -260,8 +277,8 @@ extern "C" __global__ void find_runs(
         const i64 x = word % words * 64 + half * WARP + lane;
         const Class a = x < width ? volume[start + x] : 0;
         const bool differs = x < width && (x == 0 || a != volume[start + x - 1]);
-        change |= (u64)__ballot_sync(ALL_LANES, differs) << (half * WARP);
-        solid |= (u64)__ballot_sync(ALL_LANES, a != 0) << (half * WARP);
+        change |= (u64)__ballot_sync(ALL, differs) << (half * WARP);
+        solid |= (u64)__ballot_sync(ALL, a != 0) << (half * WARP);
     }
     if (lane == 0) {
         changes[word] = change;
