@@ -283,6 +283,11 @@ def label_sections(
     -------
     took_part : ndarray of bool, parallel to `classes`
         Whether the label's class passed the switch. No voxel changes where none did.
+
+    Notes
+    -----
+    On a device: 20 bytes for each voxel of the annotated slices while their pieces are found, then 4, and 2 for each
+    voxel of a piece's window (at most 2**28 at once). Volume and labels are copied if `axis` is not the first.
     """
     geometry = Geometry(spacing, axis)
     order = (axis, *(i for i in range(3) if i != axis))
@@ -444,17 +449,16 @@ def _list_all_overlaps(planes: list[Pieces], images: Any) -> list[Ints]:
 
 
 def _list_on_device(device: Device, planes: list[Pieces], images: Any) -> list[Ints]:
+    """Return `list_overlaps` of each plane of a stack and the next."""
     from .cuda import sections as cuda
 
-    firsts = np.cumsum([0, *(len(plane.labels) for plane in planes)])
-    rows = cuda.list_overlaps(device, images, firsts[:-1], np.concatenate([plane.labels for plane in planes]))
+    firsts = np.cumsum([0, *(len(plane.labels) for plane in planes[:-1])])
+    rows = cuda.list_overlaps(device, images, firsts, np.concatenate([plane.labels for plane in planes]))
     rows = add_overlaps(rows)
-    bounds = np.searchsorted(rows[:, 0], firsts[:-1])
+    of_interval = np.split(rows, np.searchsorted(rows[:, 0], firsts[1:-1]))
     return [
-        rows[lo:hi] - np.array([first, following, 0])
-        for (lo, hi), (first, following) in zip(
-            itertools.pairwise(bounds), itertools.pairwise(firsts[:-1].tolist()), strict=True
-        )
+        part - np.array([first, following, 0])
+        for part, (first, following) in zip(of_interval, itertools.pairwise(firsts.tolist()), strict=True)
     ]
 
 
@@ -811,9 +815,10 @@ class _Clipped:
     part: PlaneBox
     """What is to be read of the plane."""
 
-    def find(self, pieces: Ints) -> Ints:
-        """Return where `pieces` are among these, -1 for -1."""
-        return np.where(pieces < 0, -1, np.searchsorted(self.pieces, pieces))
+
+def _find(known: Ints, pieces: Ints) -> Ints:
+    """Return where `pieces` are among those known, which ascend; -1 for -1."""
+    return np.where(pieces < 0, -1, np.searchsorted(known, pieces))
 
 
 def _clip_pieces(
@@ -890,29 +895,31 @@ def draw_intervals(
         ),
         key=lambda part: part[0].origin,
     )
-    size = volume.shape[1], volume.shape[2]
+    if not work:
+        return
     device = find_device(volume, labels)
     if device is not None:
         drawn = device.bring(labels)
         _draw_on_device(device, work, read_image, shape, corner, device.bring(volume), drawn, geometry)
         device.give_back(drawn, labels)
         return
+    size = volume.shape[1], volume.shape[2]
     batch = 2 * num_threads()
-    windows: dict[int, tuple[_Clipped, _Windows]] = {}
+    windows: dict[int, _Windows] = {}
     # Potentials are at hand of a few intervals at a time, those of a plane between two for both.
     for start in range(0, len(work), batch):
         part = work[start : start + batch]
         planes = sorted({at for interval, _ in part for at in interval.ends if at is not None})
         kept = windows
 
-        def open_windows(plane: int, kept: dict[int, tuple[_Clipped, _Windows]] = kept) -> tuple[_Clipped, _Windows]:
+        def open_windows(plane: int, kept: dict[int, _Windows] = kept) -> _Windows:
             if plane in kept:
                 return kept[plane]
             clipped = _clip_pieces(plane, work, shape, corner[1:], size, geometry)
             y0, _, x0, _ = clipped.part
             boxes = clipped.boxes - np.array([y0, y0, x0, x0])
             found = _find_potentials(clipped.pieces, boxes, read_image(plane, clipped.part), geometry)
-            return clipped, replace(found, boxes=clipped.boxes - np.repeat(corner[1:], 2))
+            return replace(found, boxes=clipped.boxes - np.repeat(corner[1:], 2))
 
         windows = dict(zip(planes, run_all(open_windows, planes), strict=True))
         chunks = []
@@ -921,11 +928,11 @@ def draw_intervals(
             ends = [None if at is None else windows[at] for at in interval.ends]
             rows = np.empty((len(items), 5), dtype=np.int64)
             for side, end in enumerate(ends):
-                rows[:, side] = -1 if end is None else end[0].find(items["pieces"][:, side])
+                rows[:, side] = -1 if end is None else _find(end.pieces, items["pieces"][:, side])
             rows[:, 2:4], rows[:, 4] = items["motion"], items["label"]
             kinds = items["kind"].astype(volume.dtype)
             # An end without pieces is not read; the kernel takes the other's arrays.
-            known = [end[1] for end, other in (ends, ends[::-1]) for end in [end or other] if end is not None]
+            known = [end if end is not None else other for end, other in (ends, ends[::-1])]
             chunks += [
                 (interval, rows, kinds, known, slices[lo:hi]) for lo, hi in split(len(slices), -(-len(slices) // CHUNK))
             ]
@@ -980,7 +987,7 @@ def _draw_on_device(
             row[0] = sum(image.size for image in images)
             row[1:] = [*(found.part[0::2] - origin), *image.shape]
             images.append(image.astype(np.uint32).reshape(-1))
-        counts = [len(found.pieces) for found in clipped.values()]
+        counts = np.array([len(found.pieces) for found in clipped.values()])
         firsts = dict(zip(planes, np.cumsum(counts) - counts, strict=True))
         windows = cuda.open_windows(
             device,
@@ -998,11 +1005,11 @@ def _draw_on_device(
             slices = range(max(top, interval.slices.start), min(bottom, interval.slices.stop))
             spans.append(cuda.Span(slices.start - top, len(slices), slices.start - interval.origin, interval.length))
             rows = np.empty(len(items), dtype=cuda.ITEM)
+            rows["a"] = rows["b"] = -1
             for side, (name, at) in enumerate(zip(("a", "b"), interval.ends, strict=True)):
-                rows[name] = -1
                 if at is not None:
-                    windows_at = clipped[at].find(items["pieces"][:, side])
-                    rows[name] = np.where(windows_at < 0, -1, firsts[at] + windows_at)
+                    place = _find(clipped[at].pieces, items["pieces"][:, side])
+                    rows[name] = np.where(place < 0, -1, firsts[at] + place)
             rows["dy"], rows["dx"] = items["motion"].T
             rows["label"], rows["kind"] = items["label"], items["kind"].astype(volume.dtype)
             tables.append(rows)
