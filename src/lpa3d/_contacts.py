@@ -275,7 +275,8 @@ def contacts(labels: Any, *, image: Any = None, spacing: Any = (1, 1, 1), connec
     Parameters
     ----------
     labels : ndarray of bool or any integer dtype, shape (Z, Y, X) or (Y, X)
-        Instance ids, 0 = background, at most 2**63 - 1. Any memory order and byte order. Not modified.
+        Instance ids, 0 = background, at most 2**63 - 1. Any memory order and byte order. Not modified. CuPy arrays are
+        worked on by their device.
     image : ndarray of bool, integers or floats, shape as `labels`, optional
         An image whose mean on each boundary is wanted: a membrane probability, the micrograph. Finite; integers below
         2**53 in magnitude, floats below 2**30.
@@ -297,7 +298,7 @@ def contacts(labels: Any, *, image: Any = None, spacing: Any = (1, 1, 1), connec
         If ids are negative or too large, `image` is not of `labels`' shape, not finite or too large, `labels` has not 2
         or 3 dimensions, or `connectivity` or `spacing` is unusable.
     InputTypeError
-        If `labels` or `image` is no NumPy array or has another dtype.
+        If `labels` or `image` is no NumPy or CuPy array or has another dtype, or one is on a device and one is not.
 
     See Also
     --------
@@ -322,7 +323,8 @@ def contacts(labels: Any, *, image: Any = None, spacing: Any = (1, 1, 1), connec
     `merge`.
 
     Memory above the input is some 150 bytes per pair and label, and the input is copied where it is not C-ordered or
-    not in native byte order.
+    not in native byte order. A CUDA device takes 75 MB of its memory, and 8 times as much, and a second pass, each time
+    that this has no room for the pairs (from half a million on).
 
     Examples
     --------

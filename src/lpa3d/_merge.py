@@ -81,7 +81,8 @@ def merge(
     Parameters
     ----------
     labels : ndarray of bool or any integer dtype, shape (Z, Y, X) or (Y, X)
-        Instance ids, 0 = background, at most 2**63 - 1. Any memory order and byte order. Not modified.
+        Instance ids, 0 = background, at most 2**63 - 1. Any memory order and byte order. Not modified. A CuPy array is
+        worked on by its device.
     classes : ndarray of bool or any integer dtype, shape as `labels`, or mapping of id to class, optional
         Labels of different classes never join. A class map gives a label the one class of its voxels; class 0 is none,
         and labels that lie on it alone join only each other. A mapping may hold anything that can be compared, and
@@ -108,7 +109,7 @@ def merge(
     Returns
     -------
     ndarray of the dtype and shape of `labels`
-        Every id replaced by the smallest id of its group. It is `out` where that is given.
+        Every id replaced by the smallest id of its group. It is `out` where that is given; a CuPy array if `labels` is.
 
     Raises
     ------
@@ -141,7 +142,8 @@ def merge(
     `contacts` before choosing one, or give `scores` made of the mean of a membrane map on each boundary.
 
     A union-find [1]_ does the uniting; one million ids and ten million pairs take seconds. Memory above the input: the
-    result, and some 200 bytes for each pair and label.
+    result, and some 200 bytes for each pair and label. On a CUDA device contacts are counted and ids replaced, as in
+    `contacts`; the host decides.
 
     References
     ----------

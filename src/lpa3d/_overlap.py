@@ -95,7 +95,7 @@ def count_rows(
 ) -> Overlaps:
     """Count the overlaps of flat parts, some whole rows from row `first` on, of volumes of `shape`; rows not sorted."""
     mask = array_module(reference).empty(0, np.uint8) if ignore is None else ignore.view(np.uint8)
-    parts = [as_bits(part) for part in (reference, prediction, mask)]
+    parts = as_bits(reference), as_bits(prediction), as_bits(mask)
     device = find_device(reference)
     rows: Ints
     if device is not None:
