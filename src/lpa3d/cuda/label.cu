@@ -90,7 +90,7 @@ __device__ inline int run_start(u32 starts, int x) {
 }
 
 // 1. Label each tile by itself.
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 10) label_tiles(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 8) label_tiles(
     const VOLUME* __restrict__ volume, i64 depth, i64 height, i64 width, LABEL* labels, u32* solid, u32* links,
     u32* roots
 ) {
