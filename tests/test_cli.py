@@ -150,6 +150,7 @@ def test_propagate_options_reach_the_verb(files, monkeypatch, capsys):
     seen.pop("progress")
     assert seen == {
         "connectivity": 18,
+        "device": None,
         "spacing": (4.0, 2.0, 1.0),
         "max_distance": 90.0,
         "sweeps": 3,
@@ -180,7 +181,7 @@ def test_propagate_defaults_are_those_of_the_verb(files, monkeypatch):
 
 
 def test_64_bit_nifti_is_remarked_on(files, capsys, monkeypatch):
-    monkeypatch.setattr(lpa3d, "label", lambda volume, connectivity: volume.astype("int64"))
+    monkeypatch.setattr(lpa3d, "label", lambda volume, **_: volume.astype("int64"))
     assert cli.main(["label", "volume.npy", "out.nii"]) == 0
     assert "lpa3d: out.nii holds int64, which some NIfTI viewers cannot open" in capsys.readouterr().err
     assert io.read("out.nii").dtype == np.int64
@@ -442,13 +443,13 @@ def test_files_that_lie_elsewhere_are_warned_about(files, monkeypatch, capsys):
 
 def stub(body: str) -> str:
     """Code that puts a function of one's own in the place of `lpa3d.label`."""
-    return f"import time, lpa3d, lpa3d.errors\ndef label(volume, connectivity):\n    {body}\nlpa3d.label = label"
+    return f"import time, lpa3d, lpa3d.errors\ndef label(volume, **_):\n    {body}\nlpa3d.label = label"
 
 
 def test_warnings_of_the_library_are_messages(files, monkeypatch, capsys):
     import warnings
 
-    def label(volume, connectivity):
+    def label(volume, **_):
         warnings.warn("3 seeds lie on background", Lpa3dWarning, stacklevel=2)
         warnings.warn("the API will change", DeprecationWarning, stacklevel=2)
         return volume
@@ -532,7 +533,7 @@ def test_confidence_is_not_left_without_labels(files, monkeypatch):
 
 SLOW_WRITER = """
 import time, lpa3d, lpa3d.io as io
-lpa3d.label = lambda volume, connectivity: volume
+lpa3d.label = lambda volume, **_: volume
 def slow(target, array, geometry, progress, writers=dict(io.WRITERS)):
     writers[target.location.format](target, array, geometry, progress)
     print("half", flush=True)
@@ -546,7 +547,7 @@ for name in io.WRITERS:
 STUCK_WORK = """
 import threading, time, lpa3d
 from concurrent.futures import ThreadPoolExecutor
-def label(volume, connectivity):
+def label(volume, **_):
     print("half", flush=True)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(time.sleep, [60, 60]))

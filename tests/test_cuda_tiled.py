@@ -65,7 +65,7 @@ def as_arrays(result: Any) -> list[np.ndarray]:
     if isinstance(result, lpa3d.Contacts):
         return list(result.columns().values())
     if isinstance(result, lpa3d.Evaluation):
-        return [np.array([*result.values()]), np.array(result.pairs.columns()["reference"])]
+        return [np.array([*result.values()]), *result.pairs.columns().values()]
     parts = result if isinstance(result, tuple) else (result,)
     return [part if isinstance(part, np.ndarray) else part[...] for part in parts]
 
@@ -252,6 +252,15 @@ def test_options_of_propagate(device, monkeypatch, share):
     assert result[0] is out
     assert_same(result, expected)
     assert "diffusion" in stages
+
+
+@pytest.mark.parametrize("share", [1.01, 0.9])
+@pytest.mark.parametrize("instances", ["ids", "components"])
+def test_what_evaluate_leaves_to_the_cpu(device, monkeypatch, instances, share):
+    leave_room(monkeypatch, device, "evaluate", share)
+    options = {"instances": instances, "surfaces": True, "warping": "2d"}
+    result = lpa3d.evaluate(CASE["labels"], CASE["other"], device="cuda", **options)
+    assert_same(result, lpa3d.evaluate(CASE["labels"], CASE["other"], **options))
 
 
 @pytest.mark.parametrize("share", [1.01, 0.9])

@@ -61,9 +61,13 @@ def run_on_device(verb: str, function: Callable[..., Any], call: inspect.BoundAr
     dtype = None if "out" not in parameters else _find_dtype(verb, dtypes[0], arrays, call.arguments)
     if dtype is not None:
         canonical_out(out, shape, dtype, tuple(arrays.values()))
-    if math.prod(shape) <= Room(device.free_bytes(), cost.device).voxels:
-        return _run_whole(device, function, call, names, dtype)
-    return _run_tiles(verb, call, dtype)
+    if math.prod(shape) > Room(device.free_bytes(), cost.device).voxels:
+        return _run_tiles(verb, call, dtype)
+    if call.arguments.get("surfaces") or call.arguments.get("warping") is not None:
+        # They are the CPU's work, on arrays in memory, of which the device's stages make copies of their own.
+        with _backend.explain_memory(ADVICE), _backend.on_device(device):
+            return function(*call.args, **call.kwargs)
+    return _run_whole(device, function, call, names, dtype)
 
 
 def _find_arrays(arguments: Mapping[str, Any], names: Sequence[str]) -> dict[str, Array]:

@@ -435,6 +435,7 @@ def run_evaluate(job: Job) -> None:
         "size_strata": args.size_strata,
         "surfaces": args.surfaces,
         "warping": args.warping,
+        "device": args.device,
     }
     if tiling:
         ignored: Any = value if mask is None else mask
@@ -450,7 +451,7 @@ def run_evaluate(job: Job) -> None:
         from lpa3d import evaluate
 
         job.terminal.step("evaluating", "evaluated")
-        result = evaluate(*volumes, ignore=ignored, classes=classes or None, device=args.device, **keywords)
+        result = evaluate(*volumes, ignore=ignored, classes=classes or None, **keywords)
     if args.ignore is not None:
         job.terminal.say(f"ignored {format_share(result.parameters['ignored'], math.prod(reference.shape))}")
     suffix = Path(args.output or "").suffix.lower()

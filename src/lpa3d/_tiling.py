@@ -164,7 +164,6 @@ class Tiling:
             "resume": "force" if args.force_resume else not args.no_resume,
             "overwrite": self.outputs.overwrite,
             "progress": self._progress,
-            "device": getattr(args, "device", None),
         }
         if geometry is not None and geometry.spacing is not None:
             spaced = {"spacing": list(geometry.spacing), "unit": geometry.unit}

@@ -206,28 +206,26 @@ def _label_arguments(parser: argparse.ArgumentParser) -> None:
 def _label(job: Job) -> None:
     source = job.open(job.args.input)
     source.check_integers("a class map")
+    keywords = {"connectivity": job.args.connectivity, "device": job.args.device}
     tiling = find_tiling(job, "label", [source], [job.args.output])
     outputs = tiling.outputs if tiling else job.outputs
     target = plan(outputs, job.args.output, source.shape, [source.path])
     if tiling:
-        _label_tiles(job, tiling, source)
+        _label_tiles(job, tiling, source, keywords)
         return
     volume = job.read(source, "a class map")
     from lpa3d import label
 
     job.terminal.step("labelling", "labelled")
-    labels = label(volume, connectivity=job.args.connectivity, device=job.args.device)
+    labels = label(volume, **keywords)
     job.write(target, labels, source.geometry)
     count = int(labels.max()) if labels.size else 0
     voxels = int(np.count_nonzero(labels))
     job.finish(f"{format_count(count, 'component')}, {format_share(voxels, labels.size)} labelled")
 
 
-def _label_tiles(job: Job, tiling: Tiling, source: Volume) -> None:
-    args = job.args
-    labels = tiling.run(
-        "labelling", "labelled", source, geometry=source.geometry, connectivity=args.connectivity, out=args.output
-    )
+def _label_tiles(job: Job, tiling: Tiling, source: Volume, keywords: dict[str, Any]) -> None:
+    labels = tiling.run("labelling", "labelled", source, geometry=source.geometry, out=job.args.output, **keywords)
 
     def describe() -> str:
         count, voxels = tiling.count_numbered(labels)
@@ -308,6 +306,7 @@ def _propagate(job: Job) -> None:
         "unseeded": args.unseeded,
         "seed_conflicts": args.seed_conflicts,
         "return_confidence": sureness is not None,
+        "device": args.device,
     }
     if tiling:
         places = (args.output, args.confidence) if sureness else args.output
@@ -323,7 +322,7 @@ def _propagate(job: Job) -> None:
     ids = job.read(seeds, "seeds")
     costs = None if cost is None else job.read(cost, "a cost", floats=True)
     job.terminal.step("propagating", "propagated")
-    result = propagate(classes, ids, cost=costs, progress=job.stage, device=args.device, **keywords)
+    result = propagate(classes, ids, cost=costs, progress=job.stage, **keywords)
     labels = result[0] if sureness else result
     job.write(target, labels, geometry)
     if sureness:
@@ -390,6 +389,7 @@ def _merge(job: Job) -> None:
         "min_contact": args.min_contact,
         "must_link": must,
         "cannot_link": cannot,
+        "device": args.device,
     }
     if tiling:
         result = tiling.run(
@@ -406,7 +406,7 @@ def _merge(job: Job) -> None:
     from lpa3d import merge
 
     job.terminal.step("merging", "merged")
-    merged = merge(labels, classes=class_map, device=args.device, **keywords)
+    merged = merge(labels, classes=class_map, **keywords)
     job.write(target, merged, geometry)
     job.finish(f"{before.partition(',')[0]} became {summarize(merged)}")
 
@@ -450,7 +450,8 @@ def _contacts(job: Job) -> None:
     spacing, _ = find_spacing(job, source)
     output = job.add_text(args.output, inputs) if args.output else None
     tiling = find_tiling(job, "contacts", [file for file in (source, image) if file is not None])
-    words, keywords = ("finding contacts", "found contacts"), {"spacing": spacing, "connectivity": args.connectivity}
+    words = "finding contacts", "found contacts"
+    keywords: dict[str, Any] = {"spacing": spacing, "connectivity": args.connectivity, "device": args.device}
     if tiling:
         table = tiling.run(*words, source, image=image, **keywords)
         if table is None:
@@ -461,7 +462,7 @@ def _contacts(job: Job) -> None:
         from lpa3d import contacts
 
         job.terminal.step(*words)
-        table = contacts(labels, image=values, device=args.device, **keywords)
+        table = contacts(labels, image=values, **keywords)
     columns = table.columns()
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     text = "".join(f"{','.join(map(str, row))}\n" for row in (columns, *rows))

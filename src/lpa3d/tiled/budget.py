@@ -96,7 +96,7 @@ class Asked:
 
 def _label(asked: Asked) -> Cost:
     # Chunks are decoded and encoded beside the tile; then runs, and what the allocator does not give back (measured).
-    return Cost(10.0, 2 * max(asked.read, asked.results) + 5, (0.2, 10.0), device=asked.read + 2 * asked.results + 4)
+    return Cost(10.0, 2 * max(asked.read, asked.results) + 5, (0.2, 10.0), device=asked.read + asked.results + 3)
 
 
 def _propagate(asked: Asked) -> Cost:
@@ -108,7 +108,8 @@ def _propagate(asked: Asked) -> Cost:
     single = 16 + links + cost + 2 * asked.read
     # Of diffusion: labels, seeds, classes, hops, queue, lists. Measured: 13 on vesicles, 22 where all is near a border.
     around = 20 + links + cost + (2 if asked.keywords.get("return_confidence") else 0)
-    device = asked.read + asked.results + links + cost + 36
+    # Ranks of the labels; then what diffusion takes where every voxel is near a border, or what keys take.
+    device = asked.read + asked.results + 4 + links + cost + (33 if halo else 10)
     return Cost(100.0, max(around, 0.6 * single) if halo else single, (0.4, 24.0), halo, device)
 
 
@@ -117,7 +118,7 @@ def _contacts(asked: Asked) -> Cost:
 
 
 def _merge(asked: Asked) -> Cost:
-    return Cost(30.0, 2 * asked.read + 2, (0.2, 60.0), device=asked.read + asked.results + 4)
+    return Cost(30.0, 2 * asked.read + 2, (0.2, 60.0), device=asked.read + asked.results + 2)
 
 
 def _stitch(asked: Asked) -> Cost:
@@ -136,7 +137,9 @@ def _evaluate(asked: Asked) -> Cost:
         bool(asked.keywords.get("surfaces")),
         asked.keywords.get("warping") is not None,
     )
-    return Cost(8.0 + 30.0 * sum(more), asked.read + 6 + 10 * sum(more), (0.1, 40.0), device=2 * asked.read + 24)
+    # A copy without ignored voxels, and the mask of these; numbers of components.
+    device = 2 * asked.read + 2 + 18 * more[0]
+    return Cost(8.0 + 30.0 * sum(more), asked.read + 6 + 10 * sum(more), (0.1, 40.0), device=device)
 
 
 COSTS: dict[str, Callable[[Asked], Cost]] = {
