@@ -366,20 +366,19 @@ def propagate(
     if rules.missing:
         # Without the missing slices their neighbours are neighbours, in every stage.
         xp = array_module(classes)
-        present = xp.asarray(np.setdiff1d(np.arange(shape[0]), rules.missing))
-        missing = xp.asarray(rules.missing)
-        lost = int(xp.count_nonzero(given[missing]))
+        present = np.setdiff1d(np.arange(shape[0]), rules.missing)
+        lost = sum(int(xp.count_nonzero(given[z])) for z in rules.missing)
         if lost:
             warn(missing_note(lost))
-        result, confidence = _run(job.take(present), None, tell)
-        whole = xp.zeros(shape, dtype) if target is None else target
-        whole[missing] = 0
-        whole[present] = result
-        result = whole
-        if confidence is not None:
-            spread_out = xp.zeros(shape, np.uint16)
-            spread_out[present] = confidence
-            confidence = spread_out
+        slices, lead = _run(job.take(present), None, tell)
+        result = xp.empty(shape, dtype) if target is None else target
+        confidence = None if lead is None else xp.zeros(shape, np.uint16)
+        for z in rules.missing:
+            result[z] = 0
+        for i, z in enumerate(present.tolist()):
+            result[z] = slices[i]
+            if lead is not None and confidence is not None:
+                confidence[z] = lead[i]
     else:
         result, confidence = _run(job, target, tell)
     result = out if out is not None else result.reshape(shape)
@@ -414,8 +413,15 @@ class _Job:
 
     def take(self, slices: npt.NDArray[np.int64]) -> _Job:
         """Return the same job on some slices."""
-        cost = None if self.cost is None else self.cost[slices]
-        return replace(self, volume=self.volume[slices], seeds=self.seeds[slices], cost=cost)
+
+        def cut(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            part: npt.NDArray[Any] = array_module(array).empty((len(slices), *array.shape[1:]), dtype=array.dtype)
+            for i, z in enumerate(slices.tolist()):
+                part[i] = array[z]
+            return part
+
+        cost = None if self.cost is None else cut(self.cost)
+        return replace(self, volume=cut(self.volume), seeds=cut(self.seeds), cost=cost)
 
 
 def _run(

@@ -79,7 +79,7 @@ extern "C" __global__ void step_level(
         }
     }
     any = __syncthreads_or(any);
-    if (any && threadIdx.x == 0) *reached = level;
+    if (any && threadIdx.x == 0) *(volatile i64*)reached = level;
 }
 
 // Write which of each 32 voxels have hops, and how many.
