@@ -311,7 +311,7 @@ NEXT = "(dz * tiles_y + dy) * tiles_x + dx), round"
 BUGS = {
     "no barrier after a tile is loaded": (LOAD + "__syncthreads();", LOAD, far),
     "no barrier between the planes of a sweep": ("if (own > 1) __syncthreads();", "", diagonal),
-    "no barrier before sides are told": (TOLD + "__syncthreads();", TOLD, costly),
+    "no barrier before sides are told": (TOLD + "__syncthreads();", TOLD, corridor),
     "no barrier before the next tile": ("__syncthreads();  // before shared", "// before shared", two_corridors),
     "corners of tiles are forgotten": ("side != 13)", "side != 13 && distance < 3)", diagonal),
     "edges of tiles are forgotten": ("side != 13)", "side != 13 && distance < 2)", lambda: diagonal(18, (1, 0, 1))),
