@@ -248,16 +248,13 @@ class Functions:
         array.reshape(-1).view(np.uint8)[...] = GARBAGE
         return Array(array)
 
-    def empty_like(self, a: Array, dtype: Any = None) -> Array:
-        return self.empty(a.shape, a.dtype if dtype is None else dtype)
+    def empty_like(self, prototype: Array, dtype: Any = None) -> Array:
+        return self.empty(prototype.shape, prototype.dtype if dtype is None else dtype)
 
     def asarray(self, a: Any, dtype: Any = None) -> Array:
         if isinstance(a, Array):
             return a if dtype is None or a.dtype == dtype else a.astype(dtype)
         return Array(np.array(a, dtype))
-
-    def array(self, a: Any, dtype: Any = None) -> Array:
-        return Array(np.array(_data(a) if isinstance(a, Array) else a, dtype))
 
     def ascontiguousarray(self, a: Array, dtype: Any = None) -> Array:
         data = _device_data(a)
@@ -504,7 +501,9 @@ class Emulator(cuda_device.Device):
 def _find_line(library: ctypes.CDLL, code: str) -> str:
     """Return file and line of a place in a library."""
     command = ["addr2line", "-s", "-e", library._name, code]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or code
+    if shutil.which(command[0]) is None:
+        return code
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
 
 
 def _describe(address: int, starts: dict[int, int], values: tuple[Any, ...]) -> str:
