@@ -27,7 +27,7 @@ SIDE = 8
 shared memory that many are resident at once."""
 
 FEW = 4
-"""While fewer tiles than that, or as many, are queued, a single block goes on alone."""
+"""While no more tiles than that are queued, a single block goes on alone."""
 
 ALONE = 1024
 """Rounds that it does so at most, so that no kernel runs for long."""
@@ -61,7 +61,9 @@ def spread(
 class Keys:
     """The keys (distance, label) of a tile of a stored volume: `lpa3d._geodesic.Keys`, on a device.
 
-    `labels` and `near` are on the host, where `labels` is. The keys stay on the device meanwhile.
+    `labels` and `near` are on the host; the keys and links stay on the device between calls. `beyond` says whether a
+    voxel was left without a key, next to one with a key, after any call: a path that is too long, but leads to a voxel
+    that has a shorter one, is not told.
     """
 
     def __init__(
