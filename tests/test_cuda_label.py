@@ -13,8 +13,10 @@ import emulator as cuda_emulator
 import lpa3d
 from lpa3d import _label
 from lpa3d._backend import on_device
+from lpa3d._geodesic import cut_links, link_voxels, spread
 from lpa3d._label import find_components
-from lpa3d._reattach import clear_unseeded
+from lpa3d._neighbors import step_weights
+from lpa3d._reattach import reattach
 from lpa3d.cuda import label as cuda_label
 from lpa3d.errors import InputError, InputTypeError
 from lpa3d.tiled.components import scan_tile
@@ -289,16 +291,29 @@ def test_what_stages_do_with_components(device, data, connectivity):
     np.testing.assert_array_equal(device.fetch(here), cleared)
 
 
-@given(volume=class_volumes(), connectivity=connectivities, chance=st.sampled_from([0, 0.1, 1]))
-@settings(max_examples=15)
-def test_components_without_a_seed_are_cleared(device, volume, connectivity, chance):
-    labels = volume.astype(np.uint32)
-    seeds = (labels * (np.random.default_rng(volume.size).random(labels.shape) < chance)).astype(np.uint16)
-    here = device.bring(labels)
+@given(volume=class_volumes(max_classes=1), connectivity=connectivities, seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=10)
+def test_what_is_cut_off_is_filled_again(device, volume, connectivity, seed):
+    random = np.random.default_rng(seed)
+    seeds = (volume * random.integers(1, 5, volume.shape) * (random.random(volume.shape) < 0.2)).astype(np.uint16)
+    labels, links, weights = (
+        seeds.astype(np.uint32),
+        link_voxels(volume, connectivity),
+        step_weights(connectivity, (1, 1, 1)),
+    )
+    spread(labels, links, weights, connectivity)
+    cut_links(links, labels, connectivity)
+    other = (random.random(volume.shape) < 0.3) & (seeds == 0) & (labels > 0)
+    labels[other] = random.integers(1, 5, volume.shape)[other]
+    confidence = random.integers(1, 65536, volume.shape).astype(np.uint16)
+
+    arrays = [labels, links, seeds, confidence]
+    here = [device.bring(array) for array in arrays]
     with tiles(SMALL_TILES):
-        cleared = clear_unseeded(here, device.bring(seeds), connectivity)
-    assert cleared == clear_unseeded(labels, seeds, connectivity)
-    np.testing.assert_array_equal(device.fetch(here), labels)
+        found = reattach(*here[:3], weights, connectivity, confidence=here[3])
+    assert found == reattach(*arrays[:3], weights, connectivity, confidence=confidence)
+    for array, expected in zip(here, arrays, strict=True):
+        np.testing.assert_array_equal(device.fetch(array), expected)
 
 
 def crowd():
@@ -315,7 +330,7 @@ TRAPS = {
     "noise": (sized((9, 17, 70), 0.3), 26),
     "dense noise": (sized((9, 17, 70), 0.6), 6),
     "diagonals": (diagonals(), 26),
-    "full": (np.ones((5, 7, 70), bool), 18),
+    "full": (np.ones((5, 7, 70), bool), 26),
 }
 
 BARRIER, ROW_OF_THREAD, ROW_OF_WARP = (

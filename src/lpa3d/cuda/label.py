@@ -34,7 +34,7 @@ TILE_Z, TILE_Y = 8, 16
 """Rows of 32 voxels in a tile: 18 KiB of shared memory, of which a recent multiprocessor has 228."""
 
 TILE_THREADS = 128
-"""Threads that label a tile: one for each row. At least eight blocks fit on a multiprocessor."""
+"""Threads that label a tile: one for each row."""
 
 WARP = 32
 
