@@ -268,15 +268,15 @@ def segmentations():
 )
 def test_evaluate(device, arguments):
     instances, prediction, classes = segmentations()
-    sides = (instances, prediction) if "instances" not in arguments else (classes, prediction % 4)
-    for dtype in ("int64", "uint8"):
-        given_sides = [side.astype(dtype) for side in sides]
-        expected = lpa3d.evaluate(*given_sides, **arguments)
-        on = {key: bring_all(device, value) for key, value in arguments.items()}
-        found = lpa3d.evaluate(*(device.bring(side) for side in given_sides), **on)
-        assert found.to_dict() == expected.to_dict()
-        for table in ("pairs", "splits", "merges", "missed", "spurious"):
-            assert repr(getattr(found, table)) == repr(getattr(expected, table))
+    sides = [instances, prediction]
+    if "instances" in arguments:
+        sides = [classes.astype(np.uint8), (prediction % 4).astype(np.uint8)]
+    expected = lpa3d.evaluate(*sides, **arguments)
+    on = {key: bring_all(device, value) for key, value in arguments.items()}
+    found = lpa3d.evaluate(*map(device.bring, sides), **on)
+    assert found.to_dict() == expected.to_dict()
+    for table in ("pairs", "splits", "merges", "missed", "spurious"):
+        assert repr(getattr(found, table)) == repr(getattr(expected, table))
 
 
 def test_evaluate_with_classes(device):
