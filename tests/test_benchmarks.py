@@ -6,17 +6,21 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+import emulator as cuda_emulator
+import lpa3d
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 try:
     from benchmarks import benchmarks as suite
     from benchmarks import benchmarks_tiled as stored_suite
-    from benchmarks import compare, tiled
+    from benchmarks import compare, gpu, tiled
 finally:
     sys.path.remove(str(ROOT))
 
@@ -482,3 +486,57 @@ def test_a_tiled_failure_is_told(small_chunks, tmp_path, capsys):
     words = [*TINY, "--data", str(tmp_path), "--folder", str(tmp_path)]
     assert tiled.main([*words, "--only", "noise"], fail) == 1
     assert "- noise, lpa3d, 26: killed" in capsys.readouterr().out
+
+
+def clock_here(call):
+    started = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - started)
+
+
+def rival_here(volume):
+    """What stands in for CuPy's labelling, which needs a GPU."""
+    return lambda: lpa3d.label(volume > 0, connectivity=26)
+
+
+def test_gpu_script(emulator, tmp_path, capsys):
+    """All rows run, on an emulated device and without data."""
+    device = emulator("shuffled")
+    words = ["--size", "64", "--repeat", "1", "--data", str(tmp_path)]
+    with cuda_emulator.opened(device):
+        assert gpu.main(words, lambda check: device, clock_here, rival_here) == 0
+    printed = re.sub(" +", " ", capsys.readouterr().out)
+    assert re.search(r"A copy moves [\d.]+ TB/s", printed)
+    assert (
+        len(re.findall(r"\| label, (binary|multi-class), 64 cubed, 26 \|.* \| 25 \|.* \(at most 0.1: ", printed)) == 2
+    )
+    assert re.search(r"\| propagate, geodesic only, 32 cubed, phantom tiled \|( [\d.]+ \|){3} 60 \|", printed)
+    assert re.search(r"\| propagate, defaults, 32 cubed, phantom tiled \|( [\d.]+ \|){3} 250 \|", printed)
+    assert re.search(r"\| overlap table, 64 cubed, 8 labels \|( [\d.]+ \|){3} 15 \|", printed)
+
+
+def test_gpu_script_checks_bytes(emulator, data_dir, capsys, monkeypatch):
+    """Each row has the bytes of the CPU, on data too; another answer is an error."""
+    pytest.importorskip("nibabel")
+    device = emulator("shuffled")
+    words = ["--size", "48", "--check", "--data", str(data_dir)]
+    with cuda_emulator.opened(device):
+        assert gpu.main(words, lambda check: device) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("the bytes of the CPU") == 5
+    assert "propagate, defaults, 24 cubed, fv tiled" in printed
+    right = gpu.count_pairs
+    monkeypatch.setattr(gpu, "count_pairs", lambda *arrays: right(*arrays) + device.holds(arrays[0]))
+    with cuda_emulator.opened(device):
+        assert gpu.main([*words, "--only", "overlap"], lambda check: device) == 1
+    assert re.search(r"overlap table, 48 cubed, .* values differ", capsys.readouterr().err)
+
+
+def test_gpu_script_without_a_gpu(capsys):
+    """It says what is missing."""
+
+    def prepare(check):
+        raise lpa3d.errors.DeviceError("device='cuda' needs an NVIDIA GPU")
+
+    assert gpu.main([], prepare) == 2
+    assert "needs an NVIDIA GPU" in capsys.readouterr().err
