@@ -278,8 +278,8 @@ def label(volume: Any, *, connectivity: int = 6, out: npt.NDArray[Any] | None = 
     row) and 4 bytes per run: 4.5 bytes per voxel in all for a typical segmentation, 5.3 for binary noise, 12 to 13
     where every voxel is a component of its own. Input that is not C-ordered or not in native byte order is copied.
 
-    On a CUDA device tiles are labelled in shared memory and joined; above the input 4.5 bytes of its memory per voxel
-    are needed, 8.75 from 2**32 voxels on.
+    On a CUDA device tiles are labelled in shared memory and joined; above the input 4.7 bytes of its memory per voxel
+    are needed, 8.9 from 2**32 voxels on (rows count as multiples of 32 voxels).
 
     References
     ----------

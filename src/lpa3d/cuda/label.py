@@ -14,7 +14,8 @@ Stages
 As in `lpa3d.kernels.label`, the bits also tell which links others imply. The class map is read once (and again from
 caches), the labels are written twice and read once.
 
-Memory above the class map and the labels (4 bytes per voxel, or 8): 0.625 bytes per voxel, or 0.875.
+Memory above the class map and the labels (4 bytes per voxel, or 8): 0.625 bytes per voxel, or 0.875, for rows that are
+multiples of 32 voxels.
 """
 
 from __future__ import annotations
