@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -382,8 +383,15 @@ def test_no_device(verb, no_device, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_worker_without_a_device(no_device, monkeypatch, tmp_path):
-    # As on a cluster: the driver has one.
+def test_a_worker_of_a_cluster_without_a_device(no_device):
+    payload = pickle.dumps((schedulers.OnDevice(print), "context"))
+    ((args, value, error),) = schedulers._call_payload(payload, [(3,)])
+    assert (args, value) == ((3,), None)
+    assert isinstance(error, DeviceError)
+
+
+def test_a_task_without_a_device_ends_the_run(no_device, monkeypatch, tmp_path):
+    # As on a cluster whose driver has one.
     calls = itertools.count()
     missing = _backend.open_device
 
