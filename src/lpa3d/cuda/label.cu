@@ -152,9 +152,9 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 8) label_tiles(
                     if (is_diagonal(p, q)) value = volume[v];
                     return other * WARP + run_start(bits[other] & ~bits[TILE_ROWS + other], place) + 1;
                 };
-                Class first = 0, second = 0;
-                const u32 node = find(p, first), other = find(q, second);
-                if (first == second) unite_sets<u32>(parents, node, other);
+                Class value = 0, other_value = 0;
+                const u32 node = find(p, value), other = find(q, other_value);
+                if (value == other_value) unite_sets<u32>(parents, node, other);
             }
         });
     }
