@@ -264,7 +264,7 @@ def label_both(device, volume, ranks, classes, axis, annotated, spacing):
 def test_volumes_across_any_axis(device, every_class):  # noqa: F811
     drawn = []
 
-    @settings(max_examples=8)
+    @settings(max_examples=6)
     @given(annotated_blobs)
     def compare(arguments):
         volume, seeds, spacing = (arguments[name] for name in ("volume", "seeds", "spacing"))
@@ -281,10 +281,10 @@ def test_volumes_across_any_axis(device, every_class):  # noqa: F811
 def test_volumes_in_several_batches(device, axis, every_class, monkeypatch):  # noqa: F811
     # Two intervals at a time, or a few pieces; ids that have many pieces; ends of the volume beyond the slices.
     monkeypatch.setattr(_sections, "BATCH", 10_000)
-    volume, seeds = moving_blobs(np.random.default_rng(2), classes=2, pooled=True, depth=15, side=40, gap=4)
+    volume, seeds = moving_blobs(np.random.default_rng(2), classes=2, pooled=True, depth=15, side=30, gap=4)
     annotated = [2, 3, 7, 11]
     seeds[np.setdiff1d(np.arange(15), annotated)] = 0
-    seeds[7, 20:] = 0
+    seeds[7, 15:] = 0
     seeds[11, 5, 5] = 9
     volume, seeds = turn(axis, volume, seeds)
     ranks, classes = rank(volume, seeds)

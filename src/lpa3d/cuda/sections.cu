@@ -1,8 +1,8 @@
 // Sections stage: what an object's section looks like between two annotated slices. The twins of the kernels in
 // kernels/sections.py, each for the pieces of many planes at once.
 //
-// CLASS is the type of the class map. Tables come as rows of i64 that are the structs here; their columns are those of the
-// dtypes of the same names in sections.py.
+// CLASS is the type of the class map. Tables come as rows of i64 that are the structs here; their columns are those of
+// the dtypes of the same names in sections.py.
 
 #include "common.cuh"
 #include "pairs.cuh"
@@ -91,8 +91,8 @@ __device__ inline int run_end(bool first, int lane) {
     return later ? lane + __ffs(later) : 32;
 }
 
-// Add up the box, area, sums of positions, label and plane of each piece of a stack of planes; `image` numbers the pieces
-// over all of them, and the boxes begin as empty as can be.
+// Add up the box, area, sums of positions, label and plane of each piece of a stack of planes; `image` numbers the
+// pieces over all of them, and the boxes begin as empty as can be.
 extern "C" __global__ void measure_pieces(
     const u32* __restrict__ labels, const u32* __restrict__ image, i64 size, i64 height, i64 width, i64* pieces
 ) {
@@ -155,9 +155,9 @@ extern "C" __global__ void list_overlaps(
 
 // Write potentials in windows: the distance to the nearest voxel of the other state, + inside; a block for each tile.
 //
-// ``row_keys[dy] + column_keys[dx]`` is the squared distance and, in the 8 bits below it, dy and dx: the least key names
-// the nearest voxel. ``table[dy, dx]`` is the potential there. What lies outside the plane's
-// part is of neither state.
+// ``row_keys[dy] + column_keys[dx]`` is the squared distance and, in the 8 bits below it, dy and dx: the least key
+// names the nearest voxel. ``table[dy, dx]`` is the potential there. What lies outside the plane's part is of neither
+// state.
 extern "C" __global__ void potentials_of_pieces(
     const u32* __restrict__ image, const i64* __restrict__ windows, i64 count, const i32* __restrict__ row_keys,
     const i32* __restrict__ column_keys, const i64* __restrict__ table, i32 margin_y, i32 margin_x, short* potentials
@@ -258,7 +258,9 @@ extern "C" __global__ void list_templates(
 }
 
 // A motion to be tried: `k` steps from the best one so far, along one axis.
-__device__ inline i64 try_motion(i64 best, i64 k, i64 step, i64 n, i64 clamp) { return clip(best + k * step * n, clamp); }
+__device__ inline i64 try_motion(i64 best, i64 k, i64 step, i64 n, i64 clamp) {
+    return clip(best + k * step * n, clamp);
+}
 
 // Return by how many voxels a motion over n slices displaces a template on the slice that is `beside` slices away.
 __device__ inline i64 shift_on(i64 beside, i64 motion, i64 n) { return divide_even(beside * motion, SUBPIXEL * n); }
@@ -452,9 +454,9 @@ __device__ inline i32 sample(const short* __restrict__ potentials, const Place& 
 
 // Label the slices between annotated planes: a block for each slice of each cell, SIDE * SIDE / ROWS threads.
 //
-// Slice `number` of an interval of n reads an item's first piece displaced by number / n of its motion and its second by
-// what is left of it, mixed n - number : number; one that stands alone loses `fading` a slice. Where the class fits,
-// the greatest potential of at least `floor` wins, ties the smaller label; labelled voxels stay.
+// Slice `number` of an interval of n reads an item's first piece displaced by number / n of its motion and its second
+// by what is left of it, mixed n - number : number; one that stands alone loses `fading` a slice. Where the class
+// fits, the greatest potential of at least `floor` wins, ties the smaller label; labelled voxels stay.
 extern "C" __global__ void draw_planes(
     const CLASS* __restrict__ volume, i64 height, i64 width, const i64* __restrict__ cells, i64 count,
     const i64* __restrict__ entries, const i64* __restrict__ items, const i64* __restrict__ windows,
