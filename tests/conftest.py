@@ -35,10 +35,13 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def emulator():
+def emulator(request, tmp_path_factory):
     """`emulator.Emulator`, for tests that only make sense on emulated devices; skips them where there is no g++."""
     if cuda_emulator.COMPILER is None:
         pytest.skip("no g++, which builds the CUDA kernels for the CPU")
+    # Kernels that were built once are kept.
+    cache = getattr(request.config, "cache", None)
+    cuda_emulator.cache_folder = cache.mkdir("cuda") if cache else tmp_path_factory.mktemp("cuda")
     return cuda_emulator.Emulator
 
 

@@ -29,7 +29,6 @@ enum Outcome { DONE, WRONG, FAULT };
 const unsigned STACK = 1 << 16;
 const unsigned RESIDENT = 3;   // blocks at once, in the mode PREEMPT
 const unsigned THREADS = 1024; // of a block at most
-const int SECONDS = 60;        // CPU time of a launch at most
 
 // Where and when memory was accessed last; a clock of 0: never. `code` is where in the library.
 struct Access {
@@ -355,7 +354,7 @@ static void on_signal(int number, siginfo_t *info, void *context) {
 #else
     char *code = (char *)((ucontext_t *)context)->uc_mcontext.pc;
 #endif
-    const char *what = "it was not done after a minute, in";
+    const char *what = "it takes too long, in";
     if (number == SIGFPE) what = "a division by zero in";
     if (number == SIGSEGV || number == SIGBUS) what = "in";
     outcome = number == SIGSEGV || number == SIGBUS ? FAULT : WRONG;
@@ -375,8 +374,8 @@ static void reset_stacks() {
 
 // Run a kernel on `values`; its arrays lie between `begin` and `end`. Return the outcome, with a text and an address.
 extern "C" int shim_launch(void (*function)(void **), void **values, const unsigned *grid, const unsigned *block,
-                           char *begin, char *end, bool aligned, int how, u64 seed, char *text, size_t text_size,
-                           void **address) {
+                           char *begin, char *end, bool aligned, int how, u64 seed, int seconds, char *text,
+                           size_t text_size, void **address) {
     static char signal_stack[1 << 16];
     kernel = function;
     arguments = values;
@@ -440,7 +439,7 @@ extern "C" int shim_launch(void (*function)(void **), void **values, const unsig
     timer_t timer;
     timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &timer);
     itimerspec after = {};
-    after.it_value.tv_sec = SECONDS;
+    after.it_value.tv_sec = seconds;
     timer_settime(timer, 0, &after, nullptr);
 
     outcome = DONE;

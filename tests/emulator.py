@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import mmap
-import os
 import re
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,11 @@ GARBAGE = 0xA5
 FOLDER = Path(__file__).parent
 COMPILER = shutil.which("g++")
 
-cache_folder = Path(tempfile.gettempdir()) / f"lpa3d-cuda-{os.getuid() if hasattr(os, 'getuid') else 0}"
-"""Where built kernels are kept."""
+LONGEST = 60
+"""Seconds of CPU time that a launch may take."""
+
+cache_folder = Path(tempfile.gettempdir())
+"""Where built kernels are kept; the fixture `emulator` sets it."""
 
 
 class Array(NDArrayOperatorsMixin):
@@ -55,8 +58,11 @@ class Array(NDArrayOperatorsMixin):
     nbytes = property(lambda self: self._data.nbytes)
     itemsize = property(lambda self: self._data.itemsize)
     strides = property(lambda self: self._data.strides)
-    flags = property(lambda self: self._data.flags)
     T = property(lambda self: Array(self._data.T))
+
+    @property
+    def flags(self) -> SimpleNamespace:
+        return SimpleNamespace(c_contiguous=self._data.flags.c_contiguous, f_contiguous=self._data.flags.f_contiguous)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -69,8 +75,8 @@ class Array(NDArrayOperatorsMixin):
         raise TypeError(f"numpy.{function.__name__} of a device array: call that of device.xp")
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **keywords: Any) -> Any:
-        if method != "__call__":
-            raise TypeError(f"numpy.{ufunc.__name__}.{method} of a device array")
+        if method != "__call__" or ufunc.__name__ not in UFUNCS.split() or keywords.keys() - {"dtype"}:
+            raise TypeError(f"tests/emulator.py knows no {ufunc.__name__}.{method}({', '.join(keywords)}): see CuPy's")
         values = ufunc(*map(_data, inputs), out=tuple(map(_data, out)) or None, **keywords)
         if out:
             return out[0] if len(out) == 1 else out
@@ -83,7 +89,7 @@ class Array(NDArrayOperatorsMixin):
     def __setitem__(self, key: Any, value: Any) -> None:
         index = _index(key)
         value = _data(value)
-        if np.ndim(value):
+        if np.ndim(value) and any(isinstance(part, np.ndarray) and part.dtype.kind in "iu" for part in index):
             # CuPy leaves open which of several values is written to one place.
             places = np.arange(self.size).reshape(self.shape)[index]
             if len(np.unique(places)) != places.size:
@@ -138,14 +144,15 @@ class Array(NDArrayOperatorsMixin):
     def view(self, dtype: Any) -> Array:
         return Array(self._data.view(dtype))
 
-    def astype(self, dtype: Any, copy: bool = True) -> Array:
+    def astype(self, dtype: Any, *, copy: bool = True) -> Array:
         return Array(self._data.astype(dtype, copy=copy))
 
 
 def _forward(name: str) -> Callable[..., Array]:
     def method(self: Array, *args: Any, **keywords: Any) -> Array:
-        keywords = {key: _data(value) for key, value in keywords.items()}
-        return Array(getattr(self._data, name)(*map(_data, args), **keywords))
+        if keywords.keys() - {"axis", "dtype", "out", "keepdims", "side"}:
+            raise TypeError(f"tests/emulator.py knows no {name}({', '.join(keywords)}) of an array: see CuPy's")
+        return Array(getattr(self._data, name)(*map(_data, args), **_host(keywords)))
 
     return method
 
@@ -182,42 +189,26 @@ def _index(key: Any) -> Any:
 
 FUNCTIONS = {
     **dict.fromkeys(("sum", "prod"), "a axis dtype out keepdims"),
-    **dict.fromkeys(("min", "max", "amin", "amax", "any", "all"), "a axis out keepdims"),
-    **dict.fromkeys(("argmin", "argmax"), "a axis"),
-    **dict.fromkeys(("cumsum", "cumprod"), "a axis dtype out"),
-    **dict.fromkeys(("nonzero", "flatnonzero", "argwhere"), "a"),
-    **dict.fromkeys(("sort", "argsort"), "a axis"),
+    **dict.fromkeys(("min", "max", "any", "all"), "a axis out keepdims"),
+    **dict.fromkeys(("nonzero", "flatnonzero"), "a"),
+    **dict.fromkeys(("sort", "argsort", "count_nonzero"), "a axis"),
     **dict.fromkeys(("zeros", "ones"), "shape dtype"),
     **dict.fromkeys(("zeros_like", "ones_like"), "a dtype"),
     **dict.fromkeys(("concatenate", "stack"), "tup axis"),
+    "arange": "start stop step dtype",
+    "clip": "a a_min a_max out",
+    "cumsum": "a axis dtype out",
     "full": "shape fill_value dtype",
     "full_like": "a fill_value dtype",
-    "arange": "start stop step dtype",
-    "ascontiguousarray": "a dtype",
-    "array_equal": "a1 a2",
-    "bincount": "x weights minlength",
-    "broadcast_to": "array shape",
-    "clip": "a a_min a_max out",
-    "count_nonzero": "a axis",
-    "diff": "a n axis prepend append",
-    "expand_dims": "a axis",
-    "flip": "a axis",
-    "isin": "element test_elements assume_unique invert",
     "may_share_memory": "a b",
-    "moveaxis": "a source destination",
-    "ravel": "a",
-    "repeat": "a repeats axis",
-    "reshape": "a newshape",
     "searchsorted": "a v side",
-    "take": "a indices axis",
-    "transpose": "a axes",
     "unique": "ar return_index return_inverse return_counts",
     "where": "condition x y",
 }
 """The functions of `cupy` that there are here, each with the parameters that may be given."""
 
 UFUNCS = """
-    add subtract multiply floor_divide true_divide divmod remainder negative absolute abs sign square sqrt
+    add subtract multiply floor_divide divide divmod remainder power negative absolute abs sign square sqrt
     minimum maximum rint floor ceil equal not_equal less less_equal greater greater_equal
     logical_and logical_or logical_not logical_xor
     bitwise_and bitwise_or bitwise_xor invert left_shift right_shift
@@ -263,9 +254,6 @@ class Functions:
     def asnumpy(self, a: Any) -> Any:
         return a.get() if isinstance(a, Array) else np.asarray(a)
 
-    def lexsort(self, keys: Array) -> Array:
-        return Array(np.lexsort(_device_data(keys)))
-
 
 def _device_data(array: Any) -> Any:
     if not isinstance(array, Array):
@@ -283,17 +271,15 @@ def _on_device(result: Any) -> Any:
 
 def _function(name: str, parameters: list[str]) -> Callable[..., Any]:
     def function(*args: Any, **keywords: Any) -> Any:
-        unknown = set(keywords) - set(parameters)
-        if unknown or len(args) > len(parameters):
+        if len(args) > len(parameters) or keywords.keys() - set(parameters):
             raise TypeError(f"tests/emulator.py knows xp.{name}({', '.join(parameters)}): see CuPy's, and add to it")
-        if name == "repeat" and isinstance(args[1], Array):
-            raise TypeError("cupy.repeat takes whole numbers or a list of them as repeats")
-        if name in ("sort", "argsort"):
-            keywords["kind"] = "stable"
-        result = getattr(np, name)(*map(_data, args), **_host(keywords))
-        if name == "array_equal":
-            result = np.asarray(result)
-        return _on_device(result)
+        given = {**dict(zip(parameters, args, strict=False)), **keywords}
+        for parameter in {"a", "ar", "b", "v", "condition"} & given.keys():
+            _device_data(given[parameter])
+        for array in given.get("tup", ()):
+            _device_data(array)
+        kind = {"kind": "stable"} if name in ("sort", "argsort") else {}
+        return _on_device(getattr(np, name)(*map(_data, args), **_host(keywords), **kind))
 
     return function
 
@@ -302,14 +288,7 @@ def _function(name: str, parameters: list[str]) -> Callable[..., Any]:
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_long,
-]
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 GUARD = 1 << 20
@@ -326,14 +305,7 @@ class _Memory:
         self.bases = bases
         rooms = [-(-max(base.nbytes, 1) // mmap.PAGESIZE) * mmap.PAGESIZE for base in bases]
         self.length = sum(rooms) + (len(rooms) + 1) * GUARD
-        self.begin = _libc.mmap(
-            None,
-            self.length,
-            0,
-            mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
-            -1,
-            0,
-        )
+        self.begin = _libc.mmap(None, self.length, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
         self.starts = []
         at = self.begin + GUARD
         for base, room in zip(bases, rooms, strict=True):
@@ -381,24 +353,10 @@ def _build(source: str, options: tuple[str, ...], watched: bool) -> ctypes.CDLL:
     calls = [f'extern "C" void call_{name}(void **values) {{ shim::call({name}, values); }}' for name in kernels]
     shim = (FOLDER / "cuda_shim.h").read_text(encoding="utf-8")
     runtime = (FOLDER / "cuda_shim.cpp").read_text(encoding="utf-8").replace('#include "cuda_shim.h"', shim)
-    flags = [
-        "-std=c++17",
-        "-g",
-        "-fPIC",
-        "-U_FORTIFY_SOURCE",
-        "-fno-exceptions",
-        "-fno-gnu-unique",
-    ]
+    flags = ["-std=c++17", "-g", "-fPIC", "-U_FORTIFY_SOURCE", "-fno-exceptions", "-fno-gnu-unique"]
     # g++ fuses multiplications and additions where it can, unless told not to; CUDA knows no strict aliasing.
     defines = [option for option in options if option.startswith("-D")]
-    flags_of_kernels = [
-        *flags,
-        "-O1",
-        "-w",
-        "-ffp-contract=off",
-        "-fno-strict-aliasing",
-        *defines,
-    ]
+    flags_of_kernels = [*flags, "-O1", "-w", "-ffp-contract=off", "-fno-strict-aliasing", *defines]
     if watched:
         flags_of_kernels += ["-fsanitize=thread", "--param=tsan-distinguish-volatile=1"]
         flags_of_kernels += ["--param=tsan-instrument-func-entry-exit=0"]
@@ -424,19 +382,8 @@ class Emulator(cuda_device.Device):
         Maps the name of a source file to (old, new): the text `old`, which is there once, is replaced by `new`.
     """
 
-    def __init__(
-        self,
-        mode: str,
-        seed: int = 0,
-        replace: dict[str, tuple[str, str]] | None = None,
-    ) -> None:
-        super().__init__(
-            Functions(),
-            Array,
-            self._library,
-            lambda array: array.get(),
-            lambda: 1 << 30,
-        )
+    def __init__(self, mode: str, seed: int = 0, replace: dict[str, tuple[str, str]] | None = None) -> None:
+        super().__init__(Functions(), Array, self._library, lambda array: array.get(), lambda: 1 << 30)
         self.mode, self.seed, self.replace = mode, seed, replace or {}
 
     def _library(self, source: str, options: tuple[str, ...]) -> Callable[[str], Callable[..., None]]:
@@ -445,14 +392,9 @@ class Emulator(cuda_device.Device):
         library = _build(source, options, watched=self.mode == "preempt")
         return lambda name: partial(self._launch, library, name)
 
-    def _launch(
-        self,
-        library: ctypes.CDLL,
-        name: str,
-        grid: Any,
-        block: Any,
-        values: tuple[Any, ...],
-    ) -> None:
+    def _launch(self, library: ctypes.CDLL, name: str, grid: Any, block: Any, values: tuple[Any, ...]) -> None:
+        if max(grid) >= 2**31:
+            raise ValueError(f"kernel {name}: a grid of {grid}; a device has blocks up to 2**31 - 1")
         arrays = [value for value in values if isinstance(value, Array)]
         bases = list({id(base): base for base in (_base(array._data) for array in arrays)}.values())
         # So that a launch is repeated exactly where its arguments are.
@@ -481,6 +423,7 @@ class Emulator(cuda_device.Device):
                 ctypes.c_bool(not at_end),
                 MODES.index(self.mode),
                 ctypes.c_ulonglong(seed),
+                ctypes.c_int(LONGEST),
                 text,
                 ctypes.c_size_t(len(text)),
                 ctypes.byref(fault),
@@ -488,11 +431,7 @@ class Emulator(cuda_device.Device):
             starts = {number: memory.address(value) for number, value in enumerate(values) if isinstance(value, Array)}
             memory.give_back()
         if outcome:
-            message = re.sub(
-                r"code (0x[0-9a-f]+)",
-                lambda found: _find_line(library, found[1]),
-                text.value.decode(),
-            )
+            message = re.sub(r"code (0x[0-9a-f]+)", lambda found: _find_line(library, found[1]), text.value.decode())
             if outcome == 1:
                 raise RuntimeError(f"kernel {name}: {message}")
             raise IndexError(f"kernel {name}: {_describe(fault.value or 0, starts, values)}, {message}")

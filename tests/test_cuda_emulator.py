@@ -19,11 +19,10 @@ def make_kernel(emulator, monkeypatch):
     def make_kernel(parameters, body, mode="shuffled", seed=0, **defines):
         common = (cuda_device.FOLDER / "common.cuh").read_text(encoding="utf-8")
         source = f'{common}\n#line 1 "body"\nextern "C" __global__ void run({parameters}) {{\n{body}\n}}\n'
-        monkeypatch.setattr(cuda_device, "read_source", lambda _: source)
         device = emulator(mode, seed)
-        kernel = device.kernel("test", "run", **defines)
-        monkeypatch.undo()
-        return device, kernel
+        with monkeypatch.context() as patch:
+            patch.setattr(cuda_device, "read_source", lambda _: source)
+            return device, device.kernel("test", "run", **defines)
 
     return make_kernel
 
@@ -91,6 +90,15 @@ def test_threads_that_do_not_meet(make_kernel, mode, body, message):
     with pytest.raises(RuntimeError, match=f"kernel run: .*{message}"):
         kernel(2, 64, device.xp.zeros(64, dtype=np.int32))
     test_blocks_have_their_own_shared_memory(make_kernel, mode)
+
+
+@ANY_MODE
+def test_kernel_that_does_not_end(make_kernel, mode, monkeypatch):
+    """A kernel that waits for what never comes is stopped."""
+    monkeypatch.setattr("emulator.LONGEST", 1)
+    device, kernel = make_kernel("volatile u32* a", "while (!a[0]);", mode)
+    with pytest.raises(RuntimeError, match=r"kernel run: it takes too long, in "):
+        kernel(1, 1, device.xp.zeros(1, dtype=np.uint32))
 
 
 @ANY_MODE
@@ -314,6 +322,11 @@ def test_arrays_are_as_strict_as_those_of_cupy():
         lambda: xp.cumsum(host),
         lambda: xp.ascontiguousarray(host),
         lambda: xp.sort(a, stable=True),
+        lambda: xp.concatenate([a, [1]]),
+        lambda: a.max(initial=0),
+        lambda: np.hypot(a, a),
+        lambda: np.add.reduce(a),
+        lambda: np.add(a, 1, where=a > 2),
     ):
         with pytest.raises(TypeError):
             refused()
