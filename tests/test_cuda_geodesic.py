@@ -304,7 +304,7 @@ def gaps():
     return np.ones(labels.shape, dtype=np.uint8), labels, 6, np.full(6, LIMIT + 1)
 
 
-LOAD = "? links[first + z * ny * nx] : 0;\n            "
+LOAD = "* SIDE + x] = own[z];\n            "
 TOLD = "atomicOr(&sides, found);\n            "
 NEXT = "(dz * tiles_y + dy) * tiles_x + dx), round"
 
@@ -316,7 +316,7 @@ BUGS = {
     "corners of tiles are forgotten": ("side != 13)", "side != 13 && distance < 3)", diagonal),
     "edges of tiles are forgotten": ("side != 13)", "side != 13 && distance < 2)", lambda: diagonal(18, (1, 0, 1))),
     "the last sweep is not made": ("while (quiet < 6)", "while (quiet < 5)", lambda: line([64] * 6)),
-    "a halo that lacks a slice": ("p < ROW * SLICE; p +=", "p < ROW * SLICE - SLICE; p +=", costly),
+    "a halo that lacks a slice": ("SIDE < ROW * SLICE)", "SIDE < ROW * SLICE - SLICE)", costly),
     "a step out of the tile stays in it": ("y + dy < SIDE ? 1", "y + dy <= SIDE ? 1", lambda: diagonal(6, (0, 1, 0))),
     "a tile is queued for the round that it is in": (NEXT + " + 1);", NEXT + ");", corridor),
     "both lists are one": ("(i64)(round % 2) * queue.tiles + place", "place", corridor),

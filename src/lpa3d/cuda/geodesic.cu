@@ -19,6 +19,9 @@ const int OFFSETS_Y = CONNECTIVITY == 6 ? 1 : 3;
 
 const int ROW = SIDE + 2;  // of a tile with its halo
 const int SLICE = ROW * ROW;
+const int BATCH = 8;  // voxels that a thread asks for before it uses the first
+// How far sweeps are unrolled. By name, as nvcc replaces no macros in a pragma.
+const int UNROLLED = CONNECTIVITY == 6 ? SIDE : 1;
 const u64 NO_KEY = 0xffffffffffffffffull;
 const u32 FURTHEST = 0xffffffffu;
 
@@ -146,7 +149,7 @@ __device__ __forceinline__ bool sweep_tile(const Tile& tile, int axis, bool forw
     int stride = axis == 0 ? SLICE : axis == 1 ? ROW : 1;
     int a = threadIdx.x / SIDE, b = threadIdx.x % SIDE;
     bool better = false;
-#pragma unroll(CONNECTIVITY == 6 ? SIDE : 1)
+#pragma unroll UNROLLED
     for (int i = 0; i < SIDE; i++) {
         int plane = forwards ? i : SIDE - 1 - i;
         int z = axis == 0 ? plane : a, y = axis == 1 ? plane : axis == 0 ? a : b, x = axis == 2 ? plane : b;
@@ -213,21 +216,32 @@ extern "C" __global__ void __launch_bounds__(SIDE * SIDE) relax_tiles(
             i64 row = number / tiles_x, z_lo = row / tiles_y * SIDE;
             i64 y_lo = row % tiles_y * SIDE, x_lo = number % tiles_x * SIDE;
 
-            for (int p = threadIdx.x; p < ROW * SLICE; p += SIDE * SIDE) {
-                i64 pz = z_lo + p / SLICE - 1, py = y_lo + p % SLICE / ROW - 1, px = x_lo + p % ROW - 1;
-                if (pz < 0 || pz >= nz || py < 0 || py >= ny || px < 0 || px >= nx) continue;
-                i64 v = (pz * ny + py) * nx + px;
-                shared_keys[p] = keys[v];
-#if COST
-                shared_cost[p] = cost[v];
-#endif
+            // Beyond the volume stands what lies at its face: nothing leads there.
+            const auto find = [&](int p) -> i64 {
+                i64 pz = min(max(z_lo + p / SLICE - 1, 0ll), nz - 1);
+                i64 py = min(max(y_lo + p % SLICE / ROW - 1, 0ll), ny - 1);
+                i64 px = min(max(x_lo + p % ROW - 1, 0ll), nx - 1);
+                return (pz * ny + py) * nx + px;
+            };
+            for (int p = threadIdx.x; p < ROW * SLICE; p += BATCH * SIDE * SIDE) {
+                u64 batch[BATCH];
+#pragma unroll
+                for (int k = 0; k < BATCH; k++) batch[k] = keys[find(min(p + k * SIDE * SIDE, ROW * SLICE - 1))];
+#pragma unroll
+                for (int k = 0; k < BATCH; k++)
+                    if (p + k * SIDE * SIDE < ROW * SLICE) shared_keys[p + k * SIDE * SIDE] = batch[k];
             }
+#if COST
+            for (int p = threadIdx.x; p < ROW * SLICE; p += SIDE * SIDE) shared_cost[p] = cost[find(p)];
+#endif
             if (threadIdx.x == 0) sides = 0;
             i64 first = (z_lo * ny + y_lo + y) * nx + x_lo + x;
             bool inside = y_lo + y < ny && x_lo + x < nx;
+            LINKS own[SIDE];
 #pragma unroll
-            for (int z = 0; z < SIDE; z++)
-                shared_links[(z * SIDE + y) * SIDE + x] = inside && z_lo + z < nz ? links[first + z * ny * nx] : 0;
+            for (int z = 0; z < SIDE; z++) own[z] = inside && z_lo + z < nz ? links[first + z * ny * nx] : 0;
+#pragma unroll
+            for (int z = 0; z < SIDE; z++) shared_links[(z * SIDE + y) * SIDE + x] = own[z];
             __syncthreads();
 
             u64 before[SIDE];

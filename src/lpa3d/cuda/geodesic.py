@@ -161,13 +161,15 @@ class _Field:
     def relax(self) -> None:
         """Bring all keys to their fixpoint."""
         relax = self.kernel("relax_tiles")
-        while count := int(self.device.fetch(self.counts)[self.round % 3]):
+        counts = self.device.fetch(self.counts)
+        while count := int(counts[self.round % 3]):
             relax(
                 1 if count <= FEW else count, SIDE * SIDE,
                 self.round, self.round + ALONE, FEW, self.end, self.shape, self.weights, self.links, self.cost,
                 self.keys, *self.queue,
             )  # fmt: skip
-            self.round = int(self.device.fetch(self.counts)[3])
+            counts = self.device.fetch(self.counts)
+            self.round = int(counts[3])
 
     def take_labels(self, labels: Any) -> int:
         """Write the labels of all keys; return the first voxel without one that has a neighbour with one, or -1."""
