@@ -61,10 +61,11 @@ __device__ __noinline__ void add_overlap(u64* table, i64 capacity, u64 empty, u3
 
 // Count two flat parts of volumes (Z, height, width): some whole rows, from row `first` of the volume on, counted over
 // all slices. `ignored` is 1 where the reference id is VOID instead; it is read if IGNORE is 1.
-extern "C" __global__ void count_overlaps(const REFERENCE* __restrict__ reference,
-                                          const PREDICTION* __restrict__ prediction, const u8* __restrict__ ignored,
-                                          i64 n_rows, i64 height, i64 width, i64 first, i64 capacity, u64 empty,
-                                          u64* table, u32* flags) {
+//
+// A multiprocessor is to hold three blocks: with few warps, reading waits for counting.
+extern "C" __global__ void __launch_bounds__(256, 3) count_overlaps(
+    const REFERENCE* __restrict__ reference, const PREDICTION* __restrict__ prediction, const u8* __restrict__ ignored,
+    i64 n_rows, i64 height, i64 width, i64 first, i64 capacity, u64 empty, u64* table, u32* flags) {
     __shared__ u64 ids[SLOTS * 2];
     __shared__ u32 voxels[SLOTS];
     __shared__ u32 rows[SLOTS];
