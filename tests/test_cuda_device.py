@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lpa3d import _backend
 from lpa3d._checks import check_array
 from lpa3d.cuda import device as cuda_device
-from lpa3d.errors import DeviceError, InputTypeError
+from lpa3d.errors import DeviceError, InputError, InputTypeError
 
 SOURCE = """
 extern "C" __global__ void __launch_bounds__(256) add_to(
@@ -50,7 +51,7 @@ def make_cupy(count=1, capability="90", nvrtc=(13, 0), driver=True, limit=0):
         cuda=SimpleNamespace(
             runtime=runtime,
             nvrtc=SimpleNamespace(getVersion=get_version),
-            Device=lambda: SimpleNamespace(compute_capability=capability),
+            Device=lambda: SimpleNamespace(compute_capability=capability, id=1),
         ),
     )
 
@@ -83,6 +84,25 @@ def test_open_device(monkeypatch, capability):
     kernel = device.kernel("test", "add_to", VALUE=np.dtype(np.uint16), STEPS=4)
     options = ("-std=c++17", "--fmad=false", "-DSTEPS=4", "-DVALUE=unsigned short")
     assert kernel.function == (SOURCE, options, "add_to")
+
+
+def test_arrays_of_another_gpu_are_refused(monkeypatch):
+    """Kernels run on CuPy's current GPU, and reach its arrays alone."""
+
+    class Array:
+        __cuda_array_interface__ = None
+
+        def __init__(self, gpu):
+            self.device = SimpleNamespace(id=gpu)
+
+    cupy = make_cupy()
+    cupy.ndarray = Array
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    device = cuda_device.open_device.__wrapped__()
+    monkeypatch.setattr(_backend, "open_device", lambda: device)
+    assert _backend.find_device(Array(1)) is device
+    with pytest.raises(InputError, match=r"on GPU 2, but the current one is 1: call this in `with cupy.cuda.Device\(2\):`"):
+        _backend.find_device(Array(2))
 
 
 def test_no_driver_here():

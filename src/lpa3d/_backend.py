@@ -50,6 +50,7 @@ def device_of(*arrays: Any) -> Device | None:
                     f"an array is a {type(array).__module__}.{type(array).__qualname__}; on a CUDA device a CuPy array "
                     "is needed: pass cupy.asarray(array)"
                 )
+            device.check_place(array)
             return device
     return None
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DeviceError
+from ..errors import DeviceError, InputError
 
 __all__ = ["BLOCK", "Device", "Kernel", "ceil_div", "open_device", "read_source"]
 
@@ -150,6 +150,8 @@ class Device:
         Copies a device array to the host.
     free_bytes
         Tells how much of the device's memory can be taken now.
+    check_place
+        Refuses an array in the memory of another device than the one that kernels run on now.
     """
 
     def __init__(
@@ -159,8 +161,10 @@ class Device:
         build: Build,
         fetch: Callable[[Any], npt.NDArray[Any]],
         free_bytes: Callable[[], int],
+        check_place: Callable[[Any], None] = lambda array: None,
     ) -> None:
         self.xp, self.array_type, self.fetch, self.free_bytes = xp, array_type, fetch, free_bytes
+        self.check_place = check_place
         self._build = build
         self._modules: dict[Any, Callable[[str], Callable[..., None]]] = {}
         self._kernels: dict[Any, Kernel] = {}
@@ -263,4 +267,12 @@ def open_device() -> Device:
         limit = int(pool.get_limit())
         return min(room, max(limit - int(pool.used_bytes()), 0)) if limit else room
 
-    return Device(cupy, cupy.ndarray, build, cupy.asnumpy, free_bytes)
+    def check_place(array: Any) -> None:
+        there, here = array.device.id, cupy.cuda.Device().id
+        if there != here:
+            # Kernels of our own would read what is no memory of theirs: an error that ends the use of the GPU.
+            raise InputError(
+                f"an array is on GPU {there}, but the current one is {here}: call this in `with cupy.cuda.Device({there}):`"
+            )
+
+    return Device(cupy, cupy.ndarray, build, cupy.asnumpy, free_bytes, check_place)
