@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._backend import array_module
+from ._backend import array_module, is_on_device
 from ._census import (
     annotated_slices,
     any_unlabelled,
@@ -54,7 +54,7 @@ from ._label import find_components
 from ._neighbors import UNIT, step_weights
 from ._reattach import clear_unseeded, reattach
 from ._sections import label_sections
-from ._threads import run_all
+from ._threads import run_all, split
 from ._warn import warn
 from .errors import InputError, InputTypeError
 
@@ -80,6 +80,9 @@ MOST_COST = 4095
 MOST_SWEEPS = 10_000
 COST_UNIT = 16
 MOST_Q = 65535
+
+DEVICE_VOXELS = 2**22
+"""Voxels of a cost that a device works on at once, at 30 bytes each; fewer take longer to start than to do."""
 
 logger = logging.getLogger("lpa3d")
 
@@ -119,7 +122,13 @@ def _cost_steps(cost: Any, volume: npt.NDArray[Any], shape: tuple[int, ...]) -> 
         raise InputError(f"cost has shape {array.shape} but volume has shape {shape}; they must be the same")
     array = array.reshape(volume.shape)
     steps: npt.NDArray[np.uint16] = array_module(volume).empty(volume.shape, dtype=np.uint16)
-    check_cost(run_all(lambda z: steps_of_cost(array[z], steps[z]), range(volume.shape[0])))
+    depth = volume.shape[0]
+    if is_on_device(volume):
+        # On this thread: another one has another stream, and perhaps another GPU.
+        parts = split(depth, volume.size // DEVICE_VOXELS)
+        check_cost([steps_of_cost(array[lo:hi], steps[lo:hi]) for lo, hi in parts])
+    else:
+        check_cost(run_all(lambda z: steps_of_cost(array[z], steps[z]), range(depth)))
     return steps
 
 
