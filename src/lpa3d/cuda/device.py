@@ -272,7 +272,8 @@ def open_device() -> Device:
         if there != here:
             # Kernels of our own would read what is no memory of theirs: an error that ends the use of the GPU.
             raise InputError(
-                f"an array is on GPU {there}, but the current one is {here}: call this in `with cupy.cuda.Device({there}):`"
+                f"an array is on GPU {there}, but the current one is {here}: call this in "
+                f"`with cupy.cuda.Device({there}):`"
             )
 
     return Device(cupy, cupy.ndarray, build, cupy.asnumpy, free_bytes, check_place)
