@@ -266,6 +266,12 @@ def test_what_evaluate_leaves_to_the_cpu(device, monkeypatch, instances, share):
     assert_same(result, lpa3d.evaluate(CASE["labels"], CASE["other"], **options))
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (5, 0)])
+def test_nothing_to_evaluate(device, shape):
+    nothing, options = np.zeros(shape, np.uint8), {"instances": "components", "surfaces": True, "warping": "3d"}
+    assert_same(lpa3d.evaluate(nothing, nothing, device="cuda", **options), lpa3d.evaluate(nothing, nothing, **options))
+
+
 @pytest.mark.parametrize("share", [1.01, 0.9])
 @pytest.mark.parametrize("verb", ["label", "merge"])
 def test_out(verb, share, device, monkeypatch):
@@ -413,6 +419,42 @@ def test_what_is_no_array_is_refused_by_the_verb(device):
         lpa3d.label(CASE["image"], device="cuda")
     with pytest.raises(InputTypeError, match="ids are integers"):
         lpa3d.merge(CASE["image"] + 1, out=CASE["labels"].copy(), device="cuda")
+
+
+@pytest.mark.parametrize("dtype", [">f4", "longdouble"])
+def test_floats_are_called_what_they_are(dtype, device):
+    labels, floats = CASE["labels"], CASE["image"].astype(dtype)
+    calls: list[Callable[[], Any]] = [
+        lambda: lpa3d.label(floats, device="cuda"),
+        lambda: lpa3d.propagate(labels, floats, unseeded="label", device="cuda"),
+        lambda: lpa3d.merge(labels, classes=floats, device="cuda"),
+        lambda: lpa3d.evaluate(labels, labels, ignore=floats, device="cuda"),
+        lambda: lpa3d.evaluate(labels, labels, classes=(labels, floats), device="cuda"),
+    ]
+    for refused in calls:
+        with pytest.raises(InputTypeError, match=f"has dtype {floats.dtype}\\b.*integer"):
+            refused()
+
+
+def test_arrays_of_other_libraries(device):
+    class Tensor:
+        """As PyTorch's are on a device: its dtypes are not NumPy's."""
+
+        __cuda_array_interface__ = None
+        shape, ndim, dtype = CASE["labels"].shape, 3, "torch.uint8"
+
+    labels, tensor = device.bring(CASE["labels"]), Tensor()
+    calls: list[Callable[[], Any]] = [
+        lambda: lpa3d.label(tensor),
+        lambda: lpa3d.propagate(labels, labels, cost=tensor),
+        lambda: lpa3d.merge(labels, classes=tensor),
+        lambda: lpa3d.contacts(labels, image=tensor),
+        lambda: lpa3d.evaluate(labels, labels, ignore=tensor),
+        lambda: lpa3d.evaluate(labels, labels, classes=(labels, tensor)),
+    ]
+    for refused in calls:
+        with pytest.raises(InputTypeError, match=r"an array is a .*Tensor; .*cupy\.asarray\(array\)"):
+            refused()
 
 
 # ---------------------------------------------------------------------------------------------------- the command line

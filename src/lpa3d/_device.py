@@ -25,6 +25,9 @@ __all__ = ["run_on_device"]
 
 Array = npt.NDArray[Any]
 
+IMAGES = ("image", "cost")
+"""Parameters whose arrays may hold floats."""
+
 
 def run_on_device(verb: str, function: Callable[..., Any], call: inspect.BoundArguments, names: Sequence[str]) -> Any:
     """Return what a verb returns for NumPy arrays, worked out on the CUDA device.
@@ -47,8 +50,9 @@ def run_on_device(verb: str, function: Callable[..., Any], call: inspect.BoundAr
     device = _backend.open_device()
     arrays = _find_arrays(call.arguments, names)
     parameters = call.signature.parameters
-    if any(parameters[name].default is inspect.Parameter.empty and name not in arrays for name in names):
-        # What is no array is refused there.
+    missing = any(parameters[name].default is inspect.Parameter.empty and name not in arrays for name in names)
+    if missing or any(array.dtype.kind == "f" and name not in IMAGES for name, array in arrays.items()):
+        # What is no array, and floats in the place of integers, are refused there.
         return function(*call.args, **call.kwargs)
 
     from .tiled.budget import Room
@@ -58,8 +62,9 @@ def run_on_device(verb: str, function: Callable[..., Any], call: inspect.BoundAr
     shape = next(iter(arrays.values())).shape
     dtypes, cost = weigh(verb, {name: open_source(array, name) for name, array in arrays.items()}, call.arguments)
     out = call.arguments.get("out")
-    dtype = None if "out" not in parameters else _find_dtype(verb, dtypes[0], arrays, call.arguments)
-    if dtype is not None:
+    dtype = None
+    if "out" in parameters:
+        dtype = _find_dtype(verb, dtypes[0], arrays, call.arguments)
         canonical_out(out, shape, dtype, tuple(arrays.values()))
     if math.prod(shape) > Room(device.free_bytes(), cost.device).voxels:
         return _run_tiles(verb, call, dtype)
@@ -89,10 +94,8 @@ def _is_array(value: Any) -> bool:
 
 def _find_dtype(
     verb: str, dtype: np.dtype[Any], arrays: Mapping[str, Array], arguments: Mapping[str, Any]
-) -> np.dtype[Any] | None:
-    """Return the result's dtype in memory, given that of tiles; None where the verb will refuse its arrays."""
-    if dtype.kind == "f":
-        return None
+) -> np.dtype[Any]:
+    """Return the result's dtype in memory, given that of tiles."""
     if verb == "merge":
         return arrays["labels"].dtype  # the byte order, too
     if arguments.get("unseeded") == "label":
@@ -159,7 +162,7 @@ def _run_tiles(verb: str, call: inspect.BoundArguments, dtype: np.dtype[Any] | N
         result = tiled(*call.args, **call.kwargs, options=options)
         if not several:
             return _read(result, dtype, out)
-        return _read(result[0], dtype, out), _read(result[1], result[1].dtype, None)
+        return _read(result[0], dtype, out), _read(result[1], np.dtype(np.uint16), None)
 
 
 def _read(stored: Any, dtype: np.dtype[Any], out: Array | None) -> Array:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import __version__
-from ._backend import array_module, is_on_device
+from ._backend import array_module, device_of, is_on_device
 from ._checks import (
     MAX_ID,
     as_bits,
@@ -585,6 +585,7 @@ def _check_sides(reference: Any, prediction: Any, ignore: Any, mode: str | None)
             class_map(array, name)
     same_shape(prediction, "prediction", reference, "reference")
     mask = None
+    device_of(ignore)  # refuses arrays there that are not CuPy's
     if (isinstance(ignore, np.ndarray) or is_on_device(ignore)) and ignore.ndim:
         if ignore.dtype.kind not in "bui":
             raise InputTypeError(

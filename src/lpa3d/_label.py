@@ -228,7 +228,7 @@ def _find_on_device(
     if runs.dtype == np.uint64:
         runs = runs.view(np.int64)
     slab = Slab(0, shape[0], changes.reshape(words), inside.reshape(words), runs, 0, count)
-    return Components(shape, [slab], np.arange(1, count + 1, dtype=runs.dtype), count)
+    return Components(shape, [slab] if volume.size else [], np.arange(1, count + 1, dtype=runs.dtype), count)
 
 
 @accepts_stored("label", "volume")
