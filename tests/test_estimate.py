@@ -106,6 +106,9 @@ def test_paths_and_flat_images(tmp_path: Path) -> None:
         ("label", {"volumes": volume()}, TypeError, "label.. missing a required argument: 'volume'"),
         ("label", {"volume": volume(), "sweeps": 3}, TypeError, "label.. got an unexpected keyword argument 'sweeps'"),
         ("fuse", {}, InputError, "there is no array to fuse"),
+        ("label", {"volume": SimpleNamespace(__cuda_array_interface__={})}, InputTypeError, "volume is in memory"),
+        ("label", {"volume": volume(), "device": "gpu"}, InputError, "device is 'gpu'; 'cuda' is needed"),
+        ("stitch", {"slices": volume(), "device": "cuda"}, InputError, "stitch cannot work on a CUDA device"),
     ],
 )
 def test_refused(verb: str, keywords: dict[str, Any], error: type[Exception], message: str) -> None:

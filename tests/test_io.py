@@ -247,6 +247,16 @@ def test_floats_elsewhere_are_refused_unread(tmp_path, suffix):
             volume.check_integers("a class map")
 
 
+def test_arrays_on_a_device_are_not_written(tmp_path):
+    class Array:
+        __cuda_array_interface__ = None
+
+    for name in ("a.npy", "a.zarr"):
+        with pytest.raises(InputTypeError, match=r"Array on a CUDA device; .* pass cupy\.asnumpy\(array\)"):
+            io.write(tmp_path / name, Array())
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_imagej_stack(tmp_path, dtype):
     array = np.arange(24).reshape(2, 3, 4).astype(dtype)

@@ -17,7 +17,7 @@ import numpy as np
 from ._backend import explain_memory, is_on_device
 from .errors import InputError, InputTypeError
 
-__all__ = ["accepts_stored"]
+__all__ = ["accepts_stored", "check_device"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,7 +78,7 @@ def accepts_stored(verb: str, *arrays: str) -> Callable[[F], F]:
                 raise TypeError(f"{verb}() {error}") from None
             kinds = _find_kinds(bound.arguments, arrays)
             _check_kinds(verb, kinds, bound.arguments.get("out"))
-            device = _check_device(verb, options.get("device"))
+            device = check_device(verb, options.get("device"))
             if "stored" in kinds:
                 from .tiled.run import Options
 
@@ -144,7 +144,7 @@ def _check_kinds(verb: str, kinds: Mapping[str, str], out: Any) -> None:
     raise InputTypeError(f"{first}, but {second}; {advice}")
 
 
-def _check_device(verb: str, device: Any) -> str | None:
+def check_device(verb: str, device: Any) -> str | None:
     """Return `device`, None or "cuda"."""
     if device is None:
         return None

@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._backend import is_on_device
 from ._outputs import ASIDE, TEMPORARY, Output, Outputs
 from ._threads import num_threads, run_all
 from .errors import InputError, InputTypeError, LibraryError, Lpa3dError, Lpa3dWarning
@@ -1154,6 +1155,8 @@ def write(
     ------
     InputError
         If the output exists, its folder does not, or its suffix is unknown.
+    InputTypeError
+        If `array` is on a CUDA device.
     LibraryError
         If the library that writes it is not installed.
     FileError
@@ -1169,6 +1172,11 @@ def write(
     array([[[0, 7]]], dtype=uint32)
     >>> folder.cleanup()
     """
+    if is_on_device(array):
+        raise InputTypeError(
+            f"array is a {type(array).__module__}.{type(array).__qualname__} on a CUDA device; a NumPy array is "
+            "needed: pass cupy.asnumpy(array)"
+        )
     geometry = Geometry()
     inputs: list[Path] = []
     if like is not None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .._backend import is_on_device
+from .._dispatch import check_device
 from ..errors import InputError, InputTypeError
 from .budget import COMPRESSED, Cost, choose_tile, find_cost, format_bytes
 from .grid import Grid
@@ -155,6 +157,9 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
     200 bytes each, come to it. What disks need depends on how the labels compress: real ones to 1/20 to 1/100 of their
     size, of which the typical figures take 1/20. Times are rough, half to twice of what a common server takes.
 
+    No GPU is looked at, so it may be another machine's: with ``device="cuda"`` the figures are still the CPU's, and the
+    run takes smaller tiles, or fewer at once, where the GPU's memory allows no more.
+
     See Also
     --------
     label, propagate, merge, contacts, stitch, fuse, evaluate : what is estimated.
@@ -174,6 +179,7 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
         given = inspect.signature(function).bind(*args, **keywords).arguments
     except TypeError as error:
         raise TypeError(f"{verb}() {error}") from None
+    check_device(verb, given.get("device"))
     names, _ = VERBS[verb]
     sources = _open_sources(verb, {name: given[name] for name in names if given.get(name) is not None})
     first = next(iter(sources.values()))
@@ -218,7 +224,7 @@ def _open_sources(verb: str, values: Mapping[str, Any]) -> dict[str, Source]:
     sources = {}
     for name, value in values.items():
         for k, part in enumerate(value if isinstance(value, (tuple, list)) else (value,)):
-            if isinstance(part, np.ndarray):
+            if isinstance(part, np.ndarray) or is_on_device(part):
                 raise InputTypeError(
                     f"{name} is in memory, where {verb} takes no tiles; estimate() is about zarr and dask arrays"
                 )
