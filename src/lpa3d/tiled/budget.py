@@ -332,8 +332,8 @@ def choose_tile(
     if room is not None and voxels > room.voxels:
         raise InputError(
             f"a tile of {chosen} with its halo of {halo} needs about {format_bytes(room.bytes_per_voxel * voxels)} on "
-            f"the GPU, where {format_bytes(SHARE * room.memory)} can be used; pass a smaller tile, or leave out "
-            f"device='cuda'"
+            f"the GPU, where {format_bytes(SHARE * room.memory)} can be used; free some of it, pass a smaller tile "
+            f"(of zarr or dask arrays), or leave out device='cuda'"
         )
     if room is not None and voxels:
         workers = int(min(workers, room.voxels / voxels))
