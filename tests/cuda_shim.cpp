@@ -1,8 +1,8 @@
 // CUDA on the CPU, for the tests: runs the threads of a kernel's blocks.
 //
 // Each CUDA thread is a fiber, so that barriers work: it runs until it waits or ends, then another one is chosen. In the
-// mode PREEMPT several blocks are resident at once, and g++ calls __tsan_* before each access to memory: there the
-// thread may be stopped, and accesses of two threads that nothing orders are found.
+// mode PREEMPT several blocks are resident at once, and the built kernels call __tsan_* before each access to memory: there
+// the thread may be stopped, and accesses of two threads that nothing orders are found.
 
 #include <dlfcn.h>
 #include <setjmp.h>
@@ -97,8 +97,8 @@ static Outcome outcome;
 static char *message;
 static size_t message_size;
 static void *fault_address;
-static char *arrays, *arrays_end, *library;
-static bool arrays_aligned;
+static char *arrays, *arrays_end, **bounds, *library;
+static unsigned bound_count;
 static Cell *array_cells;
 static unsigned clock_now;  // each wait that ends has its own time
 
@@ -322,7 +322,15 @@ static void watch(const volatile void *address, unsigned size, bool writes, bool
     bool is_shared = at >= __start_shim_shared && at < __stop_shim_shared;
     if (!is_shared && (at < arrays || at >= arrays_end)) return;
     unsigned where = (char *)code - library - 1;
-    if ((is_shared || arrays_aligned) && (uintptr_t)at % size)
+    if (!is_shared) {
+        unsigned i = 0;
+        while (i < bound_count && (at < bounds[i] || at + size > bounds[i + 1])) i += 2;
+        if (i >= bound_count) {
+            fault_address = at;
+            stop(FAULT, "in code %#x", where);
+        }
+    }
+    if ((uintptr_t)at % size)
         stop(WRONG, "an access to %u bytes that is not aligned, in code %#x", size, where);
     if (draw() % (marked ? 4 : 16) == 0) {
         make_ready(current);
@@ -372,10 +380,11 @@ static void reset_stacks() {
     }
 }
 
-// Run a kernel on `values`; its arrays lie between `begin` and `end`. Return the outcome, with a text and an address.
+// Run a kernel on `values`. Its arrays lie between `begin` and `end`, each between two `limits`; in the mode PREEMPT they
+// are aligned as on a device. Return the outcome, with a text and an address.
 extern "C" int shim_launch(void (*function)(void **), void **values, const unsigned *grid, const unsigned *block,
-                           char *begin, char *end, bool aligned, int how, u64 seed, int seconds, char *text,
-                           size_t text_size, void **address) {
+                           char *begin, char *end, char **limits, unsigned limit_count, int how, u64 seed,
+                           int seconds, char *text, size_t text_size, void **address) {
     static char signal_stack[1 << 16];
     kernel = function;
     arguments = values;
@@ -407,7 +416,8 @@ extern "C" int shim_launch(void (*function)(void **), void **values, const unsig
     }
     arrays = begin;
     arrays_end = end;
-    arrays_aligned = aligned;
+    bounds = limits;
+    bound_count = limit_count;
     size_t cells_size = mode == PREEMPT ? (end - begin) * sizeof(Cell) : 0;
     if (cells_size)
         array_cells = (Cell *)mmap(nullptr, cells_size, PROT_READ | PROT_WRITE,

@@ -1,9 +1,11 @@
 """CUDA on the CPU: a `lpa3d.cuda.device.Device` whose kernels g++ builds, with arrays as strict as CuPy's.
 
-`Emulator(mode, seed)` has the modes of ``cuda_shim.h``: "serial" runs blocks and threads in order, "shuffled" in random
-order from barrier to barrier, "preempt" with several blocks at once and switches at atomics. Reads and writes beyond an
-array, barriers that not all threads reach and kernels that do not end are errors. `Array` has no more than we use
-of what `cupy.ndarray` has, and `Functions` no more of `cupy`; ``test_cuda_emulator.py`` compares both with CuPy.
+`Emulator(mode, seed)` has the modes of ``cuda_shim.cpp``. "serial" runs blocks and threads in order, "shuffled" in random
+order from barrier to barrier; accesses beyond an array's end fault there. "preempt" has several blocks at once, may stop
+a thread at each access to memory, and finds accesses beyond an array, accesses that are not aligned, and races. Barriers
+that not all threads reach and kernels that do not end are errors in all modes.
+
+`Array` has what we use of `cupy.ndarray`, and `Functions` of `cupy`; ``test_cuda_emulator.py`` compares both with CuPy.
 """
 
 from __future__ import annotations
@@ -296,9 +298,10 @@ _launching = threading.Lock()
 
 
 class _Memory:
-    """Copies of host buffers for a launch, so that any access before the start of one, or beyond its end, faults.
+    """Copies of host buffers for a launch, each with what is on no device around it.
 
-    Each lies at the end of its pages, or at their start; only there is it aligned as on a device.
+    Where they lie at the end of their pages, any access beyond that faults. Elsewhere there is garbage, and what is
+    written to it is found after the launch.
     """
 
     def __init__(self, bases: list[np.ndarray], at_end: bool) -> None:
@@ -306,18 +309,30 @@ class _Memory:
         rooms = [-(-max(base.nbytes, 1) // mmap.PAGESIZE) * mmap.PAGESIZE for base in bases]
         self.length = sum(rooms) + (len(rooms) + 1) * GUARD
         self.begin = _libc.mmap(None, self.length, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-        self.starts = []
+        self.starts, self.around = [], []
         at = self.begin + GUARD
         for base, room in zip(bases, rooms, strict=True):
             _libc.mprotect(at, room, mmap.PROT_READ | mmap.PROT_WRITE)
-            self.starts.append(at + room - base.nbytes if at_end else at)
-            ctypes.memmove(self.starts[-1], base.ctypes.data, base.nbytes)
+            spare = room - base.nbytes
+            start = at + spare if at_end else at
+            ctypes.memmove(start, base.ctypes.data, base.nbytes)
+            self.around.append((ctypes.c_ubyte * spare).from_address(at if at_end else at + base.nbytes))
+            ctypes.memset(self.around[-1], GARBAGE, spare)
+            self.starts.append(start)
             at += room + GUARD
 
     def address(self, array: Array) -> int:
         base = _base(array._data)
         start = next(start for start, other in zip(self.starts, self.bases, strict=True) if other is base)
         return start + array._data.ctypes.data - base.ctypes.data
+
+    def find_written(self) -> int | None:
+        """Return the address of something that was written beside a buffer."""
+        for part in self.around:
+            written = np.flatnonzero(np.frombuffer(part, np.uint8) != GARBAGE)
+            if len(written):
+                return ctypes.addressof(part) + int(written[0])
+        return None
 
     def give_back(self) -> None:
         for start, base in zip(self.starts, self.bases, strict=True):
@@ -402,11 +417,13 @@ class Emulator(cuda_device.Device):
         for value in values:
             data = value._data if isinstance(value, Array) else value
             seed = zlib.crc32(np.asarray(data).reshape(-1).view(np.uint8), seed)
-        at_end = bool(seed & 1)
         text = ctypes.create_string_buffer(400)
         fault = ctypes.c_void_p()
         with _launching:
-            memory = _Memory(bases, at_end)
+            memory = _Memory(bases, at_end=self.mode != "preempt")
+            bounds = [
+                at for start, base in zip(memory.starts, bases, strict=True) for at in (start, start + base.nbytes)
+            ]
             cells = [
                 ctypes.c_void_p(memory.address(value))
                 if isinstance(value, Array)
@@ -420,7 +437,8 @@ class Emulator(cuda_device.Device):
                 (ctypes.c_uint * 3)(*block),
                 ctypes.c_void_p(memory.begin),
                 ctypes.c_void_p(memory.begin + memory.length),
-                ctypes.c_bool(not at_end),
+                (ctypes.c_void_p * len(bounds))(*bounds),
+                ctypes.c_uint(len(bounds)),
                 MODES.index(self.mode),
                 ctypes.c_ulonglong(seed),
                 ctypes.c_int(LONGEST),
@@ -428,6 +446,7 @@ class Emulator(cuda_device.Device):
                 ctypes.c_size_t(len(text)),
                 ctypes.byref(fault),
             )
+            written = memory.find_written()
             starts = {number: memory.address(value) for number, value in enumerate(values) if isinstance(value, Array)}
             memory.give_back()
         if outcome:
@@ -435,6 +454,8 @@ class Emulator(cuda_device.Device):
             if outcome == 1:
                 raise RuntimeError(f"kernel {name}: {message}")
             raise IndexError(f"kernel {name}: {_describe(fault.value or 0, starts, values)}, {message}")
+        if written is not None:
+            raise IndexError(f"kernel {name}: {_describe(written, starts, values)}, was written")
 
 
 def _find_line(library: ctypes.CDLL, code: str) -> str:
