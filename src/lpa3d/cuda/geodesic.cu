@@ -6,7 +6,7 @@
 // are read and written whole, so what another block reads is the key of a real path, old or new. If it is old, the
 // comparison with the halo was made against a key that is no better than the newest one: the tile is queued.
 //
-// Links lead both ways and never leave the volume. Keys of voxels without a link are neither set nor used.
+// Links lead both ways and never leave the volume. Keys of voxels without a link are not used.
 //
 // CONNECTIVITY, LINKS, COST (whether there is a cost) and SIDE, of a tile in voxels, are defined by the caller.
 
@@ -84,10 +84,10 @@ extern "C" __global__ void start_keys(
     i64 v = thread_number();
     if (v >= size) return;
     u32 mask = links[v];
-    if (mask == 0) return;
-    u32 label = labels[v];
+    u32 label = mask != 0 ? labels[v] : 0;
+    // Without links, too: tiles are read as a whole.
     keys[v] = label != 0 ? label : NO_KEY;
-    if (label != 0) return;
+    if (mask == 0 || label != 0) return;
     for (int k = 0; k < CONNECTIVITY; k++)
         if (mask >> k & 1 && labels[v + strides[k]] != 0) {
             queue_tile(open_queue(shape, queued, lists, counts), tile_of(v, shape), round);
