@@ -261,7 +261,7 @@ def propagate(
     Parameters
     ----------
     volume : ndarray of bool or any integer dtype, shape (Z, Y, X) or (Y, X)
-        Class map, 0 is background.
+        Class map, 0 is background. CuPy arrays are worked on by their device.
     seeds : ndarray of any integer dtype, shape as `volume`
         Instance ids, 0 is unlabelled (not background), at most 2**63 - 1. Seeds on the background are dropped with a
         warning; seeds on the mask keep their label.
@@ -301,7 +301,8 @@ def propagate(
     -------
     labels : ndarray, shape as `volume`
         Of the dtype of `seeds` (uint8 for bool); with ``unseeded='label'`` of the next wider one of the same
-        signedness if it could not hold one id more per voxel. It is `out` where that is given.
+        signedness if it could not hold one id more per voxel. It is `out` where that is given; a CuPy array if `volume`
+        is one.
     confidence : ndarray of uint16, shape as `volume`
         With `return_confidence` only: probability of the label less that of its rival, of 65535. 65535 for seeds and
         where there is no rival, 0 for voxels that diffusion cut off and a geodesic filled, and for those without a
