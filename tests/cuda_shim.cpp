@@ -1,8 +1,8 @@
 // CUDA on the CPU, for the tests: runs the threads of a kernel's blocks.
 //
-// Each CUDA thread is a fiber, so that barriers work: it runs until it waits or ends, then another one is chosen. In the
-// mode PREEMPT several blocks are resident at once, and the built kernels call __tsan_* before each access to memory: there
-// the thread may be stopped, and accesses of two threads that nothing orders are found.
+// Each CUDA thread is a fiber, so that barriers work: it runs until it waits or ends, then another one is chosen. In
+// the mode PREEMPT several blocks are resident at once, and the built kernels call __tsan_* before each access to
+// memory: there the thread may be stopped, and accesses of two threads that nothing orders are found.
 
 #include <dlfcn.h>
 #include <setjmp.h>
@@ -27,8 +27,8 @@ enum Mode { SERIAL, SHUFFLED, PREEMPT };
 enum Outcome { DONE, WRONG, FAULT };
 
 const unsigned STACK = 1 << 16;
-const unsigned RESIDENT = 3;   // blocks at once, in the mode PREEMPT
-const unsigned THREADS = 1024; // of a block at most
+const unsigned RESIDENT = 3;    // blocks at once, in the mode PREEMPT
+const unsigned THREADS = 1024;  // of a block at most
 
 // Where and when memory was accessed last; a clock of 0: never. `code` is where in the library.
 struct Access {
@@ -282,7 +282,8 @@ const u64 *sync_warp(int line, unsigned mask, u64 value) {
     unsigned first = current->number / 32 * 32;
     Warp *warp = &block->warps[first / 32];
     if (mask != 0xffffffffu || block_size % 32)
-        stop(WRONG, "line %d: all 32 threads of a warp must take part (mask %#x, blocks of %u)", line, mask, block_size);
+        stop(WRONG, "line %d: all 32 threads of a warp must take part (mask %#x, blocks of %u)", line, mask,
+             block_size);
     if (warp->done)
         stop(WRONG, "thread %u of block %llu waits for its warp in line %d, but %u threads have returned",
              current->number, block->number, line, warp->done);
@@ -311,8 +312,8 @@ static bool conflict(const Access &before, const Access &now, bool is_shared) {
 }
 
 [[noreturn]] static void stop_race(const Access &before, bool wrote, const Access &now, bool writes) {
-    stop(WRONG, "a race: thread %u of block %u %s in code %#x, thread %u of block %u %s in code %#x, and nothing orders "
-         "them", before.thread, before.block, wrote ? "writes" : "reads", before.code, now.thread, now.block,
+    stop(WRONG, "a race: thread %u of block %u %s in code %#x, thread %u of block %u %s in code %#x, and nothing "
+         "orders them", before.thread, before.block, wrote ? "writes" : "reads", before.code, now.thread, now.block,
          writes ? "writes" : "reads", now.code);
 }
 
@@ -380,8 +381,8 @@ static void reset_stacks() {
     }
 }
 
-// Run a kernel on `values`. Its arrays lie between `begin` and `end`, each between two `limits`; in the mode PREEMPT they
-// are aligned as on a device. Return the outcome, with a text and an address.
+// Run a kernel on `values`. Its arrays lie between `begin` and `end`, each between two `limits`; in the mode PREEMPT
+// they are aligned as on a device. Return the outcome, with a text and an address.
 extern "C" int shim_launch(void (*function)(void **), void **values, const unsigned *grid, const unsigned *block,
                            char *begin, char *end, char **limits, unsigned limit_count, int how, u64 seed,
                            int seconds, char *text, size_t text_size, void **address) {

@@ -1,4 +1,4 @@
-// CUDA on the CPU, for the tests: what a kernel's source needs to be built by g++. How its threads run is in cuda_shim.cpp.
+// CUDA on the CPU, for the tests: what a kernel's source needs to be built by g++; cuda_shim.cpp runs its threads.
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,9 +1,9 @@
 """CUDA on the CPU: a `lpa3d.cuda.device.Device` whose kernels g++ builds, with arrays as strict as CuPy's.
 
-`Emulator(mode, seed)` has the modes of ``cuda_shim.cpp``. "serial" runs blocks and threads in order, "shuffled" in random
-order from barrier to barrier; accesses beyond an array's end fault there. "preempt" has several blocks at once, may stop
-a thread at each access to memory, and finds accesses beyond an array, accesses that are not aligned, and races. Barriers
-that not all threads reach and kernels that do not end are errors in all modes.
+`Emulator(mode, seed)` has the modes of ``cuda_shim.cpp``. "serial" runs blocks and threads in order, "shuffled" in
+random order from barrier to barrier; accesses beyond an array's end fault there. "preempt" has several blocks at once,
+may stop a thread at each access to memory, and finds accesses beyond an array, accesses that are not aligned, and
+races. Barriers that not all threads reach and kernels that do not end are errors in all modes.
 
 `Array` has what we use of `cupy.ndarray`, and `Functions` of `cupy`; ``test_cuda_emulator.py`` compares both with CuPy.
 """
