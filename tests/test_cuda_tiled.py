@@ -266,6 +266,20 @@ def test_what_evaluate_leaves_to_the_cpu(device, monkeypatch, instances, share):
     assert_same(result, lpa3d.evaluate(CASE["labels"], CASE["other"], **options))
 
 
+def test_a_device_is_in_use_only_while_it_works(device):
+    arrays, options = (CASE["labels"], CASE["other"]), {"device": "cuda", "surfaces": True}
+    lpa3d.evaluate(*arrays, **options)
+    assert _backend.find_device() is None
+    with pytest.raises(InputError, match="iou_thresholds"):
+        lpa3d.evaluate(*arrays, iou_thresholds=-1, **options)
+    assert _backend.find_device() is None
+    with _backend.on_device(device):
+        with _backend.on_device(None):
+            assert _backend.find_device() is device
+        assert _backend.find_device() is device
+    assert _backend.find_device() is None
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (5, 0)])
 def test_nothing_to_evaluate(device, shape):
     nothing, options = np.zeros(shape, np.uint8), {"instances": "components", "surfaces": True, "warping": "3d"}
