@@ -6,8 +6,9 @@
 
 Arrays are on the device before the clock starts and stay there. Each call is made once to compile its kernels, then
 `--repeat` times between CUDA events; medians are shown. The *memory floor* is the time that reading each argument and
-writing each result once takes at the bandwidth of a copy, measured first. UroCell's vesicles are looked for where
-`benchmarks.compare` does; without them a synthetic cell takes their place, and the table says so.
+writing each result once takes at the bandwidth of a copy, measured first. UroCell's vesicles and the connectomics
+segmentation are looked for where `benchmarks.compare` does; without the vesicles labels are propagated in a synthetic
+cell, and the table says so.
 
 The same check under the tools that find what it may not show, of small volumes, as each takes its time:
 
@@ -48,6 +49,7 @@ from .compare import (
     judge,
     keep_slices,
     print_notes,
+    read_connectomics,
     read_urocell,
     say,
     tile,
@@ -145,10 +147,21 @@ def count_pairs(reference: Any, prediction: Any) -> Any:
 def list_rows(size: int, data: Path | None, wanted: Callable[[str], object]) -> Iterator[Row]:
     """Yield the rows that are wanted; a volume is made when its row comes."""
     label = functools.partial(lpa3d.label, connectivity=26)
-    for name, classes in (("binary", 1), ("multi-class", CLASSES)):
+    masks: dict[str, Callable[[], Array]] = {
+        "binary": lambda: make_noise(size, 1),
+        "multi-class": lambda: make_noise(size, CLASSES),
+        "binary, fv tiled": lambda: tile(read_urocell(data, "fv", "binary", VOLUMES[0]) > 0, size).astype(np.uint8),
+        "multi-class, connectomics tiled": lambda: tile(read_connectomics(data, min(size, 512)), size),
+    }
+    for name, make in masks.items():
         what = f"label, {name}, {size} cubed, 26"
         if wanted(what):
-            yield Row(what, (make_noise(size, classes),), label, 25, 4 * size**3, rival=True)
+            try:
+                volume = make()
+            except NotThereError as error:
+                say(f"{what}: {error}")
+            else:
+                yield Row(what, (volume,), label, 25, 4 * size**3, rival=True)
     half = size // 2
     calls = {"geodesic only": ({"sweeps": 0, "slice_axis": None}, 60), "defaults": ({}, 250)}
     if any(wanted(f"propagate, {name}") for name in calls):

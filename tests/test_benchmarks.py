@@ -523,7 +523,7 @@ def test_gpu_script_checks_bytes(emulator, data_dir, capsys, monkeypatch):
     with cuda_emulator.opened(device):
         assert gpu.main(words, lambda check: device) == 0
     printed = capsys.readouterr().out
-    assert printed.count("the bytes of the CPU") == 5
+    assert printed.count("the bytes of the CPU") == 7
     assert "propagate, defaults, 24 cubed, fv tiled" in printed
     right = gpu.count_pairs
     monkeypatch.setattr(gpu, "count_pairs", lambda *arrays: right(*arrays) + device.holds(arrays[0]))
