@@ -512,7 +512,7 @@ def test_gpu_script(emulator, tmp_path, capsys):
     )
     assert re.search(r"\| propagate, geodesic only, 32 cubed, phantom tiled \|( [\d.]+ \|){3} 60 \|", printed)
     assert re.search(r"\| propagate, defaults, 32 cubed, phantom tiled \|( [\d.]+ \|){3} 250 \|", printed)
-    assert re.search(r"\| overlap table, 64 cubed, 8 labels \|( [\d.]+ \|){3} 15 \|", printed)
+    assert re.search(r"\| overlap table, 64 cubed, 4,096 labels \|( [\d.]+ \|){3} 15 \|", printed)
 
 
 def test_gpu_script_checks_bytes(emulator, data_dir, capsys, monkeypatch):
