@@ -282,7 +282,10 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=7, metavar="N", help="timed calls (default 7)")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder that holds urocell/")
     parser.add_argument("--check", action="store_true", help="compare with the CPU instead of taking times")
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    if args.size < 2 * BLOCKS:
+        parser.error(f"--size is {args.size}; at least {2 * BLOCKS} is needed")
+    return args
 
 
 def main(
