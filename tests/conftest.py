@@ -17,7 +17,7 @@ from lpa3d.errors import DeviceError
 settings.register_profile(
     "lpa3d",
     deadline=None,  # the first example compiles
-    max_examples=int(os.environ.get("LPA3D_MAX_EXAMPLES", "40")),
+    max_examples=int(os.environ.get("LPA3D_MAX_EXAMPLES", "30")),
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=bool(os.environ.get("CI")),
 )

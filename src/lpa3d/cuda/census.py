@@ -72,7 +72,7 @@ def count_seeds(device: Device, volume: Any, seeds: Any, capacity: int | None = 
     """Return distinct rows (id, class, voxels), not sorted, and the seeds off the background per slice.
 
     The table of the pairs takes 24 bytes for each of 2**20 rows, or, in another pass each time that it was too small,
-    of 8 times as many; `capacity` is the number of rows to begin with.
+    of 4 times as many; `capacity` is the number of rows to begin with.
     """
     tally = _Tally(device, volume.shape)
     bits = _bits(seeds)

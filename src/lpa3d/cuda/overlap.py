@@ -1,7 +1,7 @@
 """Which ids of two volumes share voxels, counted on a device in one pass.
 
 A block counts its runs along x in a table in shared memory, and adds that to a table in global memory, of 72 bytes per
-row: 75 MB, or 8 times as much each time that it was too small. Nothing else is allocated.
+row: 75 MB, or 4 times as much each time that it was too small. Nothing else is allocated.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ __all__ = ["CAPACITY", "collect_pairs"]
 CAPACITY = 2**20
 """Rows of the first table, a power of two; far more than most volumes have pairs, and the passes repeat if not."""
 
-GROWTH = 8
+GROWTH = 4
 
 EMPTY = 2**63
 """What stands for no id, as bits: among int64 ids the smallest."""
