@@ -52,7 +52,7 @@ def device(request):
         try:
             found = open_device()
         except DeviceError as error:
-            pytest.skip(str(error))
+            pytest.skip(str(error).partition(" (")[0])
     else:
         found = request.getfixturevalue("emulator")(request.param)
     with cuda_emulator.opened(found):
