@@ -19,7 +19,7 @@ picture: $(VENV)/.demo ## make the README's picture, docs/images/demo.png, from 
 	$(BIN)/lpa3d demo --thumbnail docs/images/demo.png
 
 test: $(VENV)/.test ## run the tests and the examples in the docstrings, on all cores (PYTEST_OPTIONS="-k label -x" picks some)
-	$(BIN)/python -m pytest -n auto --dist loadfile --doctest-modules tests src/lpa3d $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -n auto --dist worksteal --doctest-modules tests src/lpa3d $(PYTEST_OPTIONS)
 
 lint: $(VENV)/.dev ## check style (ruff) and types (mypy)
 	$(BIN)/ruff check .

@@ -256,8 +256,9 @@ def test_an_interrupted_run_goes_on(files, number, code, message, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiled, "_write", count)
         assert cli.main(COMMAND.split()) == 0
-    # Three were done, and where there was time those that the threads had been given by then.
-    assert 6 <= len(written) <= 9
+    # Of twelve three were written, and where there was time those that the threads had been given by then; what was
+    # written right before a kill may not be in the journal yet.
+    assert 6 <= len(written) <= 11
     assert names(files) == sorted([*before, "out.zarr"])
     np.testing.assert_array_equal(io.read("out.zarr"), lpa3d.label(make_classes()))
 
