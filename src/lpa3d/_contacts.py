@@ -323,7 +323,7 @@ def contacts(labels: Any, *, image: Any = None, spacing: Any = (1, 1, 1), connec
     `merge`.
 
     Memory above the input is some 150 bytes per pair and label, and the input is copied where it is not C-ordered or
-    not in native byte order. A CUDA device takes 75 MB of its memory, and 8 times as much, and a second pass, each time
+    not in native byte order. A CUDA device takes 75 MB of its memory, and 4 times as much, and a second pass, each time
     that this has no room for the pairs (from half a million on).
 
     Examples

@@ -247,7 +247,7 @@ def evaluate(
     whatever the number of voxels; ``"components"`` adds half a byte per voxel and the labels of both sides of one slab
     per thread (3 bytes per voxel on 2 cores), a value for `ignore` 1 byte per voxel, `surfaces` some 120 bytes per
     surface voxel of the largest object and for components 8 bytes per voxel, `warping` 6 to 8 bytes per voxel. Input
-    that is not C-ordered or not in native byte order is copied. A CUDA device takes 75 MB of its memory, and 8 times as
+    that is not C-ordered or not in native byte order is copied. A CUDA device takes 75 MB of its memory, and 4 times as
     much, and a second pass, each time that this has no room for the table (from half a million rows on);
     ``"components"`` adds the labels of both sides, 4.5 bytes per voxel each.
 
