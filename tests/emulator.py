@@ -498,3 +498,16 @@ def plant(device: Emulator, file: str, old: str, new: str) -> Iterator[Emulator]
     broken = Emulator(device.mode, device.seed, {**device.replace, file: (old, new)})
     with opened(broken):
         yield broken
+
+
+def expect_caught(
+    emulator: Callable[..., Emulator], file: str, old: str, new: str, check: Callable[[Any], Any]
+) -> None:
+    """Fail unless `check` of a device with a planted bug (see `plant`) fails in one of eight orders of the threads."""
+    for seed in range(8):
+        with plant(emulator("preempt", seed), file, old, new) as broken:
+            try:
+                check(broken)
+            except (AssertionError, IndexError, RuntimeError):
+                return
+    pytest.fail("no order of the threads shows the error")
