@@ -129,7 +129,7 @@ class Driver:
             import zarr  # noqa: F401
         except ImportError:
             raise NotImplementedError("zarr is not installed") from None
-        from lpa3d.tiled.stored import open_source
+        from lpa3d.tiled.driver.stored import open_source
 
         create_store("empty.zarr", (10, 10, tiles // 100), np.uint8, tiles)
         self.source = open_source("empty.zarr", "volume")
@@ -138,7 +138,7 @@ class Driver:
         shutil.rmtree("empty.zarr")
 
     def map_stub(self) -> None:
-        from lpa3d.tiled.run import Options, open_run
+        from lpa3d.tiled.driver.run import Options, open_run
 
         with open_run("stub", {"volume": self.source}, {}, {}, Options(tile=1), bytes_per_voxel=1) as run:
             run.map("stub", pass_by, None)

@@ -34,8 +34,8 @@ import numpy as np
 
 import lpa3d
 from lpa3d import phantom
-from lpa3d._backend import open_device
-from lpa3d._overlap import count_overlaps
+from lpa3d.arrays.backend import open_device
+from lpa3d.arrays.overlap import count_overlaps
 
 from .compare import (
     EVERY,

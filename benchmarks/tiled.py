@@ -449,8 +449,8 @@ def pass_by(context: None, item: int) -> None:
 
 def drive(task: Mapping[str, Any]) -> dict[str, Any]:
     """Map a stub over many tiles."""
-    from lpa3d.tiled.run import Options, open_run
-    from lpa3d.tiled.stored import open_source
+    from lpa3d.tiled.driver.run import Options, open_run
+    from lpa3d.tiled.driver.stored import open_source
 
     # A worker in another process finds it by this name, whatever this module is called here.
     stub = importlib.import_module("benchmarks.tiled").pass_by

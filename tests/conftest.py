@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import emulator as cuda_emulator
-from lpa3d._backend import open_device
+from lpa3d.arrays.backend import open_device
 from lpa3d.errors import DeviceError
 
 settings.register_profile(

@@ -30,7 +30,7 @@ import numpy as np
 import pytest
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from lpa3d import _backend
+from lpa3d.arrays import backend as _backend
 from lpa3d.cuda import device as cuda_device
 
 MODES = ("serial", "shuffled", "preempt")

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 import lpa3d
-from lpa3d import _counts, cli, io
-from lpa3d._terminal import Terminal
+from lpa3d import cli, io
+from lpa3d.commands import counts as _counts
+from lpa3d.commands.terminal import Terminal
 from lpa3d.errors import Lpa3dWarning
 
 SUFFIXES = ["zarr", "npy", "nii.gz", "tif", "h5"]

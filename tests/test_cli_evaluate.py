@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import lpa3d
-from lpa3d import _evaluate_command, cli, io, phantom
-from lpa3d._conventions import CONVENTIONS
+from lpa3d import cli, io, phantom
+from lpa3d.commands import evaluate as _evaluate_command
+from lpa3d.evaluation.conventions import CONVENTIONS
 from test_cli import SUFFIXES, assert_refused, assert_refused_unread, interrupted, names, run
 
 SPACING = (40.0, 8.0, 8.0)

@@ -12,8 +12,8 @@ from PIL import Image
 
 import lpa3d
 from lpa3d import cli, io
-from lpa3d._dispatch import DEFAULTS as STORED_ONLY
-from lpa3d._fuse_command import KINDS, SOURCES, describe_conflicts
+from lpa3d.commands.fuse import KINDS, SOURCES, describe_conflicts
+from lpa3d.verbs.dispatch import DEFAULTS as STORED_ONLY
 from test_cli import SUFFIXES, assert_refused_unread, interrupted, names
 
 DEPTH = 8

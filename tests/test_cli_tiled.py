@@ -154,7 +154,7 @@ def test_options_that_are_none(files, words, capsys):
 
 
 def test_a_disk_that_is_too_small(files, monkeypatch, capsys):
-    from lpa3d.tiled import budget
+    from lpa3d.tiled.driver import budget
 
     monkeypatch.setattr(budget.shutil, "disk_usage", lambda folder: Usage(100))
     assert cli.main(["label", "classes.zarr", "out.zarr"]) == 2
@@ -274,7 +274,7 @@ def test_no_resume_starts_anew(files):
 def test_a_tile_that_takes_long_is_not_waited_for(files):
     begun = time.perf_counter()
     code, message = interrupt(
-        "import lpa3d._job\nlpa3d._job.TILES_END = 0.3\n" + SLOW.replace("TIME", "60"), COMMAND, signal.SIGINT
+        "import lpa3d.commands.job\nlpa3d._job.TILES_END = 0.3\n" + SLOW.replace("TIME", "60"), COMMAND, signal.SIGINT
     )
     assert (code, message) == (130, "lpa3d: interrupted; run the same command again to go on\n")
     assert time.perf_counter() - begun < 40
@@ -314,7 +314,7 @@ def test_a_failure_says_what_is_kept(files):
     code = SLOW.replace('print("three", flush=True)', "raise MemoryError('all of it')").replace(
         "time.sleep(TIME)", "pass"
     )
-    with start("import lpa3d.tiled.run\nlpa3d.tiled.run.PAUSE = 0\n" + code, COMMAND) as process:
+    with start("import lpa3d.tiled.driver.run\nlpa3d.tiled.run.PAUSE = 0\n" + code, COMMAND) as process:
         _, messages = process.communicate(timeout=60)
     assert process.returncode == 1
     assert re.match(r"lpa3d: error: label: tile \d+ \(z .*\) failed 3 times in stage 'label write': Mem", messages)

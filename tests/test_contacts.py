@@ -11,11 +11,11 @@ from hypothesis.extra import numpy as hnp
 
 import lpa3d
 import naive
-from lpa3d._checks import as_bits, seal
-from lpa3d._contacts import Counts, add_counts, count_pairs, tabulate
-from lpa3d._neighbors import neighbor_offsets
+from lpa3d.arrays.checks import as_bits, seal
+from lpa3d.arrays.neighbors import neighbor_offsets
 from lpa3d.errors import InputError, InputTypeError
 from lpa3d.kernels.contacts import count_contacts
+from lpa3d.verbs.contacts import Counts, add_counts, count_pairs, tabulate
 
 COUNTS = ["faces_z", "faces_y", "faces_x", "edges", "corners"]
 FAR_IDS = [2**53, 2**53 + 1, 2**63 - 1]

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import emulator as cuda_emulator
-from lpa3d import _census as census
-from lpa3d._backend import on_device
-from lpa3d._geodesic import link_voxels
+from lpa3d.arrays.backend import on_device
 from lpa3d.cuda import census as cuda_census
+from lpa3d.propagation import census
+from lpa3d.propagation.geodesic import link_voxels
 from strategies import class_volumes, connectivities
 
 WIDTHS = (("uint8", "int64"), ("uint16", "int8"), ("uint32", "int32"), ("uint64", "uint16"))

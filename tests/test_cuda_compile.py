@@ -27,7 +27,7 @@ DEFINES = {
         {"LABEL": "uint16", "IMAGE": "uint8", "IMAGED": 0, **contacts.TILE},
         {"LABEL": "uint64", "IMAGE": "uint16", "IMAGED": 1, **contacts.TILE},
     ],
-    "diffuse": [
+    "diffusion": [
         {"CONNECTIVITY": 6, "LINKS": "uint8", "SEED": "int32", "INDEX": "uint32", "COST": 0},
         {"CONNECTIVITY": 26, "LINKS": "uint32", "SEED": "int64", "INDEX": "int64", "COST": 1},
     ],

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 import emulator as cuda_emulator
 import lpa3d
-from lpa3d._backend import on_device
-from lpa3d._checks import as_bits
-from lpa3d._contacts import add_counts, count_box, count_pairs
-from lpa3d._neighbors import neighbor_offsets
+from lpa3d.arrays.backend import on_device
+from lpa3d.arrays.checks import as_bits
+from lpa3d.arrays.neighbors import neighbor_offsets
 from lpa3d.cuda import contacts as cuda
 from lpa3d.errors import InputError, InputTypeError
+from lpa3d.verbs.contacts import add_counts, count_box, count_pairs
 from strategies import connectivities
 
 FAR_IDS = [2**32, 2**32 + 1, 2**33, 2**53, 2**53 + 1, 2**63 - 1]

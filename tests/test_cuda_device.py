@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lpa3d import _backend
-from lpa3d._checks import check_array
+from lpa3d.arrays import backend as _backend
+from lpa3d.arrays.checks import check_array
 from lpa3d.cuda import device as cuda_device
 from lpa3d.errors import DeviceError, InputError, InputTypeError
 

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import emulator as cuda_emulator
-from lpa3d._backend import on_device
-from lpa3d._diffuse import conductances, diffuse
-from lpa3d._geodesic import link_voxels, spread
-from lpa3d._neighbors import step_weights
-from lpa3d.cuda import diffuse as cuda_diffuse
+from lpa3d.arrays.backend import on_device
+from lpa3d.arrays.neighbors import step_weights
+from lpa3d.cuda import diffusion as cuda_diffuse
+from lpa3d.propagation.diffusion import conductances, diffuse
+from lpa3d.propagation.geodesic import link_voxels, spread
 from strategies import class_volumes, connectivities
 from test_geodesic import SPACINGS
 
@@ -177,7 +177,7 @@ def check_empty(device):
         )
     )  # fmt: skip
     new_names, new_odds = device.xp.empty(3, np.uint64), device.xp.empty(3, np.uint32)
-    device.kernel("diffuse", "average_list", **defines)(
+    device.kernel("diffusion", "average_list", **defines)(
         1, 32, 3, 1, voxels, depths, bits, ends, labels, links, cost, strides, weights, names, odds, new_names, new_odds
     )
     # The outer two have one link each, and keep their own label as a hint.
@@ -225,7 +225,7 @@ def test_borders_crowds_layers_and_a_list_that_would_be_empty(device):
 )
 def test_planted_errors_are_found(emulator, old, new):
     with (
-        cuda_emulator.plant(emulator("shuffled"), "diffuse.cu", old, new) as broken,
+        cuda_emulator.plant(emulator("shuffled"), "diffusion.cu", old, new) as broken,
         pytest.raises((AssertionError, IndexError)),
     ):
         check_all(broken)

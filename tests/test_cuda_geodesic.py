@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import emulator as cuda_emulator
-from lpa3d._backend import on_device
-from lpa3d._geodesic import LIMIT, cut_links, has_unit_steps, link_voxels, make_keys, spread
-from lpa3d._neighbors import step_weights
+from lpa3d.arrays.backend import on_device
+from lpa3d.arrays.neighbors import step_weights
 from lpa3d.cuda import geodesic as cuda_geodesic
 from lpa3d.errors import RangeError
+from lpa3d.propagation.geodesic import LIMIT, cut_links, has_unit_steps, link_voxels, make_keys, spread
 from strategies import class_volumes, connectivities
 from test_geodesic import SPACINGS, make_serpentine
 

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 import emulator as cuda_emulator
 import lpa3d
-from lpa3d import _label
-from lpa3d._backend import on_device
-from lpa3d._geodesic import cut_links, link_voxels, spread
-from lpa3d._label import find_components
-from lpa3d._neighbors import step_weights
-from lpa3d._reattach import reattach
+from lpa3d.arrays.backend import on_device
+from lpa3d.arrays.neighbors import step_weights
 from lpa3d.cuda import label as cuda_label
 from lpa3d.errors import InputError, InputTypeError
+from lpa3d.propagation.geodesic import cut_links, link_voxels, spread
+from lpa3d.propagation.reattachment import reattach
 from lpa3d.tiled.components import scan_tile
+from lpa3d.verbs import label as _label
+from lpa3d.verbs.label import find_components
 from strategies import CONNECTIVITIES, class_volumes, connectivities
 from test_label import serpentine
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 import emulator as cuda_emulator
 import lpa3d
-from lpa3d._backend import on_device
-from lpa3d._checks import as_bits
-from lpa3d._overlap import add_overlaps, count_overlaps, count_rows
+from lpa3d.arrays.backend import on_device
+from lpa3d.arrays.checks import as_bits
+from lpa3d.arrays.overlap import add_overlaps, count_overlaps, count_rows
 from lpa3d.cuda import overlap as cuda
 from lpa3d.errors import InputError, InputTypeError
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import emulator as cuda_emulator
-from lpa3d._backend import on_device
-from lpa3d._relabel import relabel
+from lpa3d.arrays.backend import on_device
+from lpa3d.arrays.relabel import relabel
 from lpa3d.cuda import relabel as cuda_relabel
 from strategies import INTEGER_DTYPES, shapes
 

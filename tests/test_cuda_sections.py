@@ -9,10 +9,19 @@ from hypothesis import strategies as st
 
 import emulator as cuda_emulator
 import naive
-from lpa3d import _sections
-from lpa3d._backend import on_device
-from lpa3d._sections import ITEM, LONE, Geometry, draw_intervals, find_pieces, list_intervals, list_overlaps, match_lone
+from lpa3d.arrays.backend import on_device
 from lpa3d.cuda import sections as cuda_sections
+from lpa3d.propagation import sections as _sections
+from lpa3d.propagation.sections import (
+    ITEM,
+    LONE,
+    Geometry,
+    draw_intervals,
+    find_pieces,
+    list_intervals,
+    list_overlaps,
+    match_lone,
+)
 from strategies import annotated_blobs, class_volumes, moving_blobs
 from test_tiled_sections import every_class, one_of, rank, turn  # noqa: F401
 

@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lpa3d
-from lpa3d import _backend, cli, io
+from lpa3d import cli, io
+from lpa3d.arrays import backend as _backend
 from lpa3d.cuda.device import Device
 from lpa3d.errors import DeviceError, InputError, InputTypeError
-from lpa3d.tiled import schedulers
-from lpa3d.tiled.budget import SHARE, Room, choose_tile
-from lpa3d.tiled.estimate import weigh
-from lpa3d.tiled.stored import open_source
+from lpa3d.tiled.driver import schedulers
+from lpa3d.tiled.driver.budget import SHARE, Room, choose_tile
+from lpa3d.tiled.driver.stored import open_source
+from lpa3d.verbs.estimate import weigh
 from strategies import moving_blobs, tiled_volumes
 
 zarr = pytest.importorskip("zarr")
@@ -376,7 +377,7 @@ def test_a_full_device(kind, device, tmp_path, monkeypatch):
         monkeypatch.setattr("lpa3d.tiled.label.scan_tile", fail)
         advice = "finished tiles are kept.*LPA3D_NUM_THREADS"
     else:
-        monkeypatch.setattr("lpa3d._label.canonical_connectivity", fail)
+        monkeypatch.setattr("lpa3d.verbs.label.canonical_connectivity", fail)
         advice = "store the arrays as zarr and pass device='cuda' and a tile"
     change, where = {"memory": (np.copy, {}), "cuda": (device.bring, {}), "stored": (store, place("label", tmp_path))}[
         kind

@@ -14,10 +14,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from skimage.segmentation import watershed
 
-from lpa3d import _demo_case as case
-from lpa3d import _demo_parts as parts
-from lpa3d import _demo_slices as slices
 from lpa3d import cli, demo, io, phantom, plot
+from lpa3d.demo import case, parts, slices
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 import naive
-from lpa3d._differences import Difference, Differences, list_merges, list_missed, list_splits, list_spurious
-from lpa3d._overlap import Overlaps, count_overlaps
+from lpa3d.arrays.overlap import Overlaps, count_overlaps
 from lpa3d.errors import LibraryError
+from lpa3d.evaluation.differences import Difference, Differences, list_merges, list_missed, list_splits, list_spurious
 from strategies import shapes
 
 LISTS = {"splits": list_splits, "merges": list_merges, "missed": list_missed, "spurious": list_spurious}

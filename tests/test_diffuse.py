@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import naive
-from lpa3d import _diffuse
-from lpa3d._diffuse import diffuse
-from lpa3d._geodesic import cut_links, link_voxels, spread
-from lpa3d._neighbors import step_weights
-from lpa3d._reattach import clear_unseeded, reattach
-from lpa3d._rounds import run_rounds
+from lpa3d.arrays.neighbors import step_weights
+from lpa3d.arrays.rounds import run_rounds
+from lpa3d.propagation import diffusion as _diffuse
+from lpa3d.propagation.diffusion import diffuse
+from lpa3d.propagation.geodesic import cut_links, link_voxels, spread
+from lpa3d.propagation.reattachment import clear_unseeded, reattach
 from test_geodesic import cases, restate_links
 
 

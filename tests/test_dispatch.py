@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import lpa3d
-from lpa3d._dispatch import DEFAULTS
 from lpa3d.errors import InputError, InputTypeError
+from lpa3d.verbs.dispatch import DEFAULTS
 
 zarr = pytest.importorskip("zarr")
 

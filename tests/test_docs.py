@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import lpa3d
-from lpa3d._conventions import CONVENTIONS
+from lpa3d.evaluation.conventions import CONVENTIONS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "metrics.md"
 

@@ -14,12 +14,12 @@ import pytest
 
 import lpa3d
 from lpa3d import io
-from lpa3d._propagate import SWEEPS
 from lpa3d.errors import InputError, InputTypeError, Lpa3dError
-from lpa3d.tiled import budget, outputs, run
-from lpa3d.tiled.budget import COSTS, check_room, format_bytes
-from lpa3d.tiled.estimate import VERBS, format_seconds
-from lpa3d.tiled.grid import Grid
+from lpa3d.tiled.driver import budget, outputs, run
+from lpa3d.tiled.driver.budget import COSTS, check_room, format_bytes
+from lpa3d.tiled.driver.grid import Grid
+from lpa3d.verbs.estimate import VERBS, format_seconds
+from lpa3d.verbs.propagate import SWEEPS
 
 zarr = pytest.importorskip("zarr")
 dask_array = pytest.importorskip("dask.array")

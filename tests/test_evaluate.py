@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import lpa3d
-from lpa3d._classified import Sides, count_components
-from lpa3d._instances import match, tabulate_instances
-from lpa3d._metrics import LESS_IS_BETTER, PARTITION, SEMANTIC
-from lpa3d._overlap import VOID, Overlaps, add_overlaps, count_overlaps, find_boxes
+from lpa3d.arrays.overlap import VOID, Overlaps, add_overlaps, count_overlaps, find_boxes
+from lpa3d.evaluation.classified import Sides, count_components
+from lpa3d.evaluation.instances import match, tabulate_instances
+from lpa3d.evaluation.metrics import LESS_IS_BETTER, PARTITION, SEMANTIC
 from strategies import INTEGER_DTYPES, class_volumes, connectivities, laid_out, shapes
 
 FAR = 2**63 - 1

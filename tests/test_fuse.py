@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import lpa3d
 import naive
-from lpa3d._fuse import KINDS, Provenance, fuse
 from lpa3d.errors import InputError, InputTypeError, Lpa3dWarning
+from lpa3d.verbs.fuse import KINDS, Provenance, fuse
 from strategies import INTEGER_DTYPES, laid_out, shapes
 
 FAR = 2**63 - 9

@@ -9,10 +9,11 @@ from scipy.sparse.csgraph import dijkstra
 from skimage.segmentation import watershed
 
 import naive
-from lpa3d import _geodesic, _levels
-from lpa3d._geodesic import LIMIT, cut_links, link_voxels, spread
-from lpa3d._neighbors import neighbor_offsets, step_weights
+from lpa3d.arrays.neighbors import neighbor_offsets, step_weights
 from lpa3d.errors import RangeError
+from lpa3d.propagation import fronts as _levels
+from lpa3d.propagation import geodesic as _geodesic
+from lpa3d.propagation.geodesic import LIMIT, cut_links, link_voxels, spread
 from strategies import class_volumes, connectivities
 
 SPACINGS = [(1.0, 1.0, 1.0), (40.0, 8.0, 8.0), (1.0, 2.0, 3.0), (5.0, 5.0, 5.0)]

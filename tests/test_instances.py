@@ -10,9 +10,10 @@ from hypothesis.extra import numpy as hnp
 from scipy.optimize import linear_sum_assignment
 
 import naive
-from lpa3d import _instances
-from lpa3d._conventions import CONVENTIONS, Convention
-from lpa3d._instances import (
+from lpa3d.arrays.overlap import VOID, Overlaps
+from lpa3d.evaluation import instances as _instances
+from lpa3d.evaluation.conventions import CONVENTIONS, Convention
+from lpa3d.evaluation.instances import (
     list_matches,
     match,
     score_aggregated,
@@ -20,7 +21,6 @@ from lpa3d._instances import (
     score_ranking,
     tabulate_instances,
 )
-from lpa3d._overlap import VOID, Overlaps
 from lpa3d.kernels.matching import match_rows
 
 DEFAULT = CONVENTIONS["lpa3d"]

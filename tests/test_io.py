@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lpa3d import io
-from lpa3d._outputs import ASIDE, TEMPORARY, Cancelled, Outputs
 from lpa3d.errors import InputError, InputTypeError, Lpa3dError, Lpa3dWarning
+from lpa3d.files.outputs import ASIDE, TEMPORARY, Cancelled, Outputs
 
 DTYPES = ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 SUFFIXES = ["zarr", "npy", "nii", "nii.gz", "tif", "tiff", "h5", "hdf5"]

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import lpa3d
 import naive
-from lpa3d import _label
-from lpa3d._label import find_components
 from lpa3d.errors import InputError, InputTypeError
 from lpa3d.kernels.unionfind import rank_sets, unite_sets
+from lpa3d.verbs import label as _label
+from lpa3d.verbs.label import find_components
 from strategies import CONNECTIVITIES, INTEGER_DTYPES, class_volumes, connectivities, laid_out
 
 RANK = {6: 1, 18: 2, 26: 3}

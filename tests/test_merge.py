@@ -8,8 +8,8 @@ from hypothesis.extra import numpy as hnp
 
 import lpa3d
 import naive
-from lpa3d._pairs import flag_first, sort_pairs
-from lpa3d._unite import check_links, unite_ids
+from lpa3d.arrays.pairs import flag_first, sort_pairs
+from lpa3d.arrays.unite import check_links, unite_ids
 from lpa3d.errors import InputError, InputTypeError
 
 IDS = [1, 2, 3, 4, 5, 6, 7, 2**53, 2**53 + 1, 2**63 - 1]

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import naive
-from lpa3d._conventions import CONVENTIONS
-from lpa3d._overlap import Overlaps, add_overlaps
-from lpa3d._partition import score_partition
+from lpa3d.arrays.overlap import Overlaps, add_overlaps
+from lpa3d.evaluation.conventions import CONVENTIONS
+from lpa3d.evaluation.partition import score_partition
 
 NAMES = ["rand_index", "rand_error", "arand", "rand_split", "rand_merge"]
 NAMES += ["voi_split", "voi_merge", "voi", "nvi", "v_rand", "v_info", "cremi"]

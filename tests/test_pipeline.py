@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import lpa3d
-from lpa3d import _pipeline, _propagate, cli, io, phantom
-from lpa3d._dispatch import DEFAULTS
+from lpa3d import cli, io, phantom
+from lpa3d.commands import pipeline_file as _pipeline
+from lpa3d.verbs import propagate as _propagate
+from lpa3d.verbs.dispatch import DEFAULTS
 from test_cli import assert_refused, assert_refused_unread, interrupted, names, run
 from test_cli_stitch import BAD, DEPTH, class_map, expert, sections
 
@@ -759,7 +761,7 @@ def test_what_is_opened_without_numba(files):
 
 
 def test_volumes_that_memory_cannot_hold_are_refused(files, monkeypatch, capsys):
-    from lpa3d.tiled import budget
+    from lpa3d.tiled.driver import budget
 
     monkeypatch.setattr(budget, "available_memory", lambda: 10_000)
     Path("config.toml").write_text(ALL)

@@ -13,8 +13,8 @@ from PIL import Image
 
 import lpa3d
 from lpa3d import plot
-from lpa3d._metrics import FRACTIONS, LESS_IS_BETTER
 from lpa3d.errors import InputError, InputTypeError, LibraryError
+from lpa3d.evaluation.metrics import FRACTIONS, LESS_IS_BETTER
 
 NAMES = {1: "nucleus", 2: "droplet", 3: "centriole"}
 REFERENCE = np.array([[1, 1, 1, 0, 2, 2, 2, 2, 0, 2]])

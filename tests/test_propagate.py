@@ -622,7 +622,7 @@ def filled(value, dtype=None):
 def test_bad_input(wrong, error, message, monkeypatch):
     # Before any work: not even the census of the seeds but where that finds it.
     if "classes" not in message:
-        monkeypatch.setattr("lpa3d._propagate.take_census", None)
+        monkeypatch.setattr("lpa3d.verbs.propagate.take_census", None)
     with pytest.raises(error, match=message) as caught:
         lpa3d.propagate(**({"volume": VOLUME, "seeds": SEEDS} | wrong))
     assert isinstance(caught.value, TypeError if error is InputTypeError else ValueError)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 import lpa3d
 import naive
-from lpa3d import _stitch
-from lpa3d._stitch import stitch
 from lpa3d.errors import InputError, InputTypeError, Lpa3dWarning
+from lpa3d.verbs import stitch as _stitch
+from lpa3d.verbs.stitch import stitch
 from strategies import laid_out, moving_blobs
 
 BIG = 2**63 - 1

@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 import naive
-from lpa3d import _surfaces
-from lpa3d._surfaces import surface_distances
+from lpa3d.evaluation import surfaces as _surfaces
+from lpa3d.evaluation.surfaces import surface_distances
 from strategies import INTEGER_DTYPES, shapes
 
 spacings = st.tuples(*[st.sampled_from([0.5, 1, 1.3, 8, 40])] * 3)

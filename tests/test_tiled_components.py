@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lpa3d
-from lpa3d import _label
-from lpa3d._label import find_components
 from lpa3d.kernels import faces
 from lpa3d.tiled import components as tiled
-from lpa3d.tiled.grid import Grid
-from lpa3d.tiled.run import Options, open_run
-from lpa3d.tiled.scratch import Scratch
-from lpa3d.tiled.stored import Source, open_source
+from lpa3d.tiled.driver.grid import Grid
+from lpa3d.tiled.driver.run import Options, open_run
+from lpa3d.tiled.driver.scratch import Scratch
+from lpa3d.tiled.driver.stored import Source, open_source
+from lpa3d.verbs import label as _label
+from lpa3d.verbs.label import find_components
 from strategies import CONNECTIVITIES, connectivities, tiled_volumes
 from test_label import serpentine
 

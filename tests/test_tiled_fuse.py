@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpa3d._fuse import Fused, fuse
 from lpa3d.errors import InputError, InputTypeError
 from lpa3d.tiled import fuse as tiled
-from lpa3d.tiled.run import Options
+from lpa3d.tiled.driver.run import Options
+from lpa3d.verbs.fuse import Fused, fuse
 from test_fuse import SOURCES, cases
 from test_tiled_stitch import draw_sides, run, store
 

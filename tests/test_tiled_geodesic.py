@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpa3d._geodesic import LIMIT, link_voxels, spread
-from lpa3d._neighbors import step_weights
+from lpa3d.arrays.neighbors import step_weights
 from lpa3d.errors import RangeError
+from lpa3d.propagation.geodesic import LIMIT, link_voxels, spread
 from lpa3d.tiled import geodesic
+from lpa3d.tiled.driver.grid import Grid
+from lpa3d.tiled.driver.run import Options, open_run
+from lpa3d.tiled.driver.stored import Source, open_source
 from lpa3d.tiled.geodesic import settle, spread_tiles
-from lpa3d.tiled.grid import Grid
-from lpa3d.tiled.run import Options, open_run
-from lpa3d.tiled.stored import Source, open_source
 from test_geodesic import cases, make_serpentine
 
 zarr = pytest.importorskip("zarr")

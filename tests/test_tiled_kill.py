@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from lpa3d.errors import InputError
-from lpa3d.tiled.journal import Journal
-from lpa3d.tiled.scratch import Folder
+from lpa3d.tiled.driver.journal import Journal
+from lpa3d.tiled.driver.scratch import Folder
 
 zarr = pytest.importorskip("zarr")
 

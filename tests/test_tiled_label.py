@@ -69,7 +69,7 @@ def test_volumes_too_large_for_32_bits(tmp_path, monkeypatch):
     volume = np.random.default_rng(2).integers(0, 2, (9, 20, 30)).astype(np.uint8)
     array = store(tmp_path / "v.zarr", volume)
     expected = lpa3d.label(volume)
-    monkeypatch.setattr("lpa3d._label.WIDE", 1)
+    monkeypatch.setattr("lpa3d.verbs.label.WIDE", 1)
     labels = lpa3d.label(array, out=tmp_path / "o.zarr", tile=8)
     assert labels.dtype == np.uint64
     np.testing.assert_array_equal(labels[...], expected)

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpa3d.errors import InputError, InputTypeError, Lpa3dError
-from lpa3d.tiled.budget import choose_tile, parse_memory
-from lpa3d.tiled.grid import Box, Grid
-from lpa3d.tiled.journal import Journal
-from lpa3d.tiled.outputs import Wanted, check_storage, choose_layout
-from lpa3d.tiled.run import Options, TileError, open_run
-from lpa3d.tiled.scratch import Folder, Scratch, StoreFolder
-from lpa3d.tiled.stored import open_source
+from lpa3d.tiled.driver.budget import choose_tile, parse_memory
+from lpa3d.tiled.driver.grid import Box, Grid
+from lpa3d.tiled.driver.journal import Journal
+from lpa3d.tiled.driver.outputs import Wanted, check_storage, choose_layout
+from lpa3d.tiled.driver.run import Options, TileError, open_run
+from lpa3d.tiled.driver.scratch import Folder, Scratch, StoreFolder
+from lpa3d.tiled.driver.stored import open_source
 
 zarr = pytest.importorskip("zarr")
 
@@ -104,7 +104,7 @@ def test_scratch_gives_back_what_was_put(tmp_path: Path) -> None:
 
 
 def test_a_blob_larger_than_a_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lpa3d.tiled.scratch.FRAME", 1000)
+    monkeypatch.setattr("lpa3d.tiled.driver.scratch.FRAME", 1000)
     scratch = Scratch(Folder(tmp_path))
     array = np.arange(12345, dtype=np.int64).reshape(5, -1)
     scratch.put("k", a=array)
@@ -614,8 +614,8 @@ def test_killed_while_outputs_are_moved(volume: Path, tmp_path: Path, at: int, m
 
     child = os.fork()
     if not child:
-        monkeypatch.setattr("lpa3d.tiled.outputs.os.rename", deadly(os.rename))
-        monkeypatch.setattr("lpa3d.tiled.outputs.shutil.rmtree", deadly(shutil.rmtree))
+        monkeypatch.setattr("lpa3d.tiled.driver.outputs.os.rename", deadly(os.rename))
+        monkeypatch.setattr("lpa3d.tiled.driver.outputs.shutil.rmtree", deadly(shutil.rmtree))
         try:
             run_two(volume, places, overwrite=True)
         finally:
@@ -638,7 +638,7 @@ def test_a_result_that_was_taken_away_is_not_made_up(volume: Path, tmp_path: Pat
     places = {"a": tmp_path / "a.zarr", "b": tmp_path / "b.zarr"}
     child = os.fork()
     if not child:
-        from lpa3d.tiled import run
+        from lpa3d.tiled.driver import run
 
         run._sweep = lambda *_: os.kill(os.getpid(), signal.SIGKILL) if places["b"].exists() else None
         try:

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpa3d import _sections, phantom
+from lpa3d import phantom
+from lpa3d.propagation import sections as _sections
 from lpa3d.tiled import sections as tiled
-from lpa3d.tiled.grid import Grid
-from lpa3d.tiled.scratch import Folder, Scratch
+from lpa3d.tiled.driver.grid import Grid
+from lpa3d.tiled.driver.scratch import Folder, Scratch
 from strategies import moving_blobs
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpa3d._stitch import stitch
 from lpa3d.errors import InputError, InputTypeError
 from lpa3d.tiled import stitch as tiled
-from lpa3d.tiled.run import Options
+from lpa3d.tiled.driver.run import Options
+from lpa3d.verbs.stitch import stitch
 from test_stitch import BIG, draw_case, shuffle
 
 zarr = pytest.importorskip("zarr")

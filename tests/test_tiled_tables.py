@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lpa3d
-from lpa3d._contacts import Counts, add_counts, count_pairs
 from lpa3d.errors import InputError, InputTypeError, Lpa3dWarning
 from lpa3d.tiled import merge as tiled_merge
 from lpa3d.tiled import surfaces as tiled_surfaces
-from lpa3d.tiled import tables
+from lpa3d.tiled.driver import tables
+from lpa3d.verbs.contacts import Counts, add_counts, count_pairs
 from strategies import CONNECTIVITIES
 
 zarr = pytest.importorskip("zarr")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import naive
-from lpa3d._warping import count_unwarped, warp_reference
+from lpa3d.evaluation.warping import count_unwarped, warp_reference
 from lpa3d.kernels.warping import is_simple, tabulate_squares, warp_mask
 from strategies import CONNECTIVITIES, connectivities, shapes
 

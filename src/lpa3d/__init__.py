@@ -6,16 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._contacts import Contacts, contacts
-    from ._conventions import Convention
-    from ._evaluate import evaluate
-    from ._evaluation import Evaluation
-    from ._fuse import Conflicts, Fused, Provenance, fuse
-    from ._label import label
-    from ._merge import merge
-    from ._propagate import propagate
-    from ._stitch import stitch
-    from .tiled.estimate import Estimate, estimate
+    from .evaluation.conventions import Convention
+    from .evaluation.result import Evaluation
+    from .verbs.contacts import Contacts, contacts
+    from .verbs.estimate import Estimate, estimate
+    from .verbs.evaluate import evaluate
+    from .verbs.fuse import Conflicts, Fused, Provenance, fuse
+    from .verbs.label import label
+    from .verbs.merge import merge
+    from .verbs.propagate import propagate
+    from .verbs.stitch import stitch
 
 __all__ = [
     "Conflicts",
@@ -35,25 +35,25 @@ __all__ = [
     "stitch",
 ]
 
-__version__ = "0.1.0"
+from ._version import __version__ as __version__
 
 # Verbs are loaded when first asked for: Numba takes longer to import than `lpa3d --help` may take to answer.
 _HOMES = {
-    "Conflicts": "_fuse",
-    "Contacts": "_contacts",
-    "Convention": "_conventions",
-    "Estimate": "tiled.estimate",
-    "Evaluation": "_evaluation",
-    "Fused": "_fuse",
-    "Provenance": "_fuse",
-    "contacts": "_contacts",
-    "estimate": "tiled.estimate",
-    "evaluate": "_evaluate",
-    "fuse": "_fuse",
-    "label": "_label",
-    "merge": "_merge",
-    "propagate": "_propagate",
-    "stitch": "_stitch",
+    "Conflicts": "verbs.fuse",
+    "Contacts": "verbs.contacts",
+    "Convention": "evaluation.conventions",
+    "Estimate": "verbs.estimate",
+    "Evaluation": "evaluation.result",
+    "Fused": "verbs.fuse",
+    "Provenance": "verbs.fuse",
+    "contacts": "verbs.contacts",
+    "estimate": "verbs.estimate",
+    "evaluate": "verbs.evaluate",
+    "fuse": "verbs.fuse",
+    "label": "verbs.label",
+    "merge": "verbs.merge",
+    "propagate": "verbs.propagate",
+    "stitch": "verbs.stitch",
 }
 
 

@@ -21,11 +21,11 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from . import __version__
-from ._counts import count_values, summarize
-from ._evaluate_command import add_evaluate_arguments, run_evaluate
-from ._fuse_command import add_fuse_arguments, run_fuse
-from ._inputs import (
+from ._version import __version__
+from .commands.counts import count_values, summarize
+from .commands.evaluate import add_evaluate_arguments, run_evaluate
+from .commands.fuse import add_fuse_arguments, run_fuse
+from .commands.inputs import (
     add_connectivity,
     add_spacing,
     check_same_place,
@@ -38,11 +38,11 @@ from ._inputs import (
     read_table,
     suggest,
 )
-from ._job import BROKEN_PIPE, FAILED, INTERRUPTED, UNUSABLE, Job, attend, report
-from ._pipeline_command import add_pipeline_arguments, run_pipeline
-from ._stitch_command import add_stitch_arguments, run_stitch
-from ._terminal import Terminal
-from ._tiling import Tiling, add_device, add_tiling, find_tiling
+from .commands.job import BROKEN_PIPE, FAILED, INTERRUPTED, UNUSABLE, Job, attend, report
+from .commands.pipeline import add_pipeline_arguments, run_pipeline
+from .commands.stitch import add_stitch_arguments, run_stitch
+from .commands.terminal import Terminal
+from .commands.tiling import Tiling, add_device, add_tiling, find_tiling
 from .io import Volume, plan
 
 __all__ = ["main"]

@@ -39,12 +39,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._backend import is_on_device
-from ._outputs import ASIDE, TEMPORARY, Output, Outputs
-from ._threads import num_threads, run_all
+from .arrays.backend import is_on_device
+from .arrays.threads import num_threads, run_all
 from .errors import InputError, InputTypeError, LibraryError, Lpa3dError, Lpa3dWarning
+from .files.outputs import ASIDE, TEMPORARY, Output, Outputs
 
-__all__ = ["FileError", "Geometry", "LibraryError", "Target", "Volume", "open_volume", "plan", "read", "write"]
+__all__ = [
+    "FileError",
+    "Geometry",
+    "LibraryError",
+    "Target",
+    "Volume",
+    "locate",
+    "open_volume",
+    "plan",
+    "read",
+    "write",
+    "zarr_target",
+]
 
 Array = npt.NDArray[Any]
 Progress = Callable[[float], None]

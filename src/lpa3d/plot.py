@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ._metrics import FRACTIONS, LESS_IS_BETTER, MATCHING, SUMMED
 from .errors import InputError, InputTypeError, LibraryError
+from .evaluation.metrics import FRACTIONS, LESS_IS_BETTER, MATCHING, SUMMED
 
 if TYPE_CHECKING:
-    from ._evaluation import Evaluation
+    from .evaluation.result import Evaluation
 
 __all__ = ["Column", "Row", "class_colors", "distinct_colors", "heatmap", "overview"]
 
@@ -268,7 +268,7 @@ def heatmap(
 
 def _check_methods(evaluation: Any) -> dict[str, Evaluation]:
     """Return evaluations by method; a single one is of a method without a name."""
-    from ._evaluation import Evaluation
+    from .evaluation.result import Evaluation
 
     methods = {"": evaluation} if isinstance(evaluation, Evaluation) else evaluation
     if not isinstance(methods, Mapping) or not all(isinstance(one, Evaluation) for one in methods.values()):

@@ -14,7 +14,9 @@ from ._jit import jit
 
 __all__ = [
     "IGNORED",
+    "SUBPIXEL",
     "average_motions",
+    "divide_even",
     "draw_planes",
     "list_overlaps",
     "list_templates",

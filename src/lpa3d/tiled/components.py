@@ -52,16 +52,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .._label import WIDE, Components, Slab, find_components
-from .._neighbors import neighbor_offsets
+from ..arrays.neighbors import neighbor_offsets
 from ..kernels import faces as kernels
 from ..kernels.label import count_runs
 from ..kernels.unionfind import rank_sets
-from .grid import Grid
+from ..verbs.label import WIDE, Components, Slab, find_components
+from .driver.grid import Grid
 
 if TYPE_CHECKING:
-    from .run import Run
-    from .scratch import Scratch
+    from .driver.run import Run
+    from .driver.scratch import Scratch
 
 __all__ = [
     "Totals",

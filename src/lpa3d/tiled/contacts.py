@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._checks import canonical_connectivity
-from .._classes import list_pairs
-from .._contacts import (
+from ..arrays.checks import canonical_connectivity
+from ..arrays.classes import list_pairs
+from ..arrays.neighbors import neighbor_offsets
+from ..verbs.contacts import (
     Contacts,
     Counts,
     add_counts,
@@ -29,12 +30,11 @@ from .._contacts import (
     image_scale,
     tabulate,
 )
-from .._neighbors import neighbor_offsets
-from .grid import Box, Grid
-from .run import Options, Run, open_run
-from .scratch import Scratch
-from .stored import Source, check_id_values, check_ids, open_source, same_shape
-from .tables import fold
+from .driver.grid import Box, Grid
+from .driver.run import Options, Run, open_run
+from .driver.scratch import Scratch
+from .driver.stored import Source, check_id_values, check_ids, open_source, same_shape
+from .driver.tables import fold
 
 __all__ = ["contacts", "fold_counts", "map_counts", "tile_key"]
 

@@ -21,11 +21,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .. import _label
-from .._classes import ClassPairs, list_pairs
-from .._classified import Classified, Sides, classify_classes, classify_components, classify_ids
-from .._conventions import Convention
-from .._evaluate import (
+from ..arrays.classes import ClassPairs, list_pairs
+from ..arrays.overlap import Overlaps, add_overlaps, count_overlaps, shift_overlaps
+from ..arrays.threads import split
+from ..errors import InputError, InputTypeError
+from ..evaluation.classified import Classified, Sides, classify_classes, classify_components, classify_ids
+from ..evaluation.conventions import Convention
+from ..evaluation.result import Evaluation
+from ..evaluation.warping import count_unwarped
+from ..verbs import label as _label
+from ..verbs.evaluate import (
     Foreground,
     Request,
     check_ignore,
@@ -36,18 +41,13 @@ from .._evaluate import (
     report,
     separate_masks,
 )
-from .._evaluation import Evaluation
-from .._overlap import Overlaps, add_overlaps, count_overlaps, shift_overlaps
-from .._threads import split
-from .._warping import count_unwarped
-from ..errors import InputError, InputTypeError
 from .components import local_numbers, open_sides, recall_components, run_join, scan_tile, write_numbers
-from .grid import Box, Grid
-from .run import Options, Run, open_run
-from .scratch import Scratch
-from .stored import Source, check_classes, check_id_values, check_ids, open_source, same_shape
+from .driver.grid import Box, Grid
+from .driver.run import Options, Run, open_run
+from .driver.scratch import Scratch
+from .driver.stored import Source, check_classes, check_id_values, check_ids, open_source, same_shape
+from .driver.tables import digest, fold, unite_rows
 from .surfaces import measure_surfaces
-from .tables import digest, fold, unite_rows
 
 __all__ = ["evaluate"]
 

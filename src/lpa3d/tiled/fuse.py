@@ -20,8 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._checks import MAX_ID, class_map, instance_ids, seal
-from .._fuse import (
+from ..arrays.checks import MAX_ID, class_map, instance_ids, seal
+from ..arrays.threads import run_all
+from ..errors import InputError, InputTypeError
+from ..kernels.fuse import find_keys, index_combinations
+from ..verbs.fuse import (
     CLASSES,
     INSTANCES,
     SLICES,
@@ -40,16 +43,13 @@ from .._fuse import (
     settle,
     write_tables,
 )
-from .._fuse import Source as SourceName
-from .._threads import run_all
-from ..errors import InputError, InputTypeError
-from ..kernels.fuse import find_keys, index_combinations
-from .grid import Box, Grid
-from .outputs import Sink, Wanted
-from .run import Options, open_run
-from .scratch import Scratch
-from .stored import Source, check_classes, check_id_values, check_ids, is_url, open_source, same_shape
-from .tables import digest, fold
+from ..verbs.fuse import Source as SourceName
+from .driver.grid import Box, Grid
+from .driver.outputs import Sink, Wanted
+from .driver.run import Options, open_run
+from .driver.scratch import Scratch
+from .driver.stored import Source, check_classes, check_id_values, check_ids, is_url, open_source, same_shape
+from .driver.tables import digest, fold
 
 __all__ = ["fuse"]
 

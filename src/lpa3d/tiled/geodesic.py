@@ -34,12 +34,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .._geodesic import LIMIT, NO_COST, Keys, has_unit_steps, link_voxels, make_keys, range_error
-from .._neighbors import neighbor_offsets
+from ..arrays.neighbors import neighbor_offsets
 from ..kernels import geodesic as kernels
-from .grid import Box, Grid
-from .run import Run
-from .scratch import Scratch
+from ..propagation.geodesic import LIMIT, NO_COST, Keys, has_unit_steps, link_voxels, make_keys, range_error
+from .driver.grid import Box, Grid
+from .driver.run import Run
+from .driver.scratch import Scratch
 
 if TYPE_CHECKING:
     from ..cuda.geodesic import Keys as DeviceKeys

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import _label
-from .._checks import canonical_connectivity
+from ..arrays.checks import canonical_connectivity
+from ..verbs import label as _label
 from .components import cut_slices, local_numbers, open_sides, recall_components, run_join, scan_tile, write_numbers
-from .grid import Box, Grid
-from .outputs import Sink, Wanted
-from .run import Options, open_run
-from .scratch import Scratch
-from .stored import Source, check_classes, open_source
+from .driver.grid import Box, Grid
+from .driver.outputs import Sink, Wanted
+from .driver.run import Options, open_run
+from .driver.scratch import Scratch
+from .driver.stored import Source, check_classes, open_source
 
 __all__ = ["label"]
 

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._classes import ClassPairs
-from .._contacts import Counts, list_ids
-from .._merge import Rules, check_rules, decide
-from .._relabel import relabel
+from ..arrays.classes import ClassPairs
+from ..arrays.relabel import relabel
+from ..verbs.contacts import Counts, list_ids
+from ..verbs.merge import Rules, check_rules, decide
 from .contacts import fold_counts, map_counts, tile_key
-from .grid import Box, Grid
-from .outputs import Sink, Wanted
-from .run import Options, open_run
-from .scratch import Scratch
-from .stored import Source, check_classes, check_ids, open_source, same_shape
-from .tables import digest, fold, unite_rows
+from .driver.grid import Box, Grid
+from .driver.outputs import Sink, Wanted
+from .driver.run import Options, open_run
+from .driver.scratch import Scratch
+from .driver.stored import Source, check_classes, check_ids, open_source, same_shape
+from .driver.tables import digest, fold, unite_rows
 
 __all__ = ["merge"]
 

@@ -30,7 +30,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .._census import (
+from ..arrays.checks import instance_ids
+from ..arrays.threads import run_all
+from ..arrays.warn import warn
+from ..errors import InputError
+from ..kernels.census import join_seeds, split_seeds
+from ..propagation.census import (
     Count,
     Slices,
     add_rows,
@@ -44,11 +49,10 @@ from .._census import (
     select,
     settle_census,
 )
-from .._checks import instance_ids
-from .._diffuse import conductances, diffuse
-from .._geodesic import link_voxels
-from .._label import Components, find_components
-from .._propagate import (
+from ..propagation.diffusion import conductances, diffuse
+from ..propagation.geodesic import link_voxels
+from ..verbs.label import Components, find_components
+from ..verbs.propagate import (
     Rules,
     check_cost,
     check_rules,
@@ -59,10 +63,6 @@ from .._propagate import (
     steps_of_cost,
     sweeps_of_labels,
 )
-from .._threads import run_all
-from .._warn import warn
-from ..errors import InputError
-from ..kernels.census import join_seeds, split_seeds
 from .components import (
     Totals,
     local_flags,
@@ -73,13 +73,13 @@ from .components import (
     scan_tile,
     write_numbers,
 )
+from .driver.grid import Box, Grid, Place
+from .driver.outputs import Sink, Wanted
+from .driver.run import Options, Run, open_run
+from .driver.scratch import Scratch, ScratchVolume
+from .driver.stored import Source, check_classes, check_ids, open_source, same_shape
 from .geodesic import Spread, settle, spread_tiles
-from .grid import Box, Grid, Place
-from .outputs import Sink, Wanted
-from .run import Options, Run, open_run
-from .scratch import Scratch, ScratchVolume
 from .sections import Drawing, draw_tile, run_sections
-from .stored import Source, check_classes, check_ids, open_source, same_shape
 
 __all__ = ["propagate"]
 

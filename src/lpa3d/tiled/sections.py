@@ -27,9 +27,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .._checks import class_map
-from .._label import WIDE
-from .._sections import (
+from ..arrays.checks import class_map
+from ..propagation.sections import (
     ITEM,
     LONE,
     LOOK,
@@ -53,11 +52,12 @@ from .._sections import (
     swept_boxes,
     weigh_motions,
 )
-from .grid import Box, Grid, Place
-from .scratch import Scratch, ScratchVolume
+from ..verbs.label import WIDE
+from .driver.grid import Box, Grid, Place
+from .driver.scratch import Scratch, ScratchVolume
 
 if TYPE_CHECKING:
-    from .run import Run
+    from .driver.run import Run
 
 __all__ = ["Drawing", "Reads", "Sections", "draw_tile", "run_sections"]
 

@@ -26,10 +26,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._chains import Chains, Moves, Sections, gather_pairs
-from .._checks import as_bits, class_map, seal
-from .._overlap import count_overlaps
-from .._stitch import (
+from ..arrays.checks import as_bits, class_map, seal
+from ..arrays.overlap import count_overlaps
+from ..arrays.unite import unite_musts
+from ..kernels import stitch as kernels
+from ..linking.chains import Chains, Moves, Sections, gather_pairs
+from ..verbs.stitch import (
     WIDE,
     check_axis,
     check_bad,
@@ -46,14 +48,12 @@ from .._stitch import (
     number_sections,
     refuse_mapping,
 )
-from .._unite import unite_musts
-from ..kernels import stitch as kernels
-from .grid import Box, Grid
-from .outputs import Sink, Wanted
-from .run import Options, Run, open_run
-from .scratch import Scratch
-from .stored import Source, check_classes, check_id_values, check_ids, open_source, same_shape
-from .tables import digest
+from .driver.grid import Box, Grid
+from .driver.outputs import Sink, Wanted
+from .driver.run import Options, Run, open_run
+from .driver.scratch import Scratch
+from .driver.stored import Source, check_classes, check_id_values, check_ids, open_source, same_shape
+from .driver.tables import digest
 
 __all__ = ["stitch"]
 

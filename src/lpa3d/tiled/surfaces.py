@@ -19,16 +19,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._checks import as_bits, seal
-from .._classified import Sides
-from .._overlap import VOID, Overlaps
-from .._surfaces import measure_lists
-from .._threads import num_threads
+from ..arrays.checks import as_bits, seal
+from ..arrays.overlap import Overlaps
+from ..arrays.threads import num_threads
+from ..evaluation.classified import Sides
+from ..evaluation.surfaces import measure_lists
+from ..kernels.overlap import VOID
 from ..kernels.relabel import index_ids
 from ..kernels.surfaces import list_surfaces
-from .grid import Box, Grid
-from .run import Run
-from .scratch import Scratch
+from .driver.grid import Box, Grid
+from .driver.run import Run
+from .driver.scratch import Scratch
 
 __all__ = ["measure_surfaces"]
 

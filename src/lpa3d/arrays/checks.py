@@ -1,0 +1,182 @@
+"""The one door: every argument is checked here, before any work, and made canonical.
+
+Behind it arrays are ``(Z, Y, X)``, C-ordered, in native byte order, of an unsigned dtype (class maps, where only
+equality counts) or of int64 or narrower (ids). A copy is made only where the input is not canonical already. Arrays on
+a CUDA device pass the same checks and stay there.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError, InputTypeError
+from .backend import array_module, find_device, is_on_device
+
+__all__ = [
+    "MAX_ID",
+    "as_bits",
+    "canonical_connectivity",
+    "canonical_out",
+    "canonical_spacing",
+    "check_array",
+    "class_map",
+    "instance_ids",
+    "is_integral",
+    "max_id",
+    "same_shape",
+    "seal",
+]
+
+MAX_ID = 2**63 - 1
+
+_CONNECTIVITY = {1: 6, 2: 18, 3: 26, 6: 6, 18: 18, 26: 26}
+
+
+def is_integral(dtype: np.dtype[Any]) -> bool:
+    """Return whether `dtype` holds booleans or integers."""
+    return dtype.kind in "bui"
+
+
+def check_array(array: Any, name: str) -> npt.NDArray[Any]:
+    """Refuse anything but a 2D or 3D array of booleans, integers or floats, NumPy's (masked ones lose their mask) or
+    CuPy's."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputTypeError(f"{name} is a masked array, whose mask would be lost; pass {name}.filled(0)")
+    if is_on_device(array):
+        find_device(array)
+    elif not isinstance(array, np.ndarray):
+        raise InputTypeError(
+            f"{name} is a {type(array).__module__}.{type(array).__qualname__}; a NumPy array is needed: pass "
+            + (f"lpa3d.io.read({name})" if isinstance(array, (str, Path)) else f"numpy.asarray({name})")
+        )
+    if array.dtype.kind not in "buif":
+        raise InputTypeError(f"{name} has dtype {array.dtype}; an array of bool or integers is needed")
+    if array.ndim not in (2, 3):
+        raise InputError(f"{name} has {array.ndim} dimensions, shape {array.shape}; (Z, Y, X) or (Y, X) is needed")
+    return array if is_on_device(array) else np.asarray(array)
+
+
+def _canonical(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return `array` as 3D, C-ordered and in native byte order, copied only where it is not."""
+    if array.ndim == 2:
+        array = array[np.newaxis]
+    contiguous: npt.NDArray[Any] = array_module(array).ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    return contiguous
+
+
+def class_map(volume: Any, name: str = "volume") -> npt.NDArray[Any]:
+    """Return a class map as canonical uint8, uint16, uint32 or uint64 of the same bits (0 stays background)."""
+    array = check_array(volume, name)
+    if array.dtype.kind == "f":
+        raise InputTypeError(
+            f"{name} has dtype {array.dtype}; a class map is bool or integer. Threshold it ({name} > 0.5), or pass "
+            f"the image as cost= of propagate"
+        )
+    array = _canonical(array)
+    return array.view(np.dtype(f"u{array.dtype.itemsize}"))
+
+
+def max_id(ids: npt.NDArray[Any]) -> int:
+    """Return the largest value of `ids`, 0 where it is empty."""
+    return int(ids.max()) if ids.size else 0
+
+
+def instance_ids(array: Any, name: str) -> npt.NDArray[Any]:
+    """Return instance ids as canonical integers of their own dtype, none negative, none above 2**63 - 1."""
+    ids = check_array(array, name)
+    if ids.dtype.kind == "f":
+        if bool((ids == array_module(ids).rint(ids)).all()):
+            raise InputTypeError(f"{name} has dtype {ids.dtype}; ids are integers: pass {name}.astype('int64')")
+        raise InputTypeError(
+            f"{name} has dtype {ids.dtype} and values that are no whole numbers; ids are integers: label what it "
+            f"shows, e.g. lpa3d.label({name} > 0.5)"
+        )
+    ids = _canonical(ids)
+    if ids.dtype.kind == "b":
+        return ids.view(np.uint8)
+    if ids.dtype.kind == "i" and ids.size and int(ids.min()) < 0:
+        raise InputError(f"{name} holds negative ids, the smallest is {int(ids.min())}; 0 is none, ids are > 0")
+    if ids.dtype == np.uint64 and max_id(ids) > MAX_ID:
+        raise InputError(f"{name} holds ids up to {max_id(ids)}; at most 2**63 - 1 is possible")
+    return ids
+
+
+def as_bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a view of integers or booleans as uint8, uint16, uint32 or int64: one compiled kernel for each width."""
+    return array.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.int64}[array.dtype.itemsize])
+
+
+def seal(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a read-only view: Numba compiles anew for writeable and read-only arrays."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def same_shape(array: npt.NDArray[Any], name: str, other: npt.NDArray[Any], other_name: str) -> None:
+    """Refuse two arrays of different shapes; call it before either is made canonical."""
+    if array.shape != other.shape:
+        raise InputError(
+            f"{name} has shape {array.shape} but {other_name} has shape {other.shape}; they must be the same"
+        )
+
+
+def canonical_connectivity(connectivity: Any) -> int:
+    """Return 6, 18 or 26 for one of those or for scikit-image's 1, 2, 3."""
+    try:
+        return _CONNECTIVITY[operator.index(connectivity)]
+    except (TypeError, KeyError):
+        raise InputError(f"connectivity is {connectivity!r}; 6, 18 or 26 is needed (or 1, 2, 3 for the same)") from None
+
+
+def canonical_spacing(spacing: Any, ndim: int) -> tuple[float, float, float]:
+    """Return `spacing` as three positive floats ``(z, y, x)``; two suffice for a 2D array."""
+    try:
+        values = tuple(float(value) for value in spacing)
+    except (TypeError, ValueError):
+        raise InputTypeError(f"spacing is {spacing!r}; three numbers (z, y, x) are needed, e.g. (40, 8, 8)") from None
+    if ndim == 2 and len(values) == 2:
+        # The one slice has no neighbours along z; its thickness only must not become the smallest side.
+        values = (max(values), *values)
+    if len(values) != 3:
+        needed = "two or three" if ndim == 2 else "three"
+        raise InputError(f"spacing {spacing!r} has {len(values)} values; {needed} are needed for a {ndim}D array")
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        raise InputError(f"spacing is {spacing!r}; every value must be finite and > 0")
+    return values[0], values[1], values[2]
+
+
+def canonical_out(
+    out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Sequence[Any]
+) -> npt.NDArray[Any] | None:
+    """Check `out` against the result's shape and dtype and return it as 3D; None stays None.
+
+    Raises
+    ------
+    InputTypeError, InputError
+        If `out` is no array of the kind of `inputs` (NumPy, CuPy), has another shape or dtype, is not C-ordered or
+        writeable, or shares memory with one of `inputs`.
+    """
+    if out is None:
+        return None
+    on_device = is_on_device(inputs[0])
+    library = "CuPy" if on_device else "NumPy"
+    need = f"{library.lower()}.empty({shape}, {dtype.name!r})"
+    if not (is_on_device(out) if on_device else isinstance(out, np.ndarray)):
+        raise InputTypeError(f"out is a {type(out).__qualname__}; a {library} array is needed: out={need}")
+    if out.shape != shape or out.dtype != dtype:
+        raise InputError(f"out has shape {out.shape} and dtype {out.dtype}; needed is out={need}")
+    if not (out.flags.c_contiguous and (on_device or out.flags.writeable)):
+        raise InputError(f"out must be C-contiguous and writeable: out={need}")
+    kind, may_share = (type(out) if on_device else np.ndarray), array_module(out).may_share_memory
+    if any(isinstance(array, kind) and may_share(out, array) for array in inputs):
+        raise InputError(f"out shares memory with an input, which would be overwritten; pass a new array: out={need}")
+    target: npt.NDArray[Any] = out[np.newaxis] if out.ndim == 2 else out
+    return target

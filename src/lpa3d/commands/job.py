@@ -1,0 +1,258 @@
+"""One run of a command: its inputs and outputs, its messages and progress, how it ends.
+
+The work runs in a thread of its own, so that the main thread can draw the progress line and answer Ctrl-C at once, even
+while compiled code runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy.typing as npt
+
+from ..errors import Lpa3dError, Lpa3dWarning
+from ..files.outputs import Output, Outputs
+from ..io import FileError, Geometry, Target, Volume, open_volume
+from .terminal import Terminal
+
+__all__ = ["BROKEN_PIPE", "FAILED", "INTERRUPTED", "UNUSABLE", "Job", "attend", "report"]
+
+OK, FAILED, UNUSABLE, MISSED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 2, 3, 130, 141, 143
+
+TILES_END = 10.0
+"""Seconds that tiles in flight have to end after an interruption. What they leave unfinished is done again."""
+
+Array = npt.NDArray[Any]
+Phrase = Callable[[str], str]
+
+
+@dataclass
+class Job:
+    """One run: what was asked, where messages go, the outputs in the making, what standard output will get, and which
+    of the user's limits the results miss.
+
+    While a verb works tile by tile `tiled` is set, and `advice` says how to go on with what it leaves, if it does.
+    """
+
+    args: argparse.Namespace
+    terminal: Terminal
+    outputs: Outputs
+    files: ExitStack
+    results: list[str] = field(default_factory=list)
+    misses: list[str] = field(default_factory=list)
+    tiled: bool = False
+    advice: str = ""
+
+    def open(self, name: str) -> Volume:
+        """Open an input; it is closed at the end."""
+        volume = self.files.enter_context(open_volume(name))
+        if volume.note:
+            self.terminal.say(volume.note)
+        return volume
+
+    def read(self, volume: Volume, role: str, *, floats: bool = False) -> Array:
+        """Read a whole input as one step: labels, or with `floats` an image of any kind."""
+        self.terminal.step(f"reading {volume.name}", "read")
+        if floats:
+            return volume.read(self.progress)
+        array = volume.read_integers(role, self.progress)
+        if array.dtype != volume.dtype:
+            self.terminal.say(f"{volume.name} stores whole numbers as {volume.dtype}; they are read as {array.dtype}")
+        return array
+
+    def write(self, target: Target, array: Array, geometry: Geometry) -> None:
+        """Write a result as one step."""
+        self.terminal.step(f"writing {target.location.name}", "wrote")
+        target.write(array, geometry, self.progress)
+        if target.location.format == "nifti" and array.dtype.itemsize == 8:
+            self.terminal.say(f"{target.location.name} holds {array.dtype}, which some NIfTI viewers cannot open")
+
+    def add_text(self, name: str, inputs: Sequence[Path]) -> Output:
+        """Plan an output that is text."""
+        return self.outputs.add(name, Path(name), Path(name).suffix, inputs)
+
+    def write_text(self, output: Output, text: str) -> None:
+        """Write a whole output that is text."""
+        try:
+            output.temp.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise FileError(f"cannot write {output.name}: {error.strerror}") from error
+
+    def progress(self, fraction: float) -> None:
+        """Show how far a step is; the place where an interrupted run stops."""
+        self.outputs.check()
+        self.terminal.progress(fraction)
+
+    def stage(self, name: str, fraction: float) -> None:
+        """Show which stage of a verb runs."""
+        self.outputs.check()
+        self.terminal.progress(fraction, name)
+
+    def finish(self, text: str) -> None:
+        """Put the outputs into place and say what was done."""
+        self.outputs.commit()
+        self.terminal.finish()
+        times: dict[str, float] = {}
+        for verb, seconds in self.terminal.times:
+            times[verb] = times.get(verb, 0.0) + seconds
+        self.terminal.say(f"{text}; {', '.join(f'{verb} in {seconds:.1f} s' for verb, seconds in times.items())}")
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that it cleans up as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _warnings_to(terminal: Terminal, phrase: Phrase) -> Iterator[None]:
+    """Print the library's own warnings as messages; other libraries' remarks are for developers."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, Lpa3dWarning) or _debugging():
+            terminal.message(f"warning: {phrase(str(message))}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        yield
+
+
+def _as_options(text: str) -> str:
+    """Turn the keywords that the library's messages name into the options and arguments of the same name."""
+    text = re.sub(
+        r"\b(unseeded|seed_conflicts|slice_axis|sweeps|max_distance|connectivity|min_contact|tile|memory|scratch|device)='?([\w.]+)'?",
+        lambda match: f"--{match[1].replace('_', '-')} {match[2]}",
+        text,
+    )
+    text = text.replace("resume=False", "--no-resume").replace("resume='force'", "--force-resume")
+    text = re.sub(r", or pass classes\[\d\]=\{id: class\}", "", text)
+    text = re.sub(r"\bclasses\[(\d)\]", lambda match: ("REFERENCE_CLASSES", "PREDICTION_CLASSES")[int(match[1])], text)
+    text = re.sub(r"\bscores (?=has |holds )", "--scores ", text)
+    text = re.sub(
+        r"\b(max_gap|(?:bad|complete)_slices|(?:must|cannot)_link)\b(?!=)",
+        lambda match: f"--{match[1].replace('_', '-')}",
+        text,
+    )
+    text = re.sub(r"\b(instance|slice)_classes=\{(\d+): (\d+), \.\.\.\}", r"--\1-classes \2=\3 and so on", text)
+    text = text.replace(" in priority", " in --priority")
+    text = _without_python(text)
+    mark = r"(reference holds negative ids, the smallest is (-\d+);)"
+    return re.sub(mark, r"\1 if it marks voxels that do not count, pass --ignore \2;", text)
+
+
+def _without_python(text: str) -> str:
+    """Leave out what is for callers of the library."""
+    return text.replace(" (in Python: overwrite=True)", "")
+
+
+def _debugging() -> bool:
+    return os.environ.get("LPA3D_DEBUG", "") not in ("", "0")
+
+
+def attend(run: Callable[[Job], None], args: argparse.Namespace, *, keywords: bool = False) -> int:
+    """Run a command in a thread, draw its progress, and clean up whatever ends it.
+
+    With `keywords` the user gave keywords rather than options, and messages keep them.
+    """
+    phrase = _without_python if keywords else _as_options
+    terminal = Terminal(quiet=args.quiet)
+    outputs = Outputs(overwrite=getattr(args, "overwrite", False))
+    jobs: list[Job] = []
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with _warnings_to(terminal, phrase), outputs, ExitStack() as files:
+                jobs.append(Job(args, terminal, outputs, files))
+                run(jobs[0])
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            done.set()
+
+    # Not Thread.join: interrupted by a signal, it takes the thread for finished (Python 3.11 and 3.12).
+    done = threading.Event()
+    try:
+        with _signals():
+            threading.Thread(target=work, daemon=True).start()
+            while not done.wait(0.1):
+                terminal.tick()
+    except (KeyboardInterrupt, _Terminated) as interruption:
+        # Once is enough: the cleaning up is not to be interrupted.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A writer stops by itself at the next slab, a run over tiles when those in flight are done; one that does not
+        # is cut off.
+        outputs.cancel()
+        advice = f"; {jobs[0].advice}" if jobs and jobs[0].advice else ""
+        done.wait(TILES_END if jobs and jobs[0].tiled else 2.0 if outputs.writing else 0.0)
+        outputs.discard()
+        terminal.finish()
+        stopped = isinstance(interruption, _Terminated)
+        terminal.message(("terminated" if stopped else "interrupted") + advice)
+        code = TERMINATED if stopped else INTERRUPTED
+        if not done.is_set():
+            # Compiled code cannot be stopped, and leaving in the usual way would wait for it.
+            os._exit(code)
+        signal.signal(signal.SIGINT, before)
+        return code
+    terminal.finish()
+    if failures:
+        code = report(failures[0], terminal, phrase)
+        if jobs and jobs[0].advice and not isinstance(failures[0], Lpa3dError):
+            terminal.message(f"finished tiles are kept; mend the cause and {jobs[0].advice}")
+        return code
+    (job,) = jobs
+    for text in job.results:
+        sys.stdout.write(text)
+    # Where both streams are one log, the verdict stands below what it is about.
+    sys.stdout.flush()
+    for text in job.misses:
+        terminal.message(text)
+    return MISSED if job.misses else OK
+
+
+def report(error: BaseException, terminal: Terminal, phrase: Phrase | None = None) -> int:
+    """Print what went wrong and return the exit code."""
+    if _debugging():
+        traceback.print_exception(error)
+    if isinstance(error, Lpa3dError):
+        terminal.message(f"error: {(phrase or _as_options)(str(error))}")
+        return UNUSABLE if isinstance(error, (ValueError, TypeError)) else FAILED
+    if isinstance(error, MemoryError):
+        terminal.message(f"error: not enough memory{f' ({error})' if str(error) else ''}")
+    elif isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        terminal.message(f"error: {place}{error.strerror}")
+    else:
+        text = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        terminal.message(f"error: unexpected {text} (LPA3D_DEBUG=1 shows where; please report it)")
+    return FAILED

@@ -1,0 +1,1 @@
+"""Which labels are one object: contacts, merging, chains of sections, fused sources."""

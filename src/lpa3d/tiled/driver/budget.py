@@ -1,0 +1,391 @@
+"""What verbs cost, how large tiles are and how many are worked on at once: a memory budget decides the latter two."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import numbers
+import operator
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...arrays.threads import num_threads
+from ...errors import InputError, InputTypeError
+from .grid import Place
+
+__all__ = [
+    "COMPRESSED",
+    "COSTS",
+    "Cost",
+    "Plan",
+    "Room",
+    "available_memory",
+    "canonical_sides",
+    "check_room",
+    "choose_tile",
+    "find_cost",
+    "format_bytes",
+    "parse_memory",
+]
+
+UNITS = {"": 1, "b": 1} | {f"{letter}b": 1000**k for k, letter in enumerate("kmgt", 1)}
+UNITS |= {f"{letter}ib": 1024**k for k, letter in enumerate("kmgt", 1)}
+
+LARGEST = 2**24
+"""Voxels of a tile, 256 cubed, beyond which larger ones gain nothing (without a halo)."""
+
+FIXED = 250 * 10**6
+"""Bytes that the process itself needs: Python, NumPy, compiled code, zarr."""
+
+SWEEPS = 32
+"""Rounds of diffusion of `propagate` where nobody says how many, at most."""
+
+COMPRESSED = 1 / 20
+"""Share of its raw size that a stored volume of labels takes: real ones take 1/20 to 1/100, noise nearly all of it."""
+
+SAFETY = 1.5
+"""How much more than what is typical must be free on a disk."""
+
+SHARE = 0.9
+"""How much of a GPU's free memory is planned for: some is lost between arrays, and compiled kernels take some."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes for each voxel, besides the process itself.
+
+    Attributes
+    ----------
+    nanoseconds : float
+        Of one core, reading and writing included. Rough: real volumes take from half to twice of it.
+    memory : float
+        Peak bytes of a task, for a voxel of a tile and its halo.
+    scratch : tuple of float
+        Bytes on the disk at the peak: of a real volume, and of the worst one (every voxel another label).
+    halo : int
+        Widest halo of any task.
+    device : float
+        Peak bytes on a GPU, for a voxel of a tile and its halo, or of a volume that is worked on as a whole.
+    """
+
+    nanoseconds: float
+    memory: float
+    scratch: tuple[float, float] = (0.0, 0.0)
+    halo: int = 0
+    device: float = 0.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a verb is asked for: bytes of a voxel of each input by its name, and of all results; its keywords."""
+
+    inputs: Mapping[str, int]
+    results: int
+    keywords: Mapping[str, Any]
+
+    @property
+    def read(self) -> int:
+        """Return the bytes of a voxel of all inputs."""
+        return sum(self.inputs.values())
+
+
+def _label(asked: Asked) -> Cost:
+    # Chunks are decoded and encoded beside the tile; then runs, and what the allocator does not give back (measured).
+    return Cost(10.0, 2 * max(asked.read, asked.results) + 5, (0.2, 10.0), device=asked.read + asked.results + 3)
+
+
+def _propagate(asked: Asked) -> Cost:
+    links = 4 if asked.keywords.get("connectivity", 6) not in (1, 6) else 1
+    cost = 2 if "cost" in asked.inputs else 0
+    sweeps = asked.keywords.get("sweeps")
+    halo = SWEEPS if sweeps is None else int(sweeps)
+    # Of a worklist: labels, nearness and what is queued; of the seeds as they are read.
+    single = 16 + links + cost + 2 * asked.read
+    # Of diffusion: labels, seeds, classes, hops, queue, lists. Measured: 13 on vesicles, 22 where all is near a border.
+    around = 20 + links + cost + (2 if asked.keywords.get("return_confidence") else 0)
+    # Ranks of the labels; then what diffusion takes where every voxel is near a border, or what keys take.
+    device = asked.read + asked.results + 4 + links + cost + (33 if halo else 10)
+    return Cost(100.0, max(around, 0.6 * single) if halo else single, (0.4, 24.0), halo, device)
+
+
+def _contacts(asked: Asked) -> Cost:
+    return Cost(20.0, 2 * asked.read + 2, (0.2, 60.0), device=asked.read + 4)
+
+
+def _merge(asked: Asked) -> Cost:
+    return Cost(30.0, 2 * asked.read + 2, (0.2, 60.0), device=asked.read + asked.results + 2)
+
+
+def _stitch(asked: Asked) -> Cost:
+    return Cost(40.0, max(asked.read + asked.results + 12, 24), (0.2, 60.0))
+
+
+def _fuse(asked: Asked) -> Cost:
+    # What is read and its canonical form; combinations, as a number for each voxel; results.
+    return Cost(40.0, 2 * asked.read + 2 * asked.results + 8, (0.2, 60.0))
+
+
+def _evaluate(asked: Asked) -> Cost:
+    # Numbers of components; lists of surface voxels; masks, what is warped, and the voxels that differ.
+    more = (
+        asked.keywords.get("instances") == "components",
+        bool(asked.keywords.get("surfaces")),
+        asked.keywords.get("warping") is not None,
+    )
+    # A copy without ignored voxels, and the mask of these; numbers of components.
+    device = 2 * asked.read + 2 + 18 * more[0]
+    return Cost(8.0 + 30.0 * sum(more), asked.read + 6 + 10 * sum(more), (0.1, 40.0), device=device)
+
+
+COSTS: dict[str, Callable[[Asked], Cost]] = {
+    "label": _label,
+    "propagate": _propagate,
+    "merge": _merge,
+    "contacts": _contacts,
+    "stitch": _stitch,
+    "fuse": _fuse,
+    "evaluate": _evaluate,
+}
+"""The one place that knows what verbs take: runs are cut by it, and `lpa3d.estimate` tells it."""
+
+
+def find_cost(
+    verb: str,
+    inputs: Mapping[str, npt.DTypeLike],
+    results: Iterable[npt.DTypeLike],
+    keywords: Mapping[str, Any],
+) -> Cost:
+    """Return what a verb takes on inputs and results of these dtypes; keywords that are missing have their defaults."""
+    sizes = {name: np.dtype(dtype).itemsize for name, dtype in inputs.items()}
+    return COSTS[verb](Asked(sizes, sum(np.dtype(dtype).itemsize for dtype in results), keywords))
+
+
+def parse_memory(memory: Any) -> int:
+    """Return a budget such as ``"4GB"``, ``"512 MiB"`` or a number of bytes."""
+    if isinstance(memory, bool) or not isinstance(memory, (numbers.Real, str)):
+        raise InputTypeError(f"memory is {memory!r}; a budget is needed, e.g. memory='4GB'")
+    if isinstance(memory, str):
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", memory)
+        if not match or match[2].lower() not in UNITS:
+            raise InputError(f"memory is {memory!r}; a budget is needed, e.g. memory='4GB' or '512MiB'")
+        memory = float(match[1]) * UNITS[match[2].lower()]
+    if not (math.isfinite(memory) and memory > 0):
+        raise InputError(f"memory is {memory!r}; a budget > 0 is needed, e.g. memory='4GB'")
+    return int(memory)
+
+
+def available_memory() -> int:
+    """Return the bytes that this process may still use: of the machine, or of its container if that has less."""
+    free = 2**33
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+    except OSError:
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+            free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        if limit != "max":
+            free = min(free, max(int(limit) - used, 0))
+    except (OSError, ValueError):
+        pass
+    return free
+
+
+def check_room(verb: str, needs: Iterable[tuple[Path, str, float]]) -> None:
+    """Refuse work that cannot fit on its disks.
+
+    Parameters
+    ----------
+    verb : str
+        For the message.
+    needs : iterable of (Path, str, float)
+        A folder that exists, what is written there, and its bytes as they typically are.
+    """
+    disks: dict[int, list[tuple[Path, str, float]]] = {}
+    for folder, what, size in needs:
+        disks.setdefault(os.stat(folder).st_dev, []).append((folder, what, size))
+    for parts in disks.values():
+        folder = parts[0][0]
+        free, need = shutil.disk_usage(folder).free, SAFETY * sum(size for _, _, size in parts)
+        if need > free:
+            listed = " and ".join(f"{format_bytes(SAFETY * size)} for {what}" for _, what, size in parts)
+            raise InputError(
+                f"{verb} needs about {listed} on the disk of {folder}, where {format_bytes(free)} are free; make room, "
+                f"or choose a folder on another disk with scratch=FOLDER (or another place for the result)"
+            )
+
+
+def format_bytes(size: float) -> str:
+    """Return a number of bytes for a person, in powers of 1000."""
+    power = min(max(len(str(int(size))) - 1, 0) // 3, 5)
+    return f"{size / 1000**power:.{1 if power else 0}f} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a GPU has room for.
+
+    Attributes
+    ----------
+    memory : int
+        Bytes that are free.
+    bytes_per_voxel : float
+        What a voxel of a tile and its halo needs.
+    """
+
+    memory: int
+    bytes_per_voxel: float
+
+    @property
+    def voxels(self) -> float:
+        """Return how many voxels may be there at once."""
+        return SHARE * self.memory / self.bytes_per_voxel if self.bytes_per_voxel else math.inf
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is cut.
+
+    Attributes
+    ----------
+    tile : tuple of int
+        Voxels of a tile along each axis.
+    workers : int
+        Tiles that are worked on at once.
+    memory : int
+        Bytes that they need together, the process included.
+    """
+
+    tile: Place
+    workers: int
+    memory: int
+
+
+def count_voxels(tile: Sequence[int], shape: Sequence[int], halo: int) -> int:
+    """Return the voxels of a tile, its halo included."""
+    return math.prod(min(t + 2 * halo, n) for t, n in zip(tile, shape, strict=True))
+
+
+def choose_tile(
+    shape: Place,
+    chunks: Place,
+    *,
+    tile: Any = None,
+    memory: Any = None,
+    ndim: int = 3,
+    bytes_per_voxel: float,
+    halo: int = 0,
+    workers: int | None = None,
+    unit: Place | None = None,
+    room: Room | None = None,
+) -> Plan:
+    """Choose the tile and the number of workers for a budget.
+
+    Parameters
+    ----------
+    shape, chunks
+        Of the volume that is read; tiles of whole chunks decode each of them once.
+    tile : int or sequence of int, optional
+        What the caller asks for.
+    memory : str or int, optional
+        The budget in all; by default half of what is free.
+    bytes_per_voxel, halo
+        What a voxel of a tile and its halo needs while it is worked on.
+    workers : int, optional
+        Most tiles at once, by default one for each core.
+    unit : tuple of int, optional
+        What a tile must hold whole ones of: the chunks or shards that the caller wants the output to have.
+    room : Room, optional
+        Of the GPU that works on the tiles, which holds all those that are worked on at once.
+
+    Raises
+    ------
+    InputError
+        If not even one tile fits into the budget, or on the GPU; the message says what does.
+    """
+    budget = available_memory() // 2 if memory is None else parse_memory(memory)
+    most = num_threads() if workers is None else workers
+    if tile is not None:
+        chosen = canonical_sides(tile, "tile", ndim)
+    else:
+        most_voxels = min(max(budget - FIXED, 0) / bytes_per_voxel, math.inf if room is None else room.voxels)
+        chosen = _search(shape, chunks, most_voxels, most, halo, unit)
+    voxels = count_voxels(chosen, shape, halo)
+    one = max(1, int(bytes_per_voxel * voxels))
+    workers = min(most, (budget - FIXED) // one)
+    if workers < 1:
+        advice = "a smaller tile, or more memory" if tile is not None else "more memory"
+        given = f"memory={memory!r}" if memory is not None else f"half of the free memory, {budget / 1e9:.1f} GB,"
+        raise InputError(
+            f"{given} is too little: a tile of {chosen} with its halo of {halo} needs {one / 1e9:.2f} GB besides "
+            f"{FIXED / 1e9:.2f} GB for the process; pass {advice}, e.g. "
+            f"memory='{math.ceil((one + FIXED) / 1e8) / 10}GB'"
+        )
+    if room is not None and voxels > room.voxels:
+        raise InputError(
+            f"a tile of {chosen} with its halo of {halo} needs about {format_bytes(room.bytes_per_voxel * voxels)} on "
+            f"the GPU, where {format_bytes(SHARE * room.memory)} can be used; free some of it, pass a smaller tile "
+            f"(of zarr or dask arrays), or leave out device='cuda'"
+        )
+    if room is not None and voxels:
+        workers = int(min(workers, room.voxels / voxels))
+    return Plan(chosen, int(workers), int(workers) * one + FIXED)
+
+
+def canonical_sides(value: Any, name: str, ndim: int) -> Place:
+    """Return a side, or one for each axis, as three whole numbers > 0."""
+    try:
+        given = [operator.index(n) for n in value] if np.ndim(value) else [operator.index(value)] * 3
+    except TypeError:
+        given = []
+    if ndim == 2 and len(given) == 2:
+        given = [1, *given]
+    if len(given) != 3 or min(given) < 1 or isinstance(value, bool):
+        raise InputError(
+            f"{name} is {value!r}; a side or sides {'(z, y, x)' if ndim == 3 else '(y, x)'} of 1 or more are needed, "
+            f"e.g. 128"
+        )
+    return given[0], given[1], given[2]
+
+
+def _search(shape: Place, chunks: Place, room: float, workers: int, halo: int, unit: Place | None) -> Place:
+    """Return the tile that decodes and computes the least twice, of those of which each worker has room for one.
+
+    `room` is in voxels, for all workers.
+    """
+    axes = []
+    for n, c, u in zip(shape, chunks, unit or (1, 1, 1), strict=True):
+        sides = {c * 2**k for k in range(12) if c * 2**k < n} | {s for s in (32, 64, 128, 256, 512) if s < n}
+        # Chunks of one slice must not make tiles of one slice.
+        sides |= {u * 2**k for k in range(12) if u * 2**k < n}
+        axes.append(sorted({s for s in sides if s % u == 0} | {max(n, 1)}))
+    # Enough tiles for all workers, unless they become tiny.
+    most = max(min(LARGEST * (8 if halo else 1), math.prod(shape) // (2 * workers)), 2**18)
+    best: tuple[tuple[float, ...], Place] | None = None
+    for z, y, x in itertools.product(*axes):
+        tile = (z, y, x)
+        size = math.prod(tile)
+        need = workers * count_voxels(tile, shape, halo)
+        decoded = computed = 1.0
+        for t, n, c in zip(tile, shape, chunks, strict=True):
+            # Chunks that a tile meets, when the tiles do not start where chunks do.
+            decoded *= max(1.0, ((1 if t >= n else -(-t // c) + (t % c != 0)) * c) / t) if t < n else 1.0
+            computed *= min(t + 2 * halo, n) / t
+        rough = decoded + 2 * computed + 2**18 / size
+        # What does not fit comes last, the smallest first.
+        score = (float(need > room) * need, float(max(size - most, 0)), rough, float(z + y + x))
+        if best is None or score < best[0]:
+            best = (score, tile)
+    assert best is not None
+    return best[1]

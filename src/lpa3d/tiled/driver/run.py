@@ -1,0 +1,600 @@
+"""The driver: one resumable run of a verb over the tiles of a volume.
+
+Three patterns serve every verb: *map* (`Run.map`: a task for each tile), *map, reduce, map* (`Run.once` between two
+maps) and the *worklist* (`Run.start` and `Run.wait`). Items are handed out as workers come free, so no graph of the
+volume is ever built; the driver keeps one bit or a few bytes for a tile.
+
+Where a run lives: ``OUT.lpa3d/run.json`` says what is computed from what; ``OUT.lpa3d/ID/`` holds the journal, the
+scratch and the unfinished outputs. Only when all is done are the outputs moved to their places, and the folder is
+deleted. A worker that outlives its run thus never touches a finished output. In object storage outputs are written
+where they will be, and their attribute ``complete`` tells when they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..._version import __version__
+from ...arrays import backend as _backend
+from ...errors import InputError, InputTypeError, Lpa3dError
+from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_tile, find_cost
+from .grid import Grid
+from .journal import Journal
+from .outputs import Output, Sink, Wanted, check_apart, check_folder, check_storage, choose_layout, place_outputs
+from .schedulers import OnDevice, Scheduler, Task, Threads, choose_scheduler
+from .scratch import Blobs, Folder, Scratch, StoreFolder
+from .stored import Source, is_url, local_folder
+
+__all__ = ["Options", "Run", "TileError", "open_run"]
+
+ALGORITHM = 1
+"""Raised when the bytes of a result change."""
+
+ATTEMPTS = 3
+PAUSE = 0.2
+"""A failed tile is tried again after as many seconds, then after twice that."""
+
+RUN = "run.json"
+STORE_PREFIX = ".lpa3d-run"
+
+KEYS = (
+    "verb",
+    "version",
+    "algorithm",
+    "parameters",
+    "inputs",
+    "storage",
+    "outputs",
+    "places",
+    "tile",
+    "id",
+    "made",
+    "replaces",
+)
+"""What `RUN` holds."""
+
+BUILT = "built"
+"""The stage that ends with all outputs made, empty."""
+
+WHOLE = "whole"
+"""The stage that ends with all outputs complete; what is left is to move them."""
+
+Progress = Callable[[str, float], None]
+
+
+class TileError(Lpa3dError, RuntimeError):
+    """A tile failed several times; the finished ones are kept."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a tiled verb runs; none of these changes the result."""
+
+    tile: Any = None
+    memory: Any = None
+    scratch: Any = None
+    storage: Mapping[str, Any] | None = None
+    resume: bool | str = True
+    overwrite: bool = False
+    progress: Progress | None = None
+    device: str | None = None
+
+
+@dataclass
+class Run:
+    """A run in progress; `open_run` makes it."""
+
+    verb: str
+    grid: Grid
+    workers: int
+    scratch: Scratch
+    journal: Journal
+    outputs: dict[str, Sink]
+    progress: Progress | None
+    _scheduler: Scheduler
+    _prepared: dict[tuple[Any, int], tuple[Any, Any]] = field(default_factory=dict)
+    _flying: int = 0
+    _ready: list[tuple[tuple[Any, ...], Any, BaseException | None]] = field(default_factory=list)
+    _calls: dict[int, tuple[Any, Any, tuple[Any, ...], int, str]] = field(default_factory=dict)
+    _results: dict[str, Any] = field(default_factory=dict)
+    _retype: Callable[[str, np.dtype[Any]], Sink] | None = None
+    _told: float = 0.0
+    _device: bool = False
+
+    def tell(self, stage: str, fraction: float, *, always: bool = False) -> None:
+        """Report progress, at most ten times a second."""
+        now = time.monotonic()
+        if self.progress is not None and (always or now - self._told > 0.1):
+            self._told = now
+            self.progress(stage, fraction)
+
+    def _prepare(self, task: Task, context: Any) -> Any:
+        return self._scheduler.prepare(OnDevice(task) if self._device else task, context)
+
+    def map(
+        self,
+        stage: str,
+        task: Task,
+        context: Any,
+        items: int | Sequence[int] | npt.NDArray[np.integer[Any]] | None = None,
+    ) -> None:
+        """Call ``task(context, item)`` for every item that the journal does not list as done, in any order.
+
+        Parameters
+        ----------
+        stage : str
+            Unique in the run.
+        task : callable
+            A function of a module. What it finds it puts into scratch or an output; its result is discarded.
+        context
+            Picklable; the same for all items.
+        items : int or sequence of int, optional
+            By default every tile of the grid.
+        """
+        if self.journal.finished(stage):
+            return
+        wanted: Sequence[int] | npt.NDArray[Any] = (
+            range(len(self.grid)) if items is None else range(items) if isinstance(items, int) else items
+        )
+        total = len(wanted)
+        done = np.zeros(total if isinstance(wanted, range) else int(max(wanted, default=-1)) + 1, np.bool_)
+        for rows in self.journal.rows(stage):
+            done[rows[rows[:, 0] < len(done), 0]] = True
+        finished = int(np.count_nonzero(done))
+        self.tell(stage, finished / max(total, 1), always=True)
+        left = (int(item) for item in wanted if not done[item])
+        scheduler = self._scheduler
+        prepared = self._prepare(task, context)
+        direct = scheduler.name == "threads"
+        note = (lambda item: self.journal.append(stage, item)) if direct else None
+        failures: dict[int, int] = {}
+        again: list[tuple[float, int]] = []
+        flying, seconds, size = 0, 0.0, 1
+        batches = 0
+        while True:
+            while flying < (1 if direct else 2) * scheduler.slots + direct:
+                due = [item for when, item in again if when <= time.monotonic()]
+                if due:
+                    again = [entry for entry in again if entry[1] not in due]
+                    batch = due
+                else:
+                    batch = list(itertools.islice(left, size))
+                if not batch:
+                    break
+                scheduler.start(prepared, [(item,) for item in batch], note)
+                flying += 1
+            if not flying and not again:
+                break
+            begun = time.monotonic()
+            outcomes = scheduler.wait(0.1)
+            if outcomes is None:
+                self.tell(stage, finished / max(total, 1))
+                continue
+            flying -= 1
+            batches += 1
+            for (item,), _, error in outcomes:
+                if error is None:
+                    finished += 1
+                    if not direct:
+                        self.journal.append(stage, item)
+                    continue
+                failures[item] = failures.get(item, 0) + 1
+                self._judge(stage, item, error, failures[item])
+                again.append((time.monotonic() + PAUSE * failures[item], item))
+            # Batches grow until one takes long enough for the handing out not to matter.
+            seconds = 0.8 * seconds + 0.2 * (time.monotonic() - begun) if batches > 1 else time.monotonic() - begun
+            if seconds < scheduler.batch_seconds / 2 and not failures:
+                size = min(2 * size, 4096, max(1, (total - finished) // (4 * scheduler.slots)))
+            elif seconds > 2 * scheduler.batch_seconds:
+                size = max(1, size // 2)
+            self.tell(stage, finished / max(total, 1))
+        self.journal.finish(stage)
+        self.tell(stage, 1.0, always=True)
+
+    def once(self, stage: str, function: Callable[..., dict[str, Any] | None], *args: Any) -> dict[str, Any]:
+        """Call ``function(*args)`` in this process unless it was done before; return what it returned (JSON).
+
+        It puts what is large into scratch.
+        """
+        if not self.journal.finished(stage):
+            self.tell(stage, 0.0, always=True)
+            self.journal.finish(stage, **(function(*args) or {}))
+        return self.journal.values(stage)
+
+    @property
+    def free(self) -> int:
+        """Return how many calls may be started now."""
+        return max(0, self._scheduler.slots + 1 - self._flying)
+
+    def start(self, stage: str, task: Task, context: Any, item: int, *args: Any) -> None:
+        """Start ``task(context, item, *args)``; `wait` returns its value."""
+        key = (task, id(context))
+        if key not in self._prepared:
+            # The context is kept, so that its id stays its own.
+            self._prepared = {key: (self._prepare(task, context), context)}
+        self._calls[item] = (task, context, args, self._calls.get(item, (0, 0, 0, 0, ""))[3], stage)
+        self._scheduler.start(self._prepared[key][0], [(item, *args)], None)
+        self._flying += 1
+
+    def wait(self) -> tuple[int, Any]:
+        """Return ``(item, value)`` of the next call that is done; a failed one is tried again, then raised."""
+        while True:
+            outcomes = self._scheduler.wait(0.1)
+            if outcomes is None:
+                self.tell(next(iter(self._calls.values()))[4] if self._calls else "", 0.5)
+                continue
+            self._flying -= 1
+            ((args, value, error),) = outcomes
+            item = args[0]
+            task, context, rest, failures, stage = self._calls.pop(item)
+            if error is None:
+                return item, value
+            self._judge(stage, item, error, failures + 1)
+            time.sleep(PAUSE * (failures + 1))
+            self._calls[item] = (task, context, rest, failures + 1, stage)
+            self.start(stage, task, context, item, *rest)
+
+    def _judge(self, stage: str, item: int, error: BaseException, failures: int) -> None:
+        """Raise the error of an item if trying again is of no use."""
+        if isinstance(error, Lpa3dError):
+            raise error
+        if failures < ATTEMPTS:
+            return
+        box = f" ({self.grid.box(item)})" if 0 <= item < len(self.grid) else ""
+        raise TileError(
+            f"{self.verb}: tile {item}{box} failed {failures} times in stage {stage!r}: {type(error).__name__}: "
+            f"{error}. Finished tiles are kept: mend the cause and run the same call again"
+        ) from error
+
+    def retype(self, name: str, dtype: np.dtype[Any]) -> None:
+        """Give an output, to which nothing was written yet, the dtype that it turned out to need."""
+        assert self._retype is not None
+        if self.outputs[name].array.dtype != dtype:
+            self.outputs[name] = self._retype(name, dtype)
+
+    def result(self, name: str) -> Any:
+        """Return a finished output."""
+        return self._results[name]
+
+
+# -------------------------------------------------------------------------------------------------------- opening
+
+
+@contextmanager
+def open_run(
+    verb: str,
+    inputs: Mapping[str, Source],
+    parameters: Mapping[str, Any],
+    outputs: Mapping[str, Wanted],
+    options: Options,
+    *,
+    bytes_per_voxel: float | None = None,
+) -> Iterator[Run]:
+    """Start, or go on with, a run; put its outputs into place when the block ends without an error.
+
+    Parameters
+    ----------
+    verb : str
+        The verb's name.
+    inputs : mapping of name to Source
+        Of one shape; the first decides the grid.
+    parameters : mapping
+        What the result depends on besides (JSON), by the names of the verb's keywords.
+    outputs : mapping of name to Wanted
+        May be empty: then the run lives in ``options.scratch``, or in a temporary folder.
+    options : Options
+    bytes_per_voxel : float, optional
+        Peak memory of a task for each voxel of a tile, of runs that are no verb; `find_cost` knows all of a verb.
+
+    Raises
+    ------
+    InputError
+        If an output exists, if an unfinished run at the same place had other parameters or inputs, if another process
+        is at work there, if the budget is too small, or if a disk has too little room.
+    DeviceError
+        If the tiles are to be worked on by a GPU and there is none.
+    """
+    device = None if options.device is None else _backend.open_device()
+    first = next(iter(inputs.values()))
+    if options.progress is not None and not callable(options.progress):
+        raise InputTypeError(f"progress is {options.progress!r}; a function (stage, fraction) is needed")
+    if bytes_per_voxel is not None:
+        cost = Cost(0.0, bytes_per_voxel)
+    else:
+        dtypes = {name: source.dtype for name, source in inputs.items()}
+        cost = find_cost(verb, dtypes, [wanted.dtype for wanted in outputs.values()], parameters)
+    storage = check_storage(options.storage, first.ndim)
+    places = place_outputs(outputs, inputs)
+    about = {
+        "verb": verb,
+        "version": __version__,
+        "algorithm": ALGORITHM,
+        "parameters": json.loads(json.dumps(dict(parameters))),
+        "inputs": {name: source.describe() for name, source in inputs.items()},
+    }
+    asked = about | {
+        "storage": json.loads(json.dumps(storage, default=str)),
+        "outputs": {
+            name: [list(wanted.shape[3 - wanted.ndim :]), np.dtype(wanted.dtype).str]
+            for name, wanted in outputs.items()
+        },
+        "places": {name: str(output.final or output.store) for name, output in places.items()},
+    }
+    home, blobs = _home(verb, places, inputs, options)
+    with contextlib.ExitStack() as stack:
+        if home is not None:
+            if options.scratch is None and not places:
+                stack.callback(shutil.rmtree, home, ignore_errors=True)
+            check_apart(home, inputs)
+            _make_home(home)
+            stack.callback(_remove_empty, home)
+            stack.enter_context(_lock(home))
+        before = _earlier(blobs, home)
+        if before is None:
+            _sweep(blobs, home, None)
+        tile = options.tile
+        if before is not None and options.resume:
+            _compare(before, asked, options, first.ndim)
+            tile = before["tile"] if tile is None else tile
+        else:
+            for output in places.values():
+                # What an unfinished run made in a store is no result that would be lost.
+                if before is None or output.final is not None or output.is_complete():
+                    output.refuse_existing(overwrite=options.overwrite)
+        resumed = before is not None and options.resume
+        plan = choose_tile(
+            first.shape, first.chunks, tile=tile, memory=options.memory, ndim=3 if resumed else first.ndim,
+            bytes_per_voxel=cost.memory, halo=cost.halo, unit=storage.get("shards") or storage.get("chunks"),
+            room=None if device is None else Room(device.free_bytes(), cost.device),
+        )  # fmt: skip
+        layouts = {name: choose_layout(wanted.shape, plan.tile, storage, name) for name, wanted in outputs.items()}
+        in_memory = any(isinstance(source.array, np.ndarray) for source in inputs.values())
+        scheduler = Threads(plan.workers) if in_memory else choose_scheduler(plan.workers)
+        stack.callback(scheduler.close)
+        _check_reach(scheduler, inputs, places)
+        if before is None or not resumed:
+            if before is not None:
+                for output in places.values():
+                    output.discard(before["id"])
+            _sweep(blobs, home, before)
+            if home is not None:
+                _check_room(verb, cost, first, places, home)
+            before = asked | {
+                "tile": list(plan.tile),
+                "id": secrets.token_hex(4),
+                "made": about,
+                "replaces": [name for name, output in places.items() if output.exists()],
+            }
+            blobs.put(RUN, [json.dumps(before).encode()])
+        token = before["id"]
+        inner = _below(blobs, token)
+        journal = Journal(inner)
+        stack.callback(journal.close)
+        attributes = {"lpa3d": before["made"] | {"complete": False}} | dict(storage.get("attributes", {}))
+        for name, output in places.items():
+            output.settle(home, token)
+            if journal.finished(BUILT):
+                output.reopen(before["made"], whole=journal.finished(WHOLE))
+            else:
+                output.create(layouts[name], attributes)
+        journal.finish(BUILT)
+
+        def retype(name: str, dtype: np.dtype[Any]) -> Sink:
+            return places[name].retype(dtype, layouts[name], attributes)
+
+        sinks = {name: output.sink for name, output in places.items() if output.sink is not None}
+        run = Run(
+            verb, Grid(first.shape, plan.tile), plan.workers, Scratch(_below(inner, "scratch")), journal, sinks,
+            options.progress, scheduler, _retype=retype, _device=device is not None,
+        )  # fmt: skip
+        try:
+            yield run
+        except KeyboardInterrupt as error:
+            error.add_note(f"{verb}: make the same call again to go on where it was interrupted")
+            raise
+        changed = [name for name, source in inputs.items() if source.describe() != asked["inputs"][name]]
+        if changed:
+            raise InputError(
+                f"{', '.join(changed)} changed while {verb} read it, so the result would be of neither state; run it "
+                f"again with resume=False"
+            )
+        if not journal.finished(WHOLE):
+            for output in places.values():
+                output.complete()
+            journal.finish(WHOLE)
+        for name, output in places.items():
+            output.move(token, overwrite=options.overwrite or name in before["replaces"])
+            run._results[name] = output.result(as_dask=any(source.is_dask for source in inputs.values()))
+        _sweep(blobs, home, before)
+
+
+def _check_room(verb: str, cost: Cost, first: Source, places: Mapping[str, Output], home: Path) -> None:
+    """Refuse a run that cannot fit on the disks of its scratch and its outputs."""
+    needs = [(home, "scratch", cost.scratch[0] * math.prod(first.shape))]
+    for output in places.values():
+        if output.final is not None:
+            size = COMPRESSED * math.prod(output.wanted.shape) * np.dtype(output.wanted.dtype).itemsize
+            needs.append((output.anchor, "the result", size))
+    check_room(verb, needs)
+
+
+def _below(blobs: Blobs, prefix: str) -> Blobs:
+    """Return the blobs below a prefix."""
+    if isinstance(blobs, Folder):
+        return Folder(blobs.root / prefix)
+    assert isinstance(blobs, StoreFolder)
+    return StoreFolder(blobs.store, f"{blobs.prefix}/{prefix}")
+
+
+def _home(
+    verb: str, places: Mapping[str, Output], inputs: Mapping[str, Source], options: Options
+) -> tuple[Path | None, Blobs]:
+    """Return the folder of a run and its blobs; None and blobs in a store for outputs in object storage.
+
+    The folder has a name of its own, in `scratch` too: nothing else is ever in it.
+    """
+    output = next(iter(places.values()), None)
+    parts = output.final.parts if output is not None and output.final is not None else ()
+    depth = next((i for i, part in enumerate(parts) if part.lower().endswith(".zarr")), len(parts) - 1)
+    if options.scratch is not None:
+        if not isinstance(options.scratch, (str, os.PathLike)) or is_url(options.scratch):
+            raise InputTypeError(f"scratch is {options.scratch!r}; a local or shared folder is needed")
+        scratch = Path(os.path.realpath(os.path.expanduser(options.scratch)))
+        # Runs of other places, or of other inputs where there is no output, have folders of their own.
+        of = str(output.final or output.store) if output is not None else " ".join(
+            str(local_folder(source.array) or source.name) for source in inputs.values()
+        )  # fmt: skip
+        digest = hashlib.sha256(of.encode()).hexdigest()[:8]
+        home = scratch / f"{'-'.join(parts[depth:]) or verb}-{digest}.lpa3d"
+    elif output is None:
+        home = Path(tempfile.mkdtemp(prefix=f"lpa3d-{verb}-"))
+    elif output.final is None:
+        return None, StoreFolder(output.store, STORE_PREFIX)
+    else:
+        home = Path(*parts[:depth], f"{'-'.join(parts[depth:])}.lpa3d")
+    return home, Folder(home)
+
+
+def _make_home(home: Path) -> None:
+    """Make the folder of a run."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the folder of the run, {home}: {error.strerror}; choose another one with scratch=FOLDER"
+        ) from error
+    check_folder(home, str(home))
+
+
+@contextmanager
+def _lock(home: Path) -> Iterator[None]:
+    """Keep other processes out of a run; the system lets go when the process ends, however it does."""
+    path = home / "lock"
+    while True:
+        file = open(path, "a")  # noqa: SIM115
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise InputError(f"another process is at work on this output ({home}); wait for it, or end it") from None
+        # Who had it before may have deleted it since it was opened.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()
+        home.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _remove_empty(home: Path) -> None:
+    """Remove the folder of a run in which nothing is left."""
+    with contextlib.suppress(OSError):
+        home.rmdir()
+
+
+def _earlier(blobs: Blobs, home: Path | None) -> dict[str, Any] | None:
+    """Return what an unfinished run at this place was, None if there is none."""
+    try:
+        before = json.loads(blobs.get(RUN, 0, 2**26))
+        if not re.fullmatch("[0-9a-f]{8}", before["id"]) or len([int(n) for n in before["tile"]]) != 3:
+            raise ValueError
+        found: dict[str, Any] = {key: before[key] for key in KEYS}
+    except KeyError as error:
+        if error.args == (RUN,):
+            return None
+        found = {}
+    except (ValueError, TypeError, AttributeError):
+        found = {}
+    if not found:
+        raise InputError(
+            f"{RUN} in {home or STORE_PREFIX} is damaged, or of another version of lpa3d; delete "
+            f"{home or STORE_PREFIX} and run the same again"
+        )
+    return found
+
+
+def _sweep(blobs: Blobs, home: Path | None, before: dict[str, Any] | None) -> None:
+    """Delete what earlier runs at this place left, also such that were killed while they deleted it."""
+    # First what says that there is something to go on with: a run half deleted is none.
+    blobs.delete(RUN)
+    if home is None:
+        blobs.clear("")
+        return
+    names = [path.name for path in home.iterdir() if re.fullmatch("[0-9a-f]{8}", path.name)]
+    for name in {*names, *([before["id"]] if before is not None else [])}:
+        shutil.rmtree(home / name, ignore_errors=True)
+
+
+def _compare(before: dict[str, Any], now: dict[str, Any], options: Options, ndim: int) -> None:
+    """Refuse to go on with a run that was of something else."""
+    differences = []
+
+    def compare(name: str, old: Any, new: Any) -> None:
+        if name == "version" or re.fullmatch(r"inputs\.\w+\.name", name):
+            return  # the algorithm's number and the contents decide
+        if options.resume == "force" and re.fullmatch(r"inputs\.\w+\.digest", name):
+            return
+        if isinstance(old, dict) and isinstance(new, dict):
+            for key in sorted(set(old) | set(new)):
+                compare(f"{name}.{key}" if name else key, old.get(key), new.get(key))
+        elif old != new:
+            shown = [text if len(text := str(value)) < 60 else f"{text[:57]}..." for value in (old, new)]
+            differences.append(f"{name} was {shown[0]} and is {shown[1]}")
+
+    compare("", {key: before[key] for key in now}, now)
+    if options.tile is not None:
+        tile = list(canonical_sides(options.tile, "tile", ndim))
+        if tile != before["tile"]:
+            differences.append(f"tile was {before['tile']} and is {tile}")
+    if differences:
+        mended = (
+            ". If only what no finished tile has read was mended, pass resume='force'"
+            if any(".digest was" in text for text in differences)
+            else ""
+        )
+        raise InputError(
+            f"an unfinished run at this place was another one: {'; '.join(differences)}{mended}. Pass the same to go "
+            f"on, or resume=False to delete what it did and start anew"
+        )
+
+
+def _check_reach(scheduler: Scheduler, inputs: Mapping[str, Source], places: Mapping[str, Output]) -> None:
+    """Refuse stores that other processes cannot see."""
+    if scheduler.name == "threads":
+        return
+    stores = {name: getattr(source.array, "store", None) for name, source in inputs.items()}
+    stores |= {name: output.store for name, output in places.items()}
+    for name, store in stores.items():
+        if type(store).__name__ == "MemoryStore":
+            raise InputError(
+                f"{name} lies in the memory of this process, which the workers of the dask client cannot see; use "
+                f"a path that they share, or close the client"
+            )

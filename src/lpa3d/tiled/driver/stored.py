@@ -1,0 +1,229 @@
+"""Inputs, read box by box: zarr arrays (format 2 or 3, sharded or not), paths and URLs of such, and dask arrays; NumPy
+arrays where a verb works tile by tile for another reason than their size in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...arrays.checks import MAX_ID
+from ...errors import InputError, InputTypeError
+from .grid import Box, Place
+
+__all__ = [
+    "Source",
+    "as_path",
+    "canonical_shape",
+    "check_classes",
+    "check_id_values",
+    "check_ids",
+    "is_url",
+    "local_folder",
+    "open_source",
+    "same_shape",
+]
+
+Array = npt.NDArray[Any]
+
+
+def is_url(place: Any) -> bool:
+    """Return whether `place` is a URL such as ``s3://bucket/volume.zarr``; ``file://`` is a path."""
+    return isinstance(place, str) and "://" in place and not place.startswith("file://")
+
+
+def as_path(place: str | os.PathLike[str]) -> str:
+    """Return a local path, of a path or a ``file://`` URL."""
+    return os.fspath(place).removeprefix("file://")
+
+
+def canonical_shape(shape: Sequence[int]) -> Place:
+    """Return a 2D or 3D shape as ``(Z, Y, X)``."""
+    z, y, x = (1,) * (3 - len(shape)) + tuple(int(n) for n in shape)
+    return z, y, x
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stored input. Picklable: a worker in another process opens it anew.
+
+    Attributes
+    ----------
+    name : str
+        What messages call it.
+    array
+        The zarr, dask or NumPy array.
+    lead : int
+        Leading axes of length 1 that are left out.
+    shape : tuple of int
+        ``(Z, Y, X)``; a 2D array is one slice.
+    ndim : int
+        2 or 3, as the caller sees it.
+    dtype
+        In native byte order.
+    chunks : tuple of int
+        What is read at once, along the three axes.
+    """
+
+    name: str
+    array: Any
+    lead: int
+    shape: Place
+    ndim: int
+    dtype: np.dtype[Any]
+    chunks: Place
+
+    @property
+    def is_dask(self) -> bool:
+        """Return whether it is a dask array."""
+        return hasattr(self.array, "dask")
+
+    def read(self, box: Box) -> Array:
+        """Return the voxels of a box as a new C-ordered array in native byte order."""
+        index = (0,) * self.lead + box.slices[3 - self.ndim :]
+        part = self.array[index]
+        if self.is_dask:
+            part = part.compute(scheduler="synchronous")
+        out = np.ascontiguousarray(part, dtype=self.dtype).reshape(box.shape)
+        return out if out.flags.writeable else out.copy()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what must be the same when a run is resumed (JSON): form, and a digest of what is stored.
+
+        The digest of an array in a local folder is that of names, sizes and times of its files, that of a dask array
+        its name, which dask derives from where it comes from. Of other stores only the metadata are compared.
+        """
+        about: dict[str, Any] = {"name": self.name, "shape": list(self.shape[3 - self.ndim :]), "dtype": self.dtype.str}
+        if self.is_dask:
+            return about | {"digest": str(self.array.name)}
+        if isinstance(self.array, np.ndarray):
+            return about | {"digest": f"in memory at {self.array.ctypes.data:x}"}
+        metadata = json.dumps(self.array.metadata.to_dict(), sort_keys=True, default=str)
+        digest = hashlib.sha256(metadata.encode())
+        folder = local_folder(self.array)
+        if folder is not None:
+            for path, _, files in sorted(os.walk(folder)):
+                for file in sorted(files):
+                    stat = os.stat(os.path.join(path, file))
+                    digest.update(f"{os.path.relpath(path, folder)}/{file} {stat.st_size} {stat.st_mtime_ns}".encode())
+        return about | {"digest": digest.hexdigest()}
+
+
+def local_folder(array: Any) -> Path | None:
+    """Return the folder of a zarr array, None if it lies elsewhere."""
+    store = getattr(array, "store", None)
+    root = getattr(store, "root", None)
+    if not isinstance(root, (str, Path)) or type(store).__name__ != "LocalStore":
+        return None
+    return Path(root) / str(array.path)
+
+
+def open_source(array: Any, role: str) -> Source:
+    """Open an input: the path or URL of a zarr array, a zarr array, a dask array, or a NumPy array.
+
+    Raises
+    ------
+    InputError, InputTypeError
+        If there is none, or it has not 2 or 3 dimensions, or a dtype that is not bool, integer or float.
+    """
+    name = role
+    if isinstance(array, (str, os.PathLike)):
+        name = os.fspath(array)
+        array = _open_url(name) if is_url(name) else _open_path(os.path.expanduser(as_path(name)))
+    if any(not math.isfinite(n) for n in array.shape):
+        raise InputError(f"{role} is a dask array of unknown shape {array.shape}; pass {role}.compute_chunk_sizes()")
+    shape = tuple(int(n) for n in array.shape)
+    lead = 0
+    while len(shape) - lead > 3 and shape[lead] == 1:
+        lead += 1
+    shape = shape[lead:]
+    if len(shape) not in (2, 3):
+        raise InputError(f"{role} has {len(shape)} dimensions, shape {shape}; (Z, Y, X) or (Y, X) is needed")
+    dtype = np.dtype(array.dtype)
+    if dtype.kind not in "buif":
+        raise InputTypeError(f"{role} has dtype {dtype}; an array of bool or integers is needed")
+    if hasattr(array, "dask"):
+        chunks = tuple(max(sizes, default=1) for sizes in array.chunks)
+    elif isinstance(array, np.ndarray):
+        # Any box costs what it holds.
+        chunks = (1,) * array.ndim
+    else:
+        chunks = tuple(array.chunks)
+    return Source(
+        name,
+        array,
+        lead,
+        canonical_shape(shape),
+        len(shape),
+        dtype.newbyteorder("="),
+        canonical_shape([max(1, int(n)) for n in chunks[lead:]]),
+    )
+
+
+def _open_path(name: str) -> Any:
+    """Open a local zarr array, or the only one of a group."""
+    import zarr
+
+    from ...io import locate, open_volume
+
+    location = locate(name)
+    if location.format != "zarr":
+        raise InputTypeError(
+            f"{name} is a file of another format, which is read as a whole: pass lpa3d.io.read({name!r}), or "
+            f"store it as zarr: lpa3d.io.write('{Path(name).stem}.zarr', lpa3d.io.read({name!r}))"
+        )
+    with open_volume(name) as volume:
+        return zarr.open_array(str(volume.path), mode="r")
+
+
+def _open_url(name: str) -> Any:
+    """Open a zarr array in object storage."""
+    import zarr
+
+    try:
+        return zarr.open_array(name, mode="r")
+    except ImportError as error:
+        raise InputError(f"{name} needs a library that is not installed: {error}; pip install fsspec s3fs") from error
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        raise InputError(f"{name} is no zarr array that can be opened: {error}") from error
+
+
+def check_classes(source: Source, role: str) -> None:
+    """Refuse a class map of floats."""
+    if source.dtype.kind == "f":
+        raise InputTypeError(
+            f"{role} has dtype {source.dtype}; a class map is bool or integer. Threshold it first, or pass the image "
+            f"as cost= of propagate"
+        )
+
+
+def check_ids(source: Source, role: str) -> None:
+    """Refuse instance ids of floats."""
+    if source.dtype.kind == "f":
+        raise InputTypeError(f"{role} has dtype {source.dtype}; ids are integers: store {role} as int64 first")
+
+
+def check_id_values(ids: Array, role: str, box: Box) -> None:
+    """Refuse ids that are negative or above 2**63 - 1."""
+    if ids.dtype.kind == "i" and ids.size and int(ids.min()) < 0:
+        raise InputError(
+            f"{role} holds negative ids, the smallest at {box} is {int(ids.min())}; 0 is none, ids are > 0"
+        )
+    if ids.dtype == np.uint64 and ids.size and int(ids.max()) > MAX_ID:
+        raise InputError(f"{role} holds ids up to {int(ids.max())} (at {box}); at most 2**63 - 1 is possible")
+
+
+def same_shape(source: Source, role: str, other: Source, other_role: str) -> None:
+    """Refuse two inputs of different shapes."""
+    if source.shape != other.shape or source.ndim != other.ndim:
+        shapes = [one.shape[3 - one.ndim :] for one in (source, other)]
+        raise InputError(f"{role} has shape {shapes[0]} but {other_role} has shape {shapes[1]}; they must be the same")

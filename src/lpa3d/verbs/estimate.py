@@ -1,0 +1,236 @@
+"""What a run over tiles will take, before it starts."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..arrays.backend import is_on_device
+from ..errors import InputError, InputTypeError
+from ..tiled.driver.budget import COMPRESSED, Cost, choose_tile, find_cost, format_bytes
+from ..tiled.driver.grid import Grid
+from ..tiled.driver.stored import Source, open_source
+from .dispatch import check_device
+
+__all__ = ["Estimate", "estimate", "weigh"]
+
+Dtypes = list[np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take; `str` of it is a table.
+
+    Attributes
+    ----------
+    verb : str
+        What is estimated.
+    shape : tuple of int
+        ``(Z, Y, X)`` of the volume.
+    tile : tuple of int
+        Voxels of a tile.
+    tiles : int
+        Their number.
+    workers : int
+        Tiles that are worked on at once.
+    memory : int
+        Bytes of memory at the peak: the process, and a tile for each worker.
+    scratch, scratch_worst : int
+        Bytes on the disk beside the result while the run lasts: of a real volume, and of one in which every voxel is
+        another label.
+    output, output_worst : int
+        Bytes of the results: of labels that compress as real ones do, and of those that do not at all.
+    core_seconds : float
+        Seconds of one core in all. Rough: half to twice of it.
+    seconds : float
+        Of `workers` cores. On a cluster divide `core_seconds` by its cores.
+    """
+
+    verb: str
+    shape: tuple[int, int, int]
+    tile: tuple[int, int, int]
+    tiles: int
+    workers: int
+    memory: int
+    scratch: int
+    scratch_worst: int
+    output: int
+    output_worst: int
+    core_seconds: float
+    seconds: float
+
+    def __str__(self) -> str:
+        sides = " x ".join(map(str, self.shape))
+        lines = {
+            "volume": f"{sides}, {math.prod(self.shape):,} voxels",
+            "tiles": f"{self.tiles:,} of {' x '.join(map(str, self.tile))}, {self.workers} at once",
+            "memory": f"{format_bytes(self.memory)} at most",
+            "scratch": f"about {format_bytes(self.scratch)}, {format_bytes(self.scratch_worst)} at worst",
+            "output": f"about {format_bytes(self.output)}, {format_bytes(self.output_worst)} at worst",
+            "time": f"about {format_seconds(self.seconds)} ({format_seconds(self.core_seconds)} of one core), roughly",
+        }
+        if not self.output_worst:
+            del lines["output"]
+        return "\n".join(f"{name + ':':<9}{text}" for name, text in ({"verb": self.verb} | lines).items())
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a length of time for a person."""
+    for name, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {name}"
+    return f"{max(math.ceil(seconds), 1)} s"
+
+
+def _widest(*sources: Source | None) -> np.dtype[Any]:
+    return np.result_type(np.uint8, *(source.dtype for source in sources if source is not None))
+
+
+def _count_dtype(sources: Mapping[str, Source]) -> np.dtype[Any]:
+    size = math.prod(next(iter(sources.values())).shape)
+    return np.dtype(np.uint32 if size < 2**32 else np.uint64)
+
+
+def _propagated(sources: Mapping[str, Source], keywords: Mapping[str, Any]) -> Dtypes:
+    seeds = sources["seeds"].dtype
+    return [np.dtype(np.uint8) if seeds.kind == "b" else seeds] + [np.dtype(np.uint16)] * bool(
+        keywords.get("return_confidence")
+    )
+
+
+def _fused(sources: Mapping[str, Source], keywords: Mapping[str, Any]) -> Dtypes:
+    labels = _widest(sources.get("instances"), sources.get("slices"))
+    return [_widest(sources.get("classes")), labels, np.dtype(np.uint8)]
+
+
+VERBS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Source], Mapping[str, Any]], Dtypes]]] = {
+    "label": (("volume",), lambda sources, _: [_count_dtype(sources)]),
+    "propagate": (("volume", "seeds", "cost"), _propagated),
+    "merge": (("labels", "classes"), lambda sources, _: [sources["labels"].dtype]),
+    "contacts": (("labels", "image"), lambda *_: []),
+    "stitch": (("slices", "classes"), lambda sources, _: [_count_dtype(sources)]),
+    "fuse": (("classes", "instances", "slices"), _fused),
+    "evaluate": (("reference", "prediction", "ignore", "classes"), lambda *_: []),
+}
+"""The arrays of each verb, the first of which decides the tiles, and the dtypes of its results."""
+
+
+def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **keywords: Any) -> Estimate:
+    """Estimate what a verb will take on stored arrays, before anything starts.
+
+    Parameters
+    ----------
+    verb : {"label", "propagate", "merge", "contacts", "stitch", "fuse", "evaluate"}
+        What is to be run.
+    *args, **keywords
+        As the verb takes them. Arrays are paths or URLs of zarr arrays, zarr arrays or dask arrays; of these only
+        shape, chunks and dtype are looked at. For a volume that is not there yet pass
+        ``dask.array.zeros(shape, dtype="uint8", chunks=128)``, which takes no memory.
+    memory : str or int, optional
+        The budget, such as ``"4GB"``; by default half of the memory that is free.
+    tile : int or sequence of int, optional
+        The tile; by default the budget decides.
+
+    Returns
+    -------
+    Estimate
+        Tiles, workers, memory, bytes on the disk, and rough times. ``print`` it.
+
+    Raises
+    ------
+    InputError
+        If there is no such verb, an array cannot be opened, or the budget is too small for one tile.
+    InputTypeError
+        If an array is in memory.
+    TypeError
+        If the verb has no such parameter.
+
+    Notes
+    -----
+    Memory is that of the process and of a tile for each worker. Tables of objects and of pairs that touch, some 10 to
+    200 bytes each, come to it. What disks need depends on how the labels compress: real ones to 1/20 to 1/100 of their
+    size, of which the typical figures take 1/20. Times are rough, half to twice of what a common server takes.
+
+    No GPU is looked at, so it may be another machine's: with ``device="cuda"`` the figures are still the CPU's, and the
+    run takes smaller tiles, or fewer at once, where the GPU's memory allows no more.
+
+    See Also
+    --------
+    label, propagate, merge, contacts, stitch, fuse, evaluate : what is estimated.
+
+    Examples
+    --------
+    >>> import dask.array, lpa3d
+    >>> volume = dask.array.zeros((10_000, 10_000, 10_000), dtype="uint8", chunks=256)
+    >>> e = lpa3d.estimate("label", volume, tile=512, memory="8GB")
+    >>> e.tiles, e.output_worst
+    (8000, 8000000000000)
+    """
+    if verb not in VERBS:
+        raise InputError(f"verb is {verb!r}; one of {', '.join(VERBS)} is needed")
+    function = getattr(importlib.import_module("lpa3d"), verb)
+    try:
+        given = inspect.signature(function).bind(*args, **keywords).arguments
+    except TypeError as error:
+        raise TypeError(f"{verb}() {error}") from None
+    check_device(verb, given.get("device"))
+    names, _ = VERBS[verb]
+    sources = _open_sources(verb, {name: given[name] for name in names if given.get(name) is not None})
+    first = next(iter(sources.values()))
+    made, cost = weigh(verb, sources, given)
+    plan = choose_tile(
+        first.shape,
+        first.chunks,
+        tile=tile,
+        memory=memory,
+        ndim=first.ndim,
+        bytes_per_voxel=cost.memory,
+        halo=cost.halo,
+    )
+    voxels = math.prod(first.shape)
+    raw = voxels * sum(dtype.itemsize for dtype in made)
+    seconds = cost.nanoseconds * voxels / 1e9
+    tiles = len(Grid(first.shape, plan.tile))
+    return Estimate(
+        verb,
+        first.shape,
+        plan.tile,
+        tiles,
+        min(plan.workers, tiles),
+        plan.memory,
+        int(cost.scratch[0] * voxels),
+        int(cost.scratch[1] * voxels),
+        int(COMPRESSED * raw),
+        raw,
+        seconds,
+        seconds / max(min(plan.workers, tiles), 1),
+    )
+
+
+def weigh(verb: str, sources: Mapping[str, Source], keywords: Mapping[str, Any]) -> tuple[Dtypes, Cost]:
+    """Return the dtypes of a verb's results, and what it costs."""
+    made = VERBS[verb][1](sources, keywords)
+    return made, find_cost(verb, {name: source.dtype for name, source in sources.items()}, made, keywords)
+
+
+def _open_sources(verb: str, values: Mapping[str, Any]) -> dict[str, Source]:
+    """Open all stored arrays; what is no array (a mapping of classes, a value) counts for nothing."""
+    sources = {}
+    for name, value in values.items():
+        for k, part in enumerate(value if isinstance(value, (tuple, list)) else (value,)):
+            if isinstance(part, np.ndarray) or is_on_device(part):
+                raise InputTypeError(
+                    f"{name} is in memory, where {verb} takes no tiles; estimate() is about zarr and dask arrays"
+                )
+            if isinstance(part, (Mapping, int, np.integer)):
+                continue
+            sources[name if k == 0 else f"{name}[{k}]"] = open_source(part, name)
+    if not sources:
+        raise InputError(f"there is no array to {verb}; pass paths of zarr arrays, zarr arrays or dask arrays")
+    return sources
