@@ -1,18 +1,14 @@
-"""Settings for every test: no kernel cache, bounded hypothesis, and where the real data is."""
+"""Settings for every test: bounded hypothesis, the emulator, and where the real data is."""
 
 import os
-
-# A stale cached kernel would be tested instead of the one in the file.
-os.environ["LPA3D_KERNEL_CACHE"] = "0"
-
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-import emulator as cuda_emulator
 from lpa3d.arrays.backend import open_device
 from lpa3d.errors import DeviceError
+from tests import emulator as cuda_emulator
 
 settings.register_profile(
     "lpa3d",

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import emulator as cuda_emulator
 import lpa3d
+from tests import emulator as cuda_emulator
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))

@@ -23,6 +23,8 @@ from lpa3d import cli, io
 from lpa3d.commands import counts as _counts
 from lpa3d.commands.terminal import Terminal
 from lpa3d.errors import Lpa3dWarning
+from lpa3d.files.geometry import NANOMETRES
+from lpa3d.files.writers import WRITERS
 
 SUFFIXES = ["zarr", "npy", "nii.gz", "tif", "h5"]
 
@@ -254,7 +256,7 @@ def test_info(files, suffix, capsys):
     assert facts["shape"] == [9, 8, 10]
     assert facts["voxels"] == {"0": 480, "7": 120, "300": 120}
     if suffix != "npy":
-        np.testing.assert_allclose(np.multiply(facts["spacing"], io.NANOMETRES[facts["unit"]]), (40, 8, 8))
+        np.testing.assert_allclose(np.multiply(facts["spacing"], NANOMETRES[facts["unit"]]), (40, 8, 8))
 
 
 def test_info_counts_in_slabs(files, monkeypatch, capsys):
@@ -263,7 +265,7 @@ def test_info_counts_in_slabs(files, monkeypatch, capsys):
     labels[rng.random(labels.shape) < 0.5] = 0
     labels[3] = labels[0]
     io.write("many.npy", labels)
-    monkeypatch.setattr(io, "SLAB_BYTES", 2 * 400 * 8)
+    monkeypatch.setattr("lpa3d.files.volume.SLAB_BYTES", 2 * 400 * 8)
     monkeypatch.setattr(_counts, "_pieces", lambda slab: (part.reshape(-1) for part in slab))
     assert cli.main(["info", "many.npy", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -496,13 +498,13 @@ def test_failures(files, body, code, message):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_failed_write_leaves_nothing(files, suffix, monkeypatch, capsys):
     kind = io.locate(f"out.{suffix}").format
-    writer = io.WRITERS[kind]
+    writer = WRITERS[kind]
 
     def full(target, array, geometry, progress):
         writer(target, array, geometry, progress)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(io.WRITERS, kind, full)
+    monkeypatch.setitem(WRITERS, kind, full)
     before = names(files)
     assert cli.main(["label", "volume.npy", f"out.{suffix}"]) == 1
     assert f"lpa3d: error: cannot write out.{suffix}: No space left on device\n" in capsys.readouterr().err
@@ -524,7 +526,7 @@ def test_confidence_is_not_left_without_labels(files, monkeypatch):
     def full(target, array, geometry, progress):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(io.WRITERS, "tiff", full)
+    monkeypatch.setitem(WRITERS, "tiff", full)
     before = names(files)
     assert cli.main(["propagate", "volume.npy", "seeds.npy", "out.npy", "--confidence", "sure.tif"]) == 1
     assert names(files) == before
@@ -533,16 +535,17 @@ def test_confidence_is_not_left_without_labels(files, monkeypatch):
 # ---------------------------------------------------------------------------------------------------- killed and piped
 
 SLOW_WRITER = """
-import time, lpa3d, lpa3d.io as io
+import time, lpa3d
+from lpa3d.files.writers import WRITERS
 lpa3d.label = lambda volume, **_: volume
-def slow(target, array, geometry, progress, writers=dict(io.WRITERS)):
+def slow(target, array, geometry, progress, writers=dict(WRITERS)):
     writers[target.location.format](target, array, geometry, progress)
     print("half", flush=True)
     while True:
         time.sleep(0.05)
         progress(0.5)
-for name in io.WRITERS:
-    io.WRITERS[name] = slow
+for name in WRITERS:
+    WRITERS[name] = slow
 """
 
 STUCK_WORK = """

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .evaluation.conventions import Convention
     from .evaluation.result import Evaluation
-    from .verbs.contacts import Contacts, contacts
+    from .linking.contacts import Contacts
+    from .linking.fused import Conflicts, Fused, Provenance
+    from .verbs.contacts import contacts
     from .verbs.estimate import Estimate, estimate
     from .verbs.evaluate import evaluate
-    from .verbs.fuse import Conflicts, Fused, Provenance, fuse
+    from .verbs.fuse import fuse
     from .verbs.label import label
     from .verbs.merge import merge
     from .verbs.propagate import propagate
@@ -39,13 +41,13 @@ from ._version import __version__ as __version__
 
 # Verbs are loaded when first asked for: Numba takes longer to import than `lpa3d --help` may take to answer.
 _HOMES = {
-    "Conflicts": "verbs.fuse",
-    "Contacts": "verbs.contacts",
+    "Conflicts": "linking.fused",
+    "Contacts": "linking.contacts",
     "Convention": "evaluation.conventions",
     "Estimate": "verbs.estimate",
     "Evaluation": "evaluation.result",
-    "Fused": "verbs.fuse",
-    "Provenance": "verbs.fuse",
+    "Fused": "linking.fused",
+    "Provenance": "linking.fused",
     "contacts": "verbs.contacts",
     "estimate": "verbs.estimate",
     "evaluate": "verbs.evaluate",

@@ -14,12 +14,40 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DeviceError, InputTypeError
+from ..errors import DeviceError, InputError, InputTypeError
 
 if TYPE_CHECKING:
     from ..cuda.device import Device
 
-__all__ = ["array_module", "device_of", "explain_memory", "find_device", "is_on_device", "on_device", "open_device"]
+__all__ = [
+    "ADVICE",
+    "TWINS",
+    "array_module",
+    "check_device",
+    "device_of",
+    "explain_memory",
+    "find_device",
+    "is_on_device",
+    "on_device",
+    "open_device",
+]
+
+TWINS = ("label", "propagate", "merge", "contacts", "evaluate")
+"""Verbs that a CUDA device can work on."""
+
+ADVICE = "free some of it, or store the arrays as zarr and pass device='cuda' and a tile that fits, such as tile=256"
+
+
+def check_device(verb: str, device: Any) -> str | None:
+    """Return `device`, None or "cuda"."""
+    if device is None:
+        return None
+    if not isinstance(device, str) or device != "cuda":
+        raise InputError(f"device is {device!r}; 'cuda' is needed, or None to work where the arrays are")
+    if verb not in TWINS:
+        raise InputError(f"{verb} cannot work on a CUDA device, only {', '.join(TWINS)} can: leave out device='cuda'")
+    return device
+
 
 _state = threading.local()
 

@@ -30,9 +30,20 @@ __all__ = [
     "instance_ids",
     "is_integral",
     "max_id",
+    "result_dtype",
     "same_shape",
     "seal",
 ]
+
+
+def result_dtype(dtype: np.dtype[Any], most: int) -> np.dtype[Any]:
+    """Return the narrowest dtype of the same signedness, at least `dtype`, that holds `most`."""
+    for size in (1, 2, 4, 8):
+        wider = np.dtype(f"{dtype.kind}{size}")
+        if size >= dtype.itemsize and np.iinfo(wider).max >= most:
+            return wider
+    return np.dtype(f"{dtype.kind}8")
+
 
 MAX_ID = 2**63 - 1
 

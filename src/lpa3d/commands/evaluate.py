@@ -27,7 +27,8 @@ from ..evaluation.metrics import (
     WARPING,
     find_range,
 )
-from ..io import Geometry, Volume
+from ..files.geometry import Geometry
+from ..files.volume import Volume
 from .inputs import (
     add_connectivity,
     add_spacing,

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..arrays.tables import format_columns
 from ..errors import InputError
-from ..io import Volume, plan
+from ..files.volume import Volume
+from ..files.writers import plan
 from .counts import count_labels
 from .inputs import (
     check_same_place,
@@ -33,7 +34,7 @@ from .stitch import check_slices
 from .tiling import add_tiling, find_tiling
 
 if TYPE_CHECKING:
-    from ..verbs.fuse import Conflicts, Fused
+    from ..linking.fused import Conflicts, Fused
 
 __all__ = [
     "KINDS",
@@ -213,7 +214,7 @@ def check_mappings(mappings: Mapping[str, Any], files: Mapping[str, Volume]) -> 
     # Whole numbers that a file stores as floats are read as some integers.
     dtype = None if classes is None or classes.dtype.kind == "f" else classes.dtype
     if any(mapping for mapping in mappings.values()):
-        from ..verbs.fuse import check_mapping
+        from ..linking.fuse import check_mapping
 
         for name, mapping in mappings.items():
             check_mapping(mapping, name, dtype)
@@ -221,7 +222,7 @@ def check_mappings(mappings: Mapping[str, Any], files: Mapping[str, Volume]) -> 
 
 def count_fused(fused: Fused) -> dict[str, Any]:
     """Return how many objects there are, which source decided how many voxels, and the conflicts of each kind."""
-    from ..verbs.fuse import Provenance
+    from ..linking.fused import Provenance
 
     objects, voxels = count_labels(fused.seeds)
     decided = np.bincount(fused.provenance.reshape(-1), minlength=len(Provenance))

@@ -15,7 +15,8 @@ import numpy as np
 
 from ..arrays.checks import canonical_spacing
 from ..errors import InputError
-from ..io import Geometry, Volume
+from ..files.geometry import Geometry
+from ..files.volume import Volume
 from .job import Job
 
 __all__ = [

@@ -24,8 +24,12 @@ from typing import Any
 import numpy.typing as npt
 
 from ..errors import Lpa3dError, Lpa3dWarning
+from ..files.geometry import Geometry
 from ..files.outputs import Output, Outputs
-from ..io import FileError, Geometry, Target, Volume, open_volume
+from ..files.places import FileError
+from ..files.readers import open_volume
+from ..files.volume import Volume
+from ..files.writers import Target
 from .terminal import Terminal
 
 __all__ = ["BROKEN_PIPE", "FAILED", "INTERRUPTED", "UNUSABLE", "Job", "attend", "report"]

@@ -27,8 +27,10 @@ import numpy.typing as npt
 
 from .._version import __version__
 from ..errors import InputError, Lpa3dError
+from ..files.geometry import Geometry
 from ..files.outputs import Output
-from ..io import Geometry, Target, Volume, plan
+from ..files.volume import Volume
+from ..files.writers import Target, plan
 from ..verbs.dispatch import DEFAULTS
 from .counts import count_labels, summarize
 from .evaluate import check_limited_classes, check_options, errors_to_csv, find_misses, pairs_to_csv, to_text

@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from ..io import Geometry, Volume, plan
+from ..files.geometry import Geometry
+from ..files.volume import Volume
+from ..files.writers import plan
 from .counts import count_sections
 from .inputs import (
     check_same_place,

@@ -14,8 +14,10 @@ import numpy.typing as npt
 from ..arrays import backend as _backend
 from ..arrays.threads import num_threads, run_all
 from ..errors import InputError
+from ..files.geometry import Geometry
 from ..files.outputs import Outputs
-from ..io import Geometry, Volume, locate
+from ..files.places import locate
+from ..files.volume import Volume
 from .counts import count_values
 from .inputs import format_count, format_share
 from .job import Job

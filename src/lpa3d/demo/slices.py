@@ -38,7 +38,7 @@ from .parts import (
 
 if TYPE_CHECKING:
     from ..evaluation.result import Evaluation
-    from ..verbs.fuse import Source
+    from ..linking.fused import Source
 
 __all__ = ["link_greedily", "play", "predict_slices", "why_not"]
 

@@ -12,12 +12,12 @@ import numpy.typing as npt
 
 from ..arrays.backend import is_on_device
 from ..arrays.classes import find_classes, group_ids
+from ..arrays.components import WIDE, Components, Slab, find_components
 from ..arrays.overlap import Overlaps, add_overlaps, count_overlaps, count_rows
 from ..arrays.threads import run_all
 from ..arrays.unite import list_some
 from ..errors import InputError
 from ..kernels.overlap import VOID
-from ..verbs.label import WIDE, Components, Slab, find_components
 
 __all__ = [
     "Classified",

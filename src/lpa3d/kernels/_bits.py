@@ -4,13 +4,12 @@ Each is one or a few LLVM instructions on whole vectors, which LLVM turns into w
 AVX2 or NEON compares and packs), so one source serves every element width. None checks bounds.
 """
 
-import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._jit import CACHE
+from ._jit import compile_kernel
 
 WORD = 64
 LANES = 16
@@ -22,12 +21,12 @@ def leaf(function):
     Numba counts the references to each array that a function is called with, in atomic instructions; around short calls
     in a loop they took half of the time.
     """
-    return numba.njit(nogil=True, cache=CACHE, error_model="numpy", _nrt=False)(function)
+    return compile_kernel(function, _nrt=False)
 
 
 def inlined(function):
     """Compile `function` like `leaf`, and make LLVM inline it (``inline="always"`` would type it anew at each call)."""
-    return numba.njit(nogil=True, cache=CACHE, error_model="numpy", _nrt=False, forceinline=True)(function)
+    return compile_kernel(function, _nrt=False, forceinline=True)
 
 
 def _load_vector(context, builder, array_type, array, index):

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.backend import is_on_device
+from ..arrays.components import find_components
 from ..arrays.threads import num_threads, run_all, split
 from ..kernels.reattachment import clear_confidence
-from ..verbs.label import find_components
 from .geodesic import Labels, Links, spread
 
 __all__ = ["clear_unseeded", "reattach"]

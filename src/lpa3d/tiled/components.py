@@ -52,11 +52,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays.components import WIDE, Components, Slab, find_components
 from ..arrays.neighbors import neighbor_offsets
 from ..kernels import faces as kernels
 from ..kernels.label import count_runs
 from ..kernels.unionfind import rank_sets
-from ..verbs.label import WIDE, Components, Slab, find_components
 from .driver.grid import Grid
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ..arrays.checks import canonical_connectivity
 from ..arrays.classes import list_pairs
 from ..arrays.neighbors import neighbor_offsets
-from ..verbs.contacts import (
+from ..linking.contacts import (
     Contacts,
     Counts,
     add_counts,

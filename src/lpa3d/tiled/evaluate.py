@@ -22,25 +22,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.classes import ClassPairs, list_pairs
+from ..arrays.components import number_dtype
 from ..arrays.overlap import Overlaps, add_overlaps, count_overlaps, shift_overlaps
 from ..arrays.threads import split
 from ..errors import InputError, InputTypeError
 from ..evaluation.classified import Classified, Sides, classify_classes, classify_components, classify_ids
 from ..evaluation.conventions import Convention
+from ..evaluation.report import Foreground, report, separate_masks
+from ..evaluation.request import Request, check_ignore, check_mode, check_request, mark_value, pair_classes
 from ..evaluation.result import Evaluation
 from ..evaluation.warping import count_unwarped
-from ..verbs import label as _label
-from ..verbs.evaluate import (
-    Foreground,
-    Request,
-    check_ignore,
-    check_mode,
-    check_request,
-    mark_value,
-    pair_classes,
-    report,
-    separate_masks,
-)
 from .components import local_numbers, open_sides, recall_components, run_join, scan_tile, write_numbers
 from .driver.grid import Box, Grid
 from .driver.run import Options, Run, open_run
@@ -101,7 +92,7 @@ class Volumes:
         return replace(sides, reference=first, prediction=second)
 
     def _number(self, name: str, tile: int, shape: tuple[int, ...]) -> Array:
-        dtype = np.uint32 if math.prod(self.grid.shape) < _label.WIDE else np.uint64
+        dtype = number_dtype(math.prod(self.grid.shape))
         components = recall_components(self.scratch, name, tile)
         numbers = np.empty(shape, dtype)
         write_numbers(components, local_numbers(self.scratch, self.grid, name, tile, components, dtype), numbers)

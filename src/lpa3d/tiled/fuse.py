@@ -24,12 +24,7 @@ from ..arrays.checks import MAX_ID, class_map, instance_ids, seal
 from ..arrays.threads import run_all
 from ..errors import InputError, InputTypeError
 from ..kernels.fuse import find_keys, index_combinations
-from ..verbs.fuse import (
-    CLASSES,
-    INSTANCES,
-    SLICES,
-    Conflicts,
-    Fused,
+from ..linking.fuse import (
     Rows,
     Rules,
     add_rows,
@@ -43,7 +38,8 @@ from ..verbs.fuse import (
     settle,
     write_tables,
 )
-from ..verbs.fuse import Source as SourceName
+from ..linking.fused import CLASSES, INSTANCES, SLICES, Conflicts, Fused
+from ..linking.fused import Source as SourceName
 from .driver.grid import Box, Grid
 from .driver.outputs import Sink, Wanted
 from .driver.run import Options, open_run

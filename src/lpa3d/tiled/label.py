@@ -9,13 +9,14 @@ Stages
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..arrays.checks import canonical_connectivity
-from ..verbs import label as _label
+from ..arrays.components import number_dtype
 from .components import cut_slices, local_numbers, open_sides, recall_components, run_join, scan_tile, write_numbers
 from .driver.grid import Box, Grid
 from .driver.outputs import Sink, Wanted
@@ -76,7 +77,7 @@ def label(volume: Any, *, connectivity: int = 6, out: Any = None, options: Optio
     steps = canonical_connectivity(connectivity)
     source = open_source(volume, "volume")
     check_classes(source, "volume")
-    dtype = np.dtype(np.uint32 if np.prod(source.shape, dtype=object) < _label.WIDE else np.uint64)
+    dtype = number_dtype(math.prod(source.shape))
     with open_run(
         "label",
         {"volume": source},

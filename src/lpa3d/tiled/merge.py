@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from ..arrays.classes import ClassPairs
 from ..arrays.relabel import relabel
-from ..verbs.contacts import Counts, list_ids
-from ..verbs.merge import Rules, check_rules, decide
+from ..linking.contacts import Counts, list_ids
+from ..linking.merge import Rules, check_rules, decide
 from .contacts import fold_counts, map_counts, tile_key
 from .driver.grid import Box, Grid
 from .driver.outputs import Sink, Wanted

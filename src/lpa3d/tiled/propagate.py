@@ -30,7 +30,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays.checks import instance_ids
+from ..arrays.checks import instance_ids, result_dtype
+from ..arrays.components import Components, find_components
 from ..arrays.threads import run_all
 from ..arrays.warn import warn
 from ..errors import InputError
@@ -51,15 +52,13 @@ from ..propagation.census import (
 )
 from ..propagation.diffusion import conductances, diffuse
 from ..propagation.geodesic import link_voxels
-from ..verbs.label import Components, find_components
-from ..verbs.propagate import (
+from ..propagation.rules import (
     Rules,
     check_cost,
     check_rules,
     fresh_ids,
     lone_note,
     missing_note,
-    result_dtype,
     steps_of_cost,
     sweeps_of_labels,
 )

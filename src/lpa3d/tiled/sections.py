@@ -28,10 +28,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.checks import class_map
-from ..propagation.sections import (
+from ..arrays.components import WIDE
+from ..propagation.drawing import draw_intervals, join_items, swept_boxes
+from ..propagation.motions import LOOK, decide, list_lone, match_lone, matched_box, weigh_motions
+from ..propagation.pieces import (
     ITEM,
     LONE,
-    LOOK,
     Geometry,
     Interval,
     Pairs,
@@ -39,20 +41,11 @@ from ..propagation.sections import (
     PlaneBox,
     add_overlaps,
     behind,
-    decide,
-    draw_intervals,
     find_pieces,
-    join_items,
     list_intervals,
-    list_lone,
     list_overlaps,
-    match_lone,
-    matched_box,
     pair_pieces,
-    swept_boxes,
-    weigh_motions,
 )
-from ..verbs.label import WIDE
 from .driver.grid import Box, Grid, Place
 from .driver.scratch import Scratch, ScratchVolume
 

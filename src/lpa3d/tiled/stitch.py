@@ -31,7 +31,7 @@ from ..arrays.overlap import count_overlaps
 from ..arrays.unite import unite_musts
 from ..kernels import stitch as kernels
 from ..linking.chains import Chains, Moves, Sections, gather_pairs
-from ..verbs.stitch import (
+from ..linking.stitch import (
     WIDE,
     check_axis,
     check_bad,

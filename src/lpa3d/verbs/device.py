@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import backend as _backend
+from ..arrays.backend import ADVICE
 from ..arrays.checks import canonical_out, check_array, max_id
 from ..errors import LibraryError
-from .dispatch import ADVICE
 
 if TYPE_CHECKING:
     from ..cuda.device import Device
@@ -55,9 +55,8 @@ def run_on_device(verb: str, function: Callable[..., Any], call: inspect.BoundAr
         # What is no array, and floats in the place of integers, are refused there.
         return function(*call.args, **call.kwargs)
 
-    from ..tiled.driver.budget import Room
+    from ..tiled.driver.budget import Room, weigh
     from ..tiled.driver.stored import open_source
-    from .estimate import weigh
 
     shape = next(iter(arrays.values())).shape
     dtypes, cost = weigh(verb, {name: open_source(array, name) for name, array in arrays.items()}, call.arguments)
@@ -99,7 +98,7 @@ def _find_dtype(
     if verb == "merge":
         return arrays["labels"].dtype  # the byte order, too
     if arguments.get("unseeded") == "label":
-        from .propagate import result_dtype
+        from ..arrays.checks import result_dtype
 
         seeds = arrays["seeds"]
         return result_dtype(dtype, max_id(seeds) + seeds.size)

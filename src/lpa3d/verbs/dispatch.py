@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..arrays.backend import explain_memory, is_on_device
+from ..arrays.backend import ADVICE, TWINS, check_device, explain_memory, is_on_device
 from ..errors import InputError, InputTypeError
 
-__all__ = ["ADVICE", "DEFAULTS", "accepts_stored", "check_device"]
+__all__ = ["DEFAULTS", "accepts_stored"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,11 +32,6 @@ DEFAULTS: dict[str, Any] = {
     "device": None,
 }
 """Keywords of every verb. All but `device` are for stored arrays only."""
-
-TWINS = ("label", "propagate", "merge", "contacts", "evaluate")
-"""Verbs that a CUDA device can work on."""
-
-ADVICE = "free some of it, or store the arrays as zarr and pass device='cuda' and a tile that fits, such as tile=256"
 
 
 def _kind(value: Any) -> str:
@@ -142,14 +137,3 @@ def _check_kinds(verb: str, kinds: Mapping[str, str], out: Any) -> None:
         advice = "pass all arrays stored (zarr, dask), or all on the device (cupy.asarray of lpa3d.io.read)"
     first, second = [kinds[kind] for kind in ("stored", "cuda", "memory") if kind in kinds][:2]
     raise InputTypeError(f"{first}, but {second}; {advice}")
-
-
-def check_device(verb: str, device: Any) -> str | None:
-    """Return `device`, None or "cuda"."""
-    if device is None:
-        return None
-    if not isinstance(device, str) or device != "cuda":
-        raise InputError(f"device is {device!r}; 'cuda' is needed, or None to work where the arrays are")
-    if verb not in TWINS:
-        raise InputError(f"{verb} cannot work on a CUDA device, only {', '.join(TWINS)} can: leave out device='cuda'")
-    return device

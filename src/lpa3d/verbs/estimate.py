@@ -5,22 +5,19 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..arrays.backend import is_on_device
+from ..arrays.backend import check_device, is_on_device
 from ..errors import InputError, InputTypeError
-from ..tiled.driver.budget import COMPRESSED, Cost, choose_tile, find_cost, format_bytes
+from ..tiled.driver.budget import COMPRESSED, VERBS, choose_tile, format_bytes, weigh
 from ..tiled.driver.grid import Grid
 from ..tiled.driver.stored import Source, open_source
-from .dispatch import check_device
 
-__all__ = ["Estimate", "estimate", "weigh"]
-
-Dtypes = list[np.dtype[Any]]
+__all__ = ["Estimate", "estimate"]
 
 
 @dataclass(frozen=True)
@@ -86,39 +83,6 @@ def format_seconds(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.0f} {name}"
     return f"{max(math.ceil(seconds), 1)} s"
-
-
-def _widest(*sources: Source | None) -> np.dtype[Any]:
-    return np.result_type(np.uint8, *(source.dtype for source in sources if source is not None))
-
-
-def _count_dtype(sources: Mapping[str, Source]) -> np.dtype[Any]:
-    size = math.prod(next(iter(sources.values())).shape)
-    return np.dtype(np.uint32 if size < 2**32 else np.uint64)
-
-
-def _propagated(sources: Mapping[str, Source], keywords: Mapping[str, Any]) -> Dtypes:
-    seeds = sources["seeds"].dtype
-    return [np.dtype(np.uint8) if seeds.kind == "b" else seeds] + [np.dtype(np.uint16)] * bool(
-        keywords.get("return_confidence")
-    )
-
-
-def _fused(sources: Mapping[str, Source], keywords: Mapping[str, Any]) -> Dtypes:
-    labels = _widest(sources.get("instances"), sources.get("slices"))
-    return [_widest(sources.get("classes")), labels, np.dtype(np.uint8)]
-
-
-VERBS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Source], Mapping[str, Any]], Dtypes]]] = {
-    "label": (("volume",), lambda sources, _: [_count_dtype(sources)]),
-    "propagate": (("volume", "seeds", "cost"), _propagated),
-    "merge": (("labels", "classes"), lambda sources, _: [sources["labels"].dtype]),
-    "contacts": (("labels", "image"), lambda *_: []),
-    "stitch": (("slices", "classes"), lambda sources, _: [_count_dtype(sources)]),
-    "fuse": (("classes", "instances", "slices"), _fused),
-    "evaluate": (("reference", "prediction", "ignore", "classes"), lambda *_: []),
-}
-"""The arrays of each verb, the first of which decides the tiles, and the dtypes of its results."""
 
 
 def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **keywords: Any) -> Estimate:
@@ -211,12 +175,6 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
         seconds,
         seconds / max(min(plan.workers, tiles), 1),
     )
-
-
-def weigh(verb: str, sources: Mapping[str, Source], keywords: Mapping[str, Any]) -> tuple[Dtypes, Cost]:
-    """Return the dtypes of a verb's results, and what it costs."""
-    made = VERBS[verb][1](sources, keywords)
-    return made, find_cost(verb, {name: source.dtype for name, source in sources.items()}, made, keywords)
 
 
 def _open_sources(verb: str, values: Mapping[str, Any]) -> dict[str, Source]:

@@ -20,10 +20,12 @@ import numpy.typing as npt
 from ...arrays.threads import num_threads
 from ...errors import InputError, InputTypeError
 from .grid import Place
+from .stored import Source
 
 __all__ = [
     "COMPRESSED",
     "COSTS",
+    "VERBS",
     "Cost",
     "Plan",
     "Room",
@@ -34,7 +36,50 @@ __all__ = [
     "find_cost",
     "format_bytes",
     "parse_memory",
+    "weigh",
 ]
+
+Dtypes = list[np.dtype[Any]]
+
+
+def _widest(*sources: Source | None) -> np.dtype[Any]:
+    return np.result_type(np.uint8, *(source.dtype for source in sources if source is not None))
+
+
+def _count_dtype(sources: Mapping[str, Source]) -> np.dtype[Any]:
+    size = math.prod(next(iter(sources.values())).shape)
+    return np.dtype(np.uint32 if size < 2**32 else np.uint64)
+
+
+def _propagated(sources: Mapping[str, Source], keywords: Mapping[str, Any]) -> Dtypes:
+    seeds = sources["seeds"].dtype
+    return [np.dtype(np.uint8) if seeds.kind == "b" else seeds] + [np.dtype(np.uint16)] * bool(
+        keywords.get("return_confidence")
+    )
+
+
+def _fused(sources: Mapping[str, Source], keywords: Mapping[str, Any]) -> Dtypes:
+    labels = _widest(sources.get("instances"), sources.get("slices"))
+    return [_widest(sources.get("classes")), labels, np.dtype(np.uint8)]
+
+
+VERBS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Source], Mapping[str, Any]], Dtypes]]] = {
+    "label": (("volume",), lambda sources, _: [_count_dtype(sources)]),
+    "propagate": (("volume", "seeds", "cost"), _propagated),
+    "merge": (("labels", "classes"), lambda sources, _: [sources["labels"].dtype]),
+    "contacts": (("labels", "image"), lambda *_: []),
+    "stitch": (("slices", "classes"), lambda sources, _: [_count_dtype(sources)]),
+    "fuse": (("classes", "instances", "slices"), _fused),
+    "evaluate": (("reference", "prediction", "ignore", "classes"), lambda *_: []),
+}
+"""The arrays of each verb, the first of which decides the tiles, and the dtypes of its results."""
+
+
+def weigh(verb: str, sources: Mapping[str, Source], keywords: Mapping[str, Any]) -> tuple[Dtypes, Cost]:
+    """Return the dtypes of a verb's results, and what it costs."""
+    made = VERBS[verb][1](sources, keywords)
+    return made, find_cost(verb, {name: source.dtype for name, source in sources.items()}, made, keywords)
+
 
 UNITS = {"": 1, "b": 1} | {f"{letter}b": 1000**k for k, letter in enumerate("kmgt", 1)}
 UNITS |= {f"{letter}ib": 1024**k for k, letter in enumerate("kmgt", 1)}

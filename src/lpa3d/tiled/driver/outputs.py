@@ -429,7 +429,7 @@ def _place(name: str, wanted: Wanted) -> Output:
             f"out is a {type(place).__module__}.{type(place).__qualname__}; a path, a URL or a zarr store is needed, "
             f"e.g. out='{name}.zarr'"
         )
-    from ...io import locate, zarr_target
+    from ...files.places import locate, zarr_target
 
     location = locate(os.path.expanduser(as_path(place)))
     if location.format != "zarr":

@@ -173,7 +173,8 @@ def _open_path(name: str) -> Any:
     """Open a local zarr array, or the only one of a group."""
     import zarr
 
-    from ...io import locate, open_volume
+    from ...files.places import locate
+    from ...files.readers import open_volume
 
     location = locate(name)
     if location.format != "zarr":

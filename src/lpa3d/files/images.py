@@ -1,0 +1,298 @@
+"""Folders of images, one PNG or TIFF for each slice, as a volume."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import os
+import re
+import struct
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..arrays.threads import num_threads, run_all
+from ..errors import InputError, Lpa3dWarning
+from .places import LIBRARIES, Location, load_library, reading
+from .volume import Volume, choose_rows
+
+__all__ = ["open_images"]
+
+Array = npt.NDArray[Any]
+
+
+# --------------------------------------------------------------------------------------------------- image folders
+
+
+IMAGE_SUFFIXES = {".png": "png", ".tif": "tiff", ".tiff": "tiff"}
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+SPARSEST = 100
+"""Slices for each image from which on the numbers in the names are taken for something else, such as times."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """What the header of one image says; in a palette image the index is the value."""
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    palette: bool
+
+
+def open_images(location: Location) -> Volume:
+    kind, names, others = _list_images(location)
+    scan, load = IMAGE_READERS[kind]
+    load_library(*LIBRARIES[kind])
+    numbered = dict(sorted(zip(_find_numbers(location, names), names, strict=True)))
+    first, last = location.numbers or (min(numbered), max(numbered))
+    if first > last:
+        raise InputError(f"{location.name} asks for slices {first} to {last}; the first number must not be the larger")
+    chosen = {number: location.path / name for number, name in numbered.items() if first <= number <= last}
+    if not chosen:
+        raise InputError(
+            f"{location.name}: no image has a number from {first} to {last}; they have {min(numbered)} to "
+            f"{max(numbered)}"
+        )
+    length = last - first + 1
+    if location.numbers is None and length > SPARSEST * len(chosen):
+        raise InputError(
+            f"{location.name} holds {_images(kind, len(names))} with numbers from {first} to {last}, of which hardly "
+            f"any has an image; number the slices 0, 1, 2 ..., or say that they are meant: "
+            f"'{location.name}:{first}-{last}'"
+        )
+    shape, dtype, remarks = _agree(location, list(chosen.values()), run_all(scan, chosen.values()))
+    if len(chosen) < length:
+        warnings.warn(
+            _say_missing(location, [n for n in range(first, last + 1) if n not in chosen], length), Lpa3dWarning, 3
+        )
+    if len(chosen) < len(names):
+        remarks.append(f"{len(names) - len(chosen)} images with other numbers are left out")
+    if others:
+        remarks.append(f"other files are ignored: {_some(others)}")
+    paths = list(chosen.values())
+    ordered = f"{paths[0].name} to {paths[-1].name}, by their numbers" if len(paths) > 1 else paths[0].name
+    # Options name slices by position, whatever the names begin with.
+    numbers = f" (numbers {first} to {last}; options count slices from 0)" if first else ""
+    note = f"{location.name}: {_images(kind, len(paths))} as slices 0 to {length - 1}{numbers}: {ordered}"
+
+    def fetch(lo: int, hi: int) -> Array:
+        slab = np.zeros((hi - lo, *shape), dtype)
+
+        def fill(z: int) -> None:
+            path = chosen[first + z]
+            with reading(str(path)):
+                image = load(path)
+                if image.shape != shape:
+                    raise InputError(f"{path} has changed since it was opened: its shape is now {image.shape}")
+                slab[z - lo] = image
+
+        run_all(fill, [z for z in range(lo, hi) if first + z in chosen])
+        return slab
+
+    return Volume(
+        location.name,
+        location.path,
+        "images",
+        (length, *shape),
+        dtype,
+        fetch,
+        chunks=(1, *shape),
+        # Slices too large for several in a slab are still decoded by all threads.
+        rows=max(choose_rows((length, *shape), dtype), num_threads()),
+        note="; ".join([note, *remarks]),
+    )
+
+
+def _images(kind: str, count: int) -> str:
+    """Return a number of images in words."""
+    return f"{count} {kind.upper()} image{'' if count == 1 else 's'}"
+
+
+def _some(items: Sequence[object], most: int = 4) -> str:
+    """Return the first of many items, separated by commas."""
+    return ", ".join(map(str, items[:most])) + (f", ... ({len(items)})" if len(items) > most else "")
+
+
+def _list_images(location: Location) -> tuple[str, list[str], list[str]]:
+    """Return the kind and the names of the images in a folder, and the names of everything else."""
+    groups: dict[str, list[str]] = {"png": [], "tiff": [], "": []}
+    with os.scandir(location.path) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            # Hidden files are nobody's slices; macOS leaves ._name.png beside name.png.
+            if entry.name.startswith(".") or not fnmatch.fnmatch(entry.name, location.inner or "*"):
+                continue
+            kind = "" if entry.is_dir() else IMAGE_SUFFIXES.get(Path(entry.name).suffix.lower(), "")
+            groups[kind].append(entry.name)
+    others = groups.pop("")
+    kinds = [kind for kind, names in groups.items() if names]
+    if len(kinds) == 1:
+        return kinds[0], groups[kinds[0]], others
+    if kinds:
+        raise InputError(
+            f"{location.name} holds {_images('png', len(groups['png']))} and {_images('tiff', len(groups['tiff']))}; "
+            f"choose one kind with a pattern in quotes: '{location.path / '*.png'}' or "
+            f"'{location.path / ('*' + Path(groups['tiff'][0]).suffix)}'"
+        )
+    what = f"{location.path} holds no PNG or TIFF image" + (f" named {location.inner}" if location.inner else "")
+    if not others:
+        raise InputError(f"{what}{'' if location.inner else ': it is empty'}")
+    advice = ""
+    if any(name.lower().endswith(LOSSY_SUFFIXES) for name in others):
+        advice = "; JPEG and WebP change the values of labels: export PNG or TIFF"
+    elif len(others) == 1:
+        advice = f"; if that is the volume, pass {location.path / others[0]}"
+    raise InputError(f"{what}, but {_some(others)}{advice}")
+
+
+def _find_numbers(location: Location, names: Sequence[str]) -> list[int]:
+    """Return the slice number of each name: the one place where all names differ, in names that are else the same."""
+    parts = [re.split("([0-9]+)", Path(name).stem) for name in names]
+    texts = Counter(tuple(part[::2]) for part in parts)
+    if len(names) > 1 and all(len(text) == 1 for text in texts):
+        raise InputError(
+            f"{location.name} holds images without a number, such as {_some(names, 2)}; name them by their slices: "
+            f"0001{Path(names[0]).suffix}, 0002{Path(names[0]).suffix}, ..."
+        )
+    if len(texts) > 1:
+        examples = [
+            f"{next(name for name, part in zip(names, parts, strict=True) if tuple(part[::2]) == text)} ({count})"
+            for text, count in texts.most_common()
+        ]
+        common = "*[0-9]".join(texts.most_common()[0][0]) + Path(names[0]).suffix
+        raise InputError(
+            f"{location.name} holds images whose names differ in more than numbers: {_some(examples)}; choose one "
+            f"series with a pattern in quotes: '{location.path / common}', or name all images alike"
+        )
+    numbers = [[int(digits) for digits in part[1::2]] for part in parts]
+    if len(names) == 1:
+        return [numbers[0][-1] if numbers[0] else 0]
+    columns = [column for column in zip(*numbers, strict=True) if len(set(column)) == len(names)]
+    orders = {tuple(sorted(range(len(names)), key=column.__getitem__)) for column in columns}
+    if not orders:
+        best = max(zip(*numbers, strict=True), key=lambda column: len(set(column)))
+        number = Counter(best).most_common()[0][0]
+        again = [name for name, each in zip(names, best, strict=True) if each == number]
+        raise InputError(
+            f"{location.name} holds {len(again)} images for slice {number}: {_some(again)}; choose one series with a "
+            f"pattern in quotes, such as '{location.path}/*_labels{Path(again[0]).suffix}'"
+        )
+    if len(orders) > 1:
+        raise InputError(
+            f"{location.name} holds images with several numbers in their names, which give different orders, such as "
+            f"{_some(names, 2)}; name them by the slice number alone"
+        )
+    # Of several numbers that agree (slice_0001_z=0.0080um) the one that counts in the smallest steps is the slice's.
+    return list(min(columns, key=lambda column: max(column) - min(column)))
+
+
+def _agree(
+    location: Location, paths: Sequence[Path], images: Sequence[Image]
+) -> tuple[tuple[int, int], np.dtype[Any], list[str]]:
+    """Return the shape and dtype that all slices have, and remarks; refuse slices that do not belong together."""
+
+    def refuse(what: str, values: Sequence[object], advice: str) -> None:
+        counts = Counter(values)
+        if len(counts) > 1:
+            most = counts.most_common()[0][0]
+            usual = next(path for path, value in zip(paths, values, strict=True) if value == most)
+            odd = [f"{p.name} ({value})" for p, value in zip(paths, values, strict=True) if value != most]
+            raise InputError(
+                f"{location.name} holds images of different {what}: {counts[most]} as {usual.name} ({most}), but "
+                f"{_some(odd)}; {advice}"
+            )
+
+    sizes = [f"{image.shape[0]} x {image.shape[1]}" for image in images]
+    refuse("sizes", sizes, "all slices must have the same number of rows and columns")
+    dtypes = {image.dtype for image in images}
+    common = np.result_type(*dtypes)
+    mixed = [
+        "palette" if image.palette else "integers" if image.dtype.kind in "iu" and common.kind in "iu" else image.dtype
+        for image in images
+    ]
+    refuse("kinds", mixed, "what a value means could differ too; save all slices in the same way")
+    remarks = ["palette images: the index of a colour is the value"] if images[0].palette else []
+    if len(dtypes) > 1:
+        remarks.append(f"{' and '.join(sorted(map(str, dtypes)))} are read as {common}")
+    return images[0].shape, common, remarks
+
+
+def _say_missing(location: Location, missing: Sequence[int], length: int) -> str:
+    """Return the warning about slices whose number no image has."""
+    cuts = [0, *(i for i in range(1, len(missing)) if missing[i] != missing[i - 1] + 1), len(missing)]
+    runs = [(missing[lo], missing[hi - 1]) for lo, hi in itertools.pairwise(cuts)]
+    listed = ", ".join(f"{lo}" if lo == hi else f"{lo}-{hi}" for lo, hi in runs[:8]) + (
+        ", ..." if len(runs) > 8 else ""
+    )
+    verbs = "has no image and is" if len(missing) == 1 else "have no image and are"
+    return (
+        f"{location.name}: {len(missing)} of {length} slices {verbs} read as empty (0): {listed}; if no slice is "
+        f"missing, number the images without holes"
+    )
+
+
+def _colour_error(path: Path, channels: str) -> InputError:
+    return InputError(
+        f"{path} is a colour image ({channels}), but labels need one number for each pixel. If each colour is an id, "
+        f"make numbers of them and save those as TIFF: ids = rgb[..., :3].astype('uint32') @ "
+        f"np.array([65536, 256, 1], 'uint32'); tifffile.imwrite('name.tif', ids). If all channels are the same, save "
+        f"one: rgb[..., 0]"
+    )
+
+
+def _scan_png(path: Path) -> Image:
+    with reading(str(path)):
+        with open(path, "rb") as file:
+            start = file.read(26)
+        if len(start) < 26 or start[:8] != b"\x89PNG\r\n\x1a\n" or start[12:16] != b"IHDR":
+            raise InputError(f"{path} is no PNG image, whatever its suffix says")
+        width, height, bits, colours = struct.unpack(">IIBB", start[16:])
+        if colours not in (0, 3):
+            raise _colour_error(path, {2: "RGB", 4: "gray and transparency", 6: "RGBA"}.get(colours, "unknown"))
+        palette = colours == 3
+        if not palette and bits in (2, 4):
+            # Some programs write the numbers themselves, most read them multiplied by 85 or 17.
+            raise InputError(f"{path} has {bits} bits a pixel, whose values are ambiguous; save it with 8 or 16")
+        return Image((height, width), np.dtype("u1" if palette else {1: "?", 8: "u1", 16: "u2"}[bits]), palette)
+
+
+def _load_png(path: Path) -> Array:
+    # Not Image.open, which takes a slice of 200 megapixels for an attack.
+    with load_library(*LIBRARIES["png"]).PngImageFile(path) as image:
+        return np.asarray(image)
+
+
+def _scan_tiff(path: Path) -> Image:
+    tifffile = load_library(*LIBRARIES["tiff"])
+    with reading(str(path)), tifffile.TiffFile(path) as tiff:
+        # Pages, not series: a file that is part of an OME data set knows of the others and would open them.
+        page, count = tiff.pages[0], len(tiff.pages)
+        if tiff.is_imagej:
+            # A stack of more than 4 GB has one page only.
+            count = max(count, int((tiff.imagej_metadata or {}).get("images", 1)))
+        if count > 1:
+            raise InputError(
+                f"{path} holds {count} images, but in a folder each file must be one slice; if it is the whole volume, "
+                f"pass the file itself"
+            )
+        if page.samplesperpixel > 1:
+            raise _colour_error(path, f"{page.samplesperpixel} channels")
+        if len(page.shape) != 2:
+            raise InputError(f"{path} has shape {page.shape}; a slice must be (Y, X)")
+        return Image(page.shape, np.dtype(page.dtype).newbyteorder("="), page.photometric.name == "PALETTE")
+
+
+def _load_tiff(path: Path) -> Array:
+    with load_library(*LIBRARIES["tiff"]).TiffFile(path) as tiff:
+        return np.asarray(tiff.pages[0].asarray())
+
+
+IMAGE_READERS: dict[str, tuple[Callable[[Path], Image], Callable[[Path], Array]]] = {
+    "png": (_scan_png, _load_png),
+    "tiff": (_scan_tiff, _load_tiff),
+}

@@ -1,0 +1,186 @@
+"""What a name of a volume means: its format, the file or folder, and the array inside; and errors of files."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, LibraryError, Lpa3dError
+
+__all__ = [
+    "LIBRARIES",
+    "FileError",
+    "Location",
+    "load_library",
+    "locate",
+    "reading",
+    "writing",
+    "zarr_kind",
+    "zarr_target",
+]
+
+
+class FileError(Lpa3dError, OSError):
+    """A file could not be written."""
+
+
+# ---------------------------------------------------------------------------------------------------------- places
+
+
+@dataclass(frozen=True)
+class Location:
+    """A name taken apart: the format, the file or folder, and what is meant inside of it.
+
+    `inner` is the dataset in an HDF5 file, or a pattern for the images in a folder; `numbers` are the first and the
+    last slice of such a folder, where the user gave them.
+    """
+
+    name: str
+    format: str
+    path: Path
+    inner: str = ""
+    numbers: tuple[int, int] | None = None
+
+
+SUFFIXES = {".npy": "npy", ".nii": "nifti", ".nii.gz": "nifti", ".tif": "tiff", ".tiff": "tiff"}
+KNOWN = (
+    ".zarr, .npy, .nii, .nii.gz, .tif, .tiff, .h5 (file.h5:/dataset) and .hdf5; a folder with a PNG or TIFF image for "
+    "each slice can be read"
+)
+
+
+def locate(name: str) -> Location:
+    """Take a file name apart.
+
+    Raises
+    ------
+    InputError
+        If its suffix is not known.
+    """
+    name = os.fspath(name)
+    if "://" in name:
+        raise InputError(f"{name} is a URL; copy it to a local file first")
+    hdf5 = re.fullmatch(r"(.*\.(?:h5|hdf5|hdf))(?::(.*))?", name, re.IGNORECASE | re.DOTALL)
+    if hdf5:
+        return Location(name, "hdf5", Path(hdf5[1]), (hdf5[2] or "").strip("/"))
+    path = Path(name)
+    lower = name.lower()
+    for suffix, kind in SUFFIXES.items():
+        if lower.endswith(suffix) and not _is_pattern(path):
+            return Location(name, kind, path)
+    if any(part.lower().endswith(".zarr") for part in path.parts) or zarr_kind(path):
+        return Location(name, "zarr", path)
+    # A folder may itself have a name that looks like a range of slices.
+    ranged = None if path.is_dir() else re.fullmatch(r"(.+):([0-9]+)-([0-9]+)", name, re.DOTALL)
+    folder = ranged[1] if ranged else name
+    numbers = (int(ranged[2]), int(ranged[3])) if ranged else None
+    path = Path(folder)
+    if _is_pattern(path):
+        return Location(name, "images", path.parent, path.name, numbers)
+    if path.is_dir() or folder.endswith(("/", os.sep)):
+        return Location(name, "images", path, "", numbers)
+    what = "has no suffix" if path.suffix else "is no folder and has no suffix"
+    raise InputError(f"{name!r} {what} that is known; known are {KNOWN}")
+
+
+def _is_pattern(path: Path) -> bool:
+    """Return whether a name stands for several files; brackets alone are common in the names of single ones."""
+    return any(sign in path.name for sign in "*?") and not path.exists()
+
+
+def load_library(module: str, extra: str) -> Any:
+    """Import the file library `module`, or say which extra to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise LibraryError(
+            f"{module} is needed for this kind of file and cannot be imported ({error}); "
+            f"install it: pip install 'lpa3d[{extra}]'"
+        ) from error
+
+
+LIBRARIES = {
+    "zarr": ("zarr", "zarr"),
+    "nifti": ("nibabel", "nifti"),
+    "tiff": ("tifffile", "tiff"),
+    "hdf5": ("h5py", "hdf5"),
+    "png": ("PIL.PngImagePlugin", "png"),
+}
+
+
+def _reason(error: BaseException) -> str:
+    """Return one line of what went wrong, for a person."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "imagecodecs" in text:
+        text += "; install it: pip install imagecodecs"
+    return text
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn what a file library raises into an error that names the file."""
+    try:
+        yield
+    except (Lpa3dError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"cannot read {name}: {_reason(error)}") from error
+
+
+@contextlib.contextmanager
+def writing(name: str) -> Iterator[None]:
+    """Turn what a file library raises into an error that names the output."""
+    try:
+        yield
+    except (Lpa3dError, MemoryError):
+        raise
+    except Exception as error:
+        raise FileError(f"cannot write {name}: {_reason(error)}") from error
+
+
+def zarr_kind(path: Path) -> str:
+    """Return ``"array3"``, ``"array2"``, ``"group3"`` or ``"group2"``, or empty for any other file or folder."""
+    if (path / "zarr.json").is_file():
+        try:
+            node = json.loads((path / "zarr.json").read_bytes()).get("node_type")
+        except (ValueError, AttributeError):
+            return ""
+        return f"{node}3" if node in ("array", "group") else ""
+    if (path / ".zarray").is_file():
+        return "array2"
+    return "group2" if (path / ".zgroup").is_file() else ""
+
+
+def zarr_target(location: Location) -> Path:
+    """Return the folder that a new zarr array makes appear: itself, or the first missing group around it."""
+    path = Path(os.path.realpath(location.path))
+    depth = next((i for i, part in enumerate(path.parts) if part.lower().endswith(".zarr")), len(path.parts) - 1)
+    for i in range(depth + 1, len(path.parts)):
+        group = Path(*path.parts[:i])
+        kind = zarr_kind(group)
+        if not group.exists():
+            return group
+        if kind != "group3":
+            what = {"group2": "a group of zarr format 2", "array2": "an array", "array3": "an array"}.get(kind)
+            raise InputError(
+                f"cannot write {location.name}: {group} is {what or 'no zarr group'}, and an array of zarr format 3 "
+                f"cannot lie in it; choose another .zarr"
+            )
+        if "consolidated_metadata" in json.loads((group / "zarr.json").read_bytes()):
+            raise InputError(
+                f"cannot write {location.name}: {group} has consolidated metadata, in which the new array would be "
+                f"missing; choose another .zarr"
+            )
+    if path.exists() and not zarr_kind(path).startswith("array"):
+        what = "a zarr group" if zarr_kind(path) else "no zarr array"
+        raise InputError(f"{location.name} exists and is {what}, so it is never replaced; choose another output")
+    return path

@@ -1,0 +1,307 @@
+"""Opening volumes: one function for each format; folders of images stand in `files.images`."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from .geometry import Geometry, attribute_geometry, tiff_geometry, zarr_geometry
+from .images import open_images
+from .outputs import ASIDE, TEMPORARY
+from .places import LIBRARIES, Location, load_library, locate, reading, zarr_kind
+from .volume import Volume, choose_rows, drop_leading
+
+__all__ = ["open_volume", "read"]
+
+Array = npt.NDArray[Any]
+
+
+def open_volume(name: str | os.PathLike[str]) -> Volume:
+    """Open a file and read its shape, dtype and geometry, but not its voxels.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, its suffix is unknown, it cannot be read, or it holds several arrays and `name` does
+        not say which one. For a folder also if the names of its images give no clear order, or if the images differ
+        in size or kind, are in colour or hold several pages.
+    LibraryError
+        If the library that reads it is not installed.
+
+    Warns
+    -----
+    Lpa3dWarning
+        If the numbers of the images in a folder have holes: slices without an image are read as 0.
+    """
+    location = locate(os.fspath(name))
+    if not location.path.exists() and location.format != "zarr":
+        raise InputError(f"{location.path} does not exist")
+    if location.format == "images" and not location.path.is_dir():
+        raise InputError(f"{location.path} is no folder")
+    if location.path.is_dir() and location.format not in ("zarr", "images"):
+        raise InputError(f"{location.path} is a folder, not a {location.format} file")
+    with reading(location.name):
+        volume = OPENERS[location.format](location)
+    if len(volume.shape) not in (2, 3):
+        volume.close()
+        raise InputError(f"{location.name} has shape {volume.shape}; (Z, Y, X) or (Y, X) is needed")
+    if volume.geometry.spacing is None:
+        return volume
+    if not all(math.isfinite(size) and size > 0 for size in volume.geometry.spacing):
+        # A header that was never filled in says nothing about the voxels.
+        volume.geometry = Geometry(None, "", volume.geometry.nifti)
+    return volume
+
+
+def read(name: str | os.PathLike[str]) -> Array:
+    """Return the array in a file, axes ``(Z, Y, X)``.
+
+    Parameters
+    ----------
+    name : str or path
+        See the module's table.
+
+    Returns
+    -------
+    ndarray
+        ``(Z, Y, X)`` or ``(Y, X)``; the file's dtype. A ``.npy`` file comes memory-mapped and read-only. A folder of
+        images has the integer dtype that holds all of theirs; slices whose number has no image are 0.
+
+    Raises
+    ------
+    InputError, LibraryError
+        As `open_volume`.
+
+    Warns
+    -----
+    Lpa3dWarning
+        As `open_volume`.
+
+    See Also
+    --------
+    open_volume : shape, dtype and spacing without reading.
+    write : the way back.
+    """
+    with open_volume(name) as volume:
+        return volume.read()
+
+
+def _zarr_arrays(path: Path) -> dict[str, Any]:
+    """Return the arrays in a group, at any depth, by their inner names."""
+    zarr = load_library(*LIBRARIES["zarr"])
+    members = zarr.open_group(str(path), mode="r").members(max_depth=None)
+    # A run that was killed may have left an unfinished output in the group.
+    hidden = tuple(f"/{prefix}" for prefix in (TEMPORARY, ASIDE))
+    return {
+        name: node
+        for name, node in sorted(members, key=lambda member: str(member[0]))
+        if isinstance(node, zarr.Array) and not any(prefix in f"/{name}" for prefix in hidden)
+    }
+
+
+def _choose(location: Location, arrays: Sequence[str], joint: str) -> str:
+    """Return the only one of several names, or say that one must be named."""
+    if len(arrays) == 1:
+        return arrays[0]
+    if not arrays:
+        raise InputError(f"{location.name} holds no array")
+    listed = ", ".join(f"{location.path}{joint}{name}" for name in arrays[:8]) + (", ..." if len(arrays) > 8 else "")
+    raise InputError(f"{location.name} holds {len(arrays)} arrays; name one of them: {listed}")
+
+
+def _open_zarr(location: Location) -> Volume:
+    path = location.path
+    kind = zarr_kind(path)
+    if not kind:
+        for parent in path.parents:
+            if zarr_kind(parent).startswith("group"):
+                load_library(*LIBRARIES["zarr"])
+                inside = ", ".join(_zarr_arrays(parent)) or "no array"
+                raise InputError(f"{path} does not exist; {parent} holds {inside}")
+        raise InputError(f"{path} is no zarr array" if path.exists() else f"{path} does not exist")
+    zarr = load_library(*LIBRARIES["zarr"])
+    if kind.startswith("group"):
+        path = path / _choose(location, list(_zarr_arrays(path)), "/")
+    array = zarr.open_array(str(path), mode="r")
+    lead, shape = drop_leading(array.shape)
+    chunks = tuple(int(size) for size in (array.shards or array.chunks))[lead:]
+    compressors = ", ".join(_codec_name(codec) for codec in array.compressors)
+
+    def fetch(lo: int, hi: int) -> Array:
+        return np.asarray(array[(0,) * lead + (slice(lo, hi),)])
+
+    return Volume(
+        location.name,
+        path,
+        "zarr",
+        shape,
+        np.dtype(array.dtype),
+        fetch,
+        zarr_geometry(path, array.attrs.asdict()),
+        chunks,
+        compressors,
+        choose_rows(shape, np.dtype(array.dtype), max(chunks[0], 1)) if shape else 0,
+    )
+
+
+def _codec_name(codec: Any) -> str:
+    """Return what a person calls a compressor, of either zarr format."""
+    settings = codec.to_dict() if hasattr(codec, "to_dict") else codec.get_config()
+    inner = settings.get("configuration") or settings
+    name = str(settings.get("name") or settings.get("id"))
+    return f"{name} {inner['cname']}" if "cname" in inner else name
+
+
+def _open_npy(location: Location) -> Volume:
+    array = np.load(location.path, mmap_mode="r", allow_pickle=False)
+    lead, shape = drop_leading(array.shape)
+    plain = np.asarray(array)[(0,) * lead]
+    return Volume(
+        location.name,
+        location.path,
+        "npy",
+        shape,
+        plain.dtype,
+        lambda lo, hi: plain[lo:hi],
+        rows=choose_rows(shape, plain.dtype) if shape else 0,
+    )
+
+
+def _open_nifti(location: Location) -> Volume:
+    nibabel = load_library(*LIBRARIES["nifti"])
+    image = nibabel.load(location.path)
+    proxy, header = image.dataobj, image.header
+    scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
+    # Without a scale the numbers in the file are the values; asking for scaled ones would turn integers into floats.
+    dtype = np.dtype(np.float64) if scaled else np.dtype(proxy.dtype)
+    lead, shape = drop_leading(image.shape[::-1])
+    sizes = [float(str(size)) for size in header.get_zooms()[:3]]
+    sizes += [max(sizes, default=1.0)] * (3 - len(sizes))
+    unit = header.get_xyzt_units()[0]
+
+    def fetch(lo: int, hi: int) -> Array:
+        if not math.prod(shape):
+            return np.empty(shape, dtype)  # nibabel loses the shape of some
+        array = np.asarray(proxy) if scaled else np.asarray(proxy.get_unscaled())
+        return np.asarray(array.T[(0,) * lead][lo:hi])
+
+    return Volume(
+        location.name,
+        location.path,
+        "nifti",
+        shape,
+        dtype,
+        fetch,
+        Geometry((sizes[2], sizes[1], sizes[0]), "" if unit == "unknown" else unit, header),
+        None,
+        "gzip" if location.name.lower().endswith(".gz") else "",
+    )
+
+
+def _open_tiff(location: Location) -> Volume:
+    tifffile = load_library(*LIBRARIES["tiff"])
+    tiff = tifffile.TiffFile(location.path)
+    try:
+        series = list(tiff.series)
+        first = series[0]
+        axes, full = first.get_axes(False), first.get_shape(False)
+        # tifffile notes the shape as it was; OME and ImageJ always name all axes, the unused ones with length 1.
+        exact = first.kind == "shaped"
+        _, shape = drop_leading([n for axis, n in zip(axes, full, strict=True) if exact or n > 1 or axis in "YX"])
+        if any(axis == "S" and n > 1 for axis, n in zip(axes, full, strict=True)):
+            raise InputError(f"{location.path} is a colour image, axes {axes}, shape {full}; one channel is needed")
+        if len(series) > 1:
+            if any(each.shape != first.shape or each.dtype != first.dtype for each in series) or len(shape) != 2:
+                shapes = ", ".join(str(each.shape) for each in series[:8])
+                raise InputError(f"{location.path} holds {len(series)} images, of shapes {shapes}; one stack is needed")
+            shape = (len(series), *shape)
+        page = first.keyframe
+        compression = "" if page.compression == 1 else page.compression.name.lower()
+        geometry = tiff_geometry(tiff)
+    except BaseException:
+        tiff.close()
+        raise
+
+    def fetch(lo: int, hi: int) -> Array:
+        array = np.asarray(first.asarray()) if len(series) == 1 else np.stack([each.asarray() for each in series])
+        return array.reshape(shape)[lo:hi]
+
+    return Volume(
+        location.name,
+        location.path,
+        "tiff",
+        shape,
+        np.dtype(first.dtype),
+        fetch,
+        geometry,
+        None,
+        compression,
+        close=tiff.close,
+    )
+
+
+def _open_hdf5(location: Location) -> Volume:
+    h5py = load_library(*LIBRARIES["hdf5"])
+    file = h5py.File(location.path, "r")
+    try:
+        inner = location.inner
+        node = file.get(inner) if inner else file
+        arrays = _hdf5_arrays(h5py, file)
+        if node is None:
+            raise InputError(f"{location.path} has no dataset /{inner}; it holds {', '.join(arrays) or 'none'}")
+        if not isinstance(node, h5py.Dataset):
+            below = [name for name in arrays if not inner or name.startswith(f"/{inner}/")]
+            node = file[_choose(location, below, ":")]
+        lead, shape = drop_leading(node.shape)
+        dtype = np.dtype(node.dtype)
+        geometry = attribute_geometry({key: node.attrs[key] for key in node.attrs})
+    except BaseException:
+        file.close()
+        raise
+    chunks = node.chunks[lead:] if node.chunks else None
+
+    def fetch(lo: int, hi: int) -> Array:
+        return np.asarray(node[(0,) * lead + (slice(lo, hi),)])
+
+    return Volume(
+        location.name,
+        location.path,
+        "hdf5",
+        shape,
+        dtype,
+        fetch,
+        geometry,
+        chunks,
+        node.compression or "",
+        choose_rows(shape, dtype, chunks[0] if chunks else 1) if shape else 0,
+        close=file.close,
+    )
+
+
+def _hdf5_arrays(h5py: Any, file: Any) -> list[str]:
+    """Return the names of the datasets that could be volumes."""
+    found: list[str] = []
+
+    def visit(name: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset) and node.dtype.kind in "buif" and node.ndim >= 2:
+            found.append(f"/{name}")
+
+    file.visititems(visit)
+    return found
+
+
+OPENERS: dict[str, Callable[[Location], Volume]] = {
+    "zarr": _open_zarr,
+    "npy": _open_npy,
+    "nifti": _open_nifti,
+    "tiff": _open_tiff,
+    "hdf5": _open_hdf5,
+    "images": open_images,
+}

@@ -1,0 +1,169 @@
+"""A volume that was opened: what is known of it before it is read, and how it is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError, InputTypeError
+from .geometry import Geometry
+from .places import reading
+
+__all__ = ["Volume", "choose_rows", "drop_leading"]
+
+Array = npt.NDArray[Any]
+Progress = Callable[[float], None]
+
+SLAB_BYTES = 2**26
+"""Bytes that are read or written at once where the file may be taken in slabs."""
+
+# Values above are no longer all distinct in these types, so ids may have been united before they came here.
+EXACT = {2: 2**11, 4: 2**24, 8: 2**53}
+
+
+@dataclass
+class Volume:
+    """A file that was opened but not read yet; use it in a ``with`` block.
+
+    Attributes
+    ----------
+    name : str
+        As the caller typed it.
+    path : Path
+        File or folder that holds the data.
+    format : str
+        ``"zarr"``, ``"npy"``, ``"nifti"``, ``"tiff"``, ``"hdf5"`` or ``"images"``.
+    shape, dtype
+        Of the array in memory: ``(Z, Y, X)`` or ``(Y, X)``.
+    geometry : Geometry
+        Voxel size and the like.
+    chunks : tuple of int or None
+        Chunks along the same axes, None where the file is not chunked.
+    compression : str
+        Short name, or empty.
+    note : str
+        What a user should be told of how the files were understood (the order of the slices), or empty.
+    """
+
+    name: str
+    path: Path
+    format: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fetch: Callable[[int, int], Array] = field(repr=False)
+    geometry: Geometry = Geometry()  # noqa: RUF009 - it is frozen
+    chunks: tuple[int, ...] | None = None
+    compression: str = ""
+    rows: int = 0
+    note: str = ""
+    close: Callable[[], None] = field(default=lambda: None, repr=False)
+
+    def __enter__(self) -> Volume:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def slabs(self) -> Iterator[tuple[int, int, Array]]:
+        """Yield ``(lo, hi, array[lo:hi])`` along the first axis, in slabs that the file is quick to give."""
+        length = self.shape[0]
+        rows = self.rows or max(length, 1)
+        for lo in range(0, length, rows):
+            hi = min(lo + rows, length)
+            with reading(self.name):
+                slab = self.fetch(lo, hi)
+            yield lo, hi, slab
+
+    def read(self, progress: Progress | None = None) -> Array:
+        """Return the whole array; a ``.npy`` or plain ``.nii`` file is mapped into memory, not copied."""
+        if not self.rows or self.rows >= self.shape[0] or self.format == "npy":
+            with reading(self.name):
+                return self.fetch(0, self.shape[0])
+        array = np.empty(self.shape, self.dtype)
+        for lo, hi, slab in self.slabs():
+            array[lo:hi] = slab
+            if progress is not None:
+                progress(hi / self.shape[0])
+        return array
+
+    def check_integers(self, role: str) -> None:
+        """Refuse, before anything is read, a file that cannot hold labels.
+
+        Raises
+        ------
+        InputTypeError
+            For complex numbers, text and the like; for floats, but in a NIfTI file, whose writers often store labels
+            so: there `read_integers` looks at the values.
+        """
+        if self.dtype.kind == "f" and self.format != "nifti":
+            raise InputTypeError(
+                f"{self.name} holds {self.dtype}; {role} must be bool or integers: threshold the image first "
+                f"(image > 0.5), or pass it to propagate with --cost"
+            )
+        if self.dtype.kind not in "buif":
+            raise InputTypeError(f"{self.name} holds {self.dtype}; {role} must be bool or integers")
+
+    def read_integers(self, role: str, progress: Progress | None = None) -> Array:
+        """Return the array as bool or integers; whole numbers that a NIfTI file stores as floats become integers.
+
+        Such numbers become uint32, or int64 where uint32 cannot hold them.
+
+        Raises
+        ------
+        InputTypeError
+            As `check_integers`.
+        InputError
+            If a NIfTI file holds a fraction, NaN, or floats so large that neighbouring ids coincide.
+        """
+        self.check_integers(role)
+        array = self.read(progress)
+        if array.dtype.kind != "f":
+            return array
+        return _whole_numbers(array, self.name, role)
+
+
+def _whole_numbers(array: Array, name: str, role: str) -> Array:
+    """Return the floats of `array` as uint32, or int64 where that cannot hold them; nothing else than whole ones."""
+    low = float(array.min()) if array.size else 0.0
+    high = float(array.max()) if array.size else 0.0
+    advice = f"{role} must be whole numbers: threshold the image first, or pass it to propagate with --cost"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError(f"{name} holds {array.dtype} with NaN or infinity; {advice}")
+    exact = EXACT[min(array.dtype.itemsize, 8)]
+    if max(-low, high) > exact:
+        raise InputError(
+            f"{name} holds {array.dtype} up to {max(-low, high):.0f}, where only numbers to {exact} are exact and "
+            f"ids may have been united; save it as integers"
+        )
+    whole = np.empty(array.shape, np.uint32 if low >= 0 and high < 2**32 else np.int64)
+    for i, part in enumerate(array):
+        whole[i] = part
+        if not np.array_equal(whole[i], part):
+            raise InputError(f"{name} holds {array.dtype} with fractions; {advice}")
+    return whole
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def drop_leading(shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+    """Return how many leading axes of length 1 go, until 3 are left, and the shape without them."""
+    lead = 0
+    while len(shape) - lead > 3 and shape[lead] == 1:
+        lead += 1
+    return lead, tuple(int(size) for size in shape[lead:])
+
+
+def choose_rows(shape: tuple[int, ...], dtype: np.dtype[Any], chunk: int = 1) -> int:
+    """Return how many rows of the first axis make a slab: whole chunks, near `SLAB_BYTES`."""
+    row = max(math.prod(shape[1:]) * dtype.itemsize, 1)
+    return max(SLAB_BYTES // row // chunk, 1) * chunk
