@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 import warnings
 
-from ..errors import Lpa3dWarning
+from ..errors import Keyword, Lpa3dWarning
 
 __all__ = ["warn"]
 
 
-def warn(message: str) -> None:
+def warn(*parts: str | Keyword) -> None:
     """Warn with the line that called into the package."""
     level = 1
     frame = sys._getframe(0)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "lpa3d":
         frame = frame.f_back
         level += 1
-    warnings.warn(message, Lpa3dWarning, stacklevel=level)
+    warnings.warn(Lpa3dWarning(*parts), stacklevel=level)
