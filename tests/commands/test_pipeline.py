@@ -15,7 +15,7 @@ from lpa3d import cli, io, phantom
 from lpa3d.commands import pipeline_file as _pipeline
 from lpa3d.files.writers import WRITERS
 from lpa3d.propagation import rules
-from lpa3d.verbs.dispatch import DEFAULTS
+from lpa3d.verbs.dispatch import OPTIONS
 from tests.commands.test_stitch import BAD, DEPTH, class_map, expert, sections
 from tests.test_cli import assert_refused, assert_refused_unread, interrupted, names, run
 
@@ -413,7 +413,7 @@ def test_keys_are_the_keywords_of_the_verb(step):
         name for name, one in inspect.signature(getattr(lpa3d, step)).parameters.items() if one.kind is one.KEYWORD_ONLY
     }
     # A pipeline holds its volumes in memory.
-    keywords -= DEFAULTS.keys()
+    keywords -= set(OPTIONS)
     assert ELSEWHERE[step] <= keywords
     assert set(_pipeline.STEPS[step]) == keywords - ELSEWHERE[step] | EXTRA.get(step, set())
 

@@ -14,7 +14,7 @@ import lpa3d
 from lpa3d import cli, io
 from lpa3d.commands.fuse import KINDS, SOURCES, describe_conflicts
 from lpa3d.files.writers import WRITERS
-from lpa3d.verbs.dispatch import DEFAULTS as STORED_ONLY
+from lpa3d.verbs.dispatch import OPTIONS
 from tests.test_cli import SUFFIXES, assert_refused_unread, interrupted, names
 
 DEPTH = 8
@@ -152,7 +152,7 @@ def test_stitch_defaults_are_those_of_the_verb(files, monkeypatch):
     parameters = inspect.signature(lpa3d.stitch).parameters
     monkeypatch.setattr(lpa3d, "stitch", stitch)
     assert cli.main(["stitch", "slices.npy", "out.npy"]) == 0
-    assert set(seen) == set(parameters) - {"slices", "out", *STORED_ONLY}
+    assert set(seen) == set(parameters) - {"slices", "out", *OPTIONS}
     assert {name: tuple(value) if isinstance(value, list) else value for name, value in seen.items()} == {
         name: parameters[name].default for name in seen
     }
@@ -297,7 +297,7 @@ def test_fuse_defaults_are_those_of_the_verb(files, monkeypatch):
     assert done("fuse --instances expert.npy --volume v.npy --seeds s.npy -q")
     del seen["instances"]
     assert seen == {name: parameters[name].default for name in seen}
-    assert set(parameters) - set(seen) == {*SOURCES, "out", *STORED_ONLY}
+    assert set(parameters) - set(seen) == {*SOURCES, "out", *OPTIONS}
 
 
 def test_fused_files_go_into_propagate(files):

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 import lpa3d
 from lpa3d.arrays import components
+from lpa3d.arrays.call import Options
 from lpa3d.arrays.components import find_components
 from lpa3d.kernels import faces
 from lpa3d.tiled import components as tiled
 from lpa3d.tiled.driver.grid import Grid
-from lpa3d.tiled.driver.run import Options, open_run
+from lpa3d.tiled.driver.run import open_run
 from lpa3d.tiled.driver.scratch import Scratch
 from lpa3d.tiled.driver.stored import Source, open_source
 from tests.strategies import CONNECTIVITIES, connectivities, tiled_volumes

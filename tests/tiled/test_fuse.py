@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lpa3d
 from lpa3d.errors import InputError, InputTypeError
 from lpa3d.linking.fused import Fused
 from lpa3d.tiled import fuse as tiled
-from lpa3d.tiled.driver.run import Options
 from lpa3d.verbs.fuse import fuse
 from tests.tiled.test_stitch import draw_sides, run, store
 from tests.verbs.test_fuse import SOURCES, cases
@@ -30,7 +30,7 @@ def fuse_tiled(random, arguments, tile=None, kind="zarr"):
     }
     tile = tile or draw_sides(random, (1, *shape)[-3:], 30)
     with tempfile.TemporaryDirectory() as folder:
-        found = tiled.fuse(**{**arguments, **stored}, out=Path(folder, "all"), options=Options(tile=tile))
+        found = lpa3d.fuse(**{**arguments, **stored}, out=Path(folder, "all"), tile=tile)
         assert {path.name for path in Path(folder, "all").iterdir()} == {
             f"{name}.zarr" for name in ("volume", "seeds", "provenance")
         }
@@ -137,7 +137,7 @@ def test_refuses_what_fuse_refuses(arguments):
 )
 def test_refuses_places(out, error, text):
     with pytest.raises(error, match=text):
-        tiled.fuse(slices=store(CASE["slices"], (2, 2, 2)), out=out, options=Options())
+        lpa3d.fuse(slices=store(CASE["slices"], (2, 2, 2)), out=out, tile=None)
 
 
 def test_out_is_for_stored_arrays():
@@ -148,14 +148,14 @@ def test_out_is_for_stored_arrays():
 def test_places_of_each_and_negative_ids(tmp_path):
     places = {name: tmp_path / name / f"{name}.zarr" for name in ("provenance", "volume", "seeds")}
     stored = {name: store(array, (2, 2, 2)) for name, array in CASE.items()}
-    found = tiled.fuse(**stored, out=places, options=Options(tile=2))
+    found = lpa3d.fuse(**stored, out=places, tile=2)
     expected = fuse(**CASE)
     for name, place in places.items():
         np.testing.assert_array_equal(zarr.open_array(place)[:], getattr(expected, name))
         np.testing.assert_array_equal(getattr(found, name)[:], getattr(expected, name))
     stored["slices"][2, 3, 3] = -4
     with pytest.raises(InputError, match=r"slices holds negative ids.*z 2:3"):
-        tiled.fuse(**stored, out=tmp_path / "other", options=Options(tile=2))
+        lpa3d.fuse(**stored, out=tmp_path / "other", tile=2)
 
 
 def test_goes_on_after_any_failure(tmp_path, monkeypatch):
@@ -178,7 +178,7 @@ def test_goes_on_after_any_failure(tmp_path, monkeypatch):
     failures = []
     for _ in range(5):
         try:
-            found = tiled.fuse(**stored, out=tmp_path / "out", options=Options(tile=(3, 3, 7)))
+            found = lpa3d.fuse(**stored, out=tmp_path / "out", tile=(3, 3, 7))
             break
         except InputError as error:
             failures.append(str(error))

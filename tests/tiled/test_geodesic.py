@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lpa3d.arrays.call import Options
 from lpa3d.arrays.neighbors import step_weights
 from lpa3d.errors import RangeError
 from lpa3d.propagation.geodesic import LIMIT, link_voxels, spread
 from lpa3d.tiled import geodesic
 from lpa3d.tiled.driver.grid import Grid
-from lpa3d.tiled.driver.run import Options, open_run
+from lpa3d.tiled.driver.run import open_run
 from lpa3d.tiled.driver.stored import Source, open_source
 from lpa3d.tiled.geodesic import settle, spread_tiles
 from tests.propagation.test_geodesic import cases, make_serpentine

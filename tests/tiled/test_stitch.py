@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lpa3d
 from lpa3d.errors import InputError, InputTypeError
 from lpa3d.tiled import stitch as tiled
-from lpa3d.tiled.driver.run import Options
 from lpa3d.verbs.stitch import stitch
 from tests.verbs.test_stitch import BIG, draw_case, shuffle
 
@@ -60,7 +60,7 @@ def stitch_tiled(slices, random, tile=None, kind="zarr", **arguments):
     tile = tile or draw_sides(random, slices.shape, MOST_TILES)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out.zarr")
-        found = tiled.stitch(source, **arguments, out=out, options=Options(tile=tile))
+        found = lpa3d.stitch(source, **arguments, out=out, tile=tile)
         assert [path.name for path in Path(folder).iterdir()] == ["out.zarr"]
         assert isinstance(found, da.Array) == (kind == "dask")
         return np.asarray(found)
@@ -136,7 +136,7 @@ def test_slices_of_2d_and_of_nothing(dtype, tmp_path):
     for number in range(2):
         flat[1:3, 2:5] = number
         source = store(flat, (2, 3))
-        found = tiled.stitch(source, out=tmp_path / f"{number}.zarr", options=Options(tile=(3, 3)))
+        found = lpa3d.stitch(source, out=tmp_path / f"{number}.zarr", tile=(3, 3))
         np.testing.assert_array_equal(np.asarray(found), stitch(flat))
         assert found.shape == (5, 7)
 
@@ -163,7 +163,7 @@ def test_refuses_types(arguments, tmp_path):
     with pytest.raises(InputTypeError) as expected:
         stitch(slices, **arguments)
     with pytest.raises(InputTypeError) as found:
-        tiled.stitch(store(slices, (2, 2, 2)), **arguments, out=tmp_path / "out.zarr", options=Options())
+        lpa3d.stitch(store(slices, (2, 2, 2)), **arguments, out=tmp_path / "out.zarr", tile=None)
     assert str(found.value) == str(expected.value)
     assert not list(tmp_path.iterdir())
 
@@ -173,7 +173,7 @@ def test_refuses_ids(dtype, value, tmp_path):
     slices = np.ones((3, 4, 4), dtype)
     slices[2, 3, 3] = value
     with pytest.raises(InputError, match=rf"z 2:3.*{value}|{value}.*z 2:3"):
-        tiled.stitch(store(slices, (2, 2, 2)), out=tmp_path / "out.zarr", options=Options(tile=(2, 2, 2)))
+        lpa3d.stitch(store(slices, (2, 2, 2)), out=tmp_path / "out.zarr", tile=(2, 2, 2))
 
 
 def test_goes_on_after_any_failure(tmp_path, monkeypatch):
@@ -208,7 +208,7 @@ def test_goes_on_after_any_failure(tmp_path, monkeypatch):
     failures = set()
     for _ in range(9):
         try:
-            found = tiled.stitch(source, **arguments, out=tmp_path / "out.zarr", options=Options(tile=(3, 5, 4)))
+            found = lpa3d.stitch(source, **arguments, out=tmp_path / "out.zarr", tile=(3, 5, 4))
             break
         except InputError as error:
             failures.add(str(error))

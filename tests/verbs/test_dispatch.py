@@ -13,7 +13,7 @@ import pytest
 
 import lpa3d
 from lpa3d.errors import InputError, InputTypeError
-from lpa3d.verbs.dispatch import DEFAULTS
+from lpa3d.verbs.dispatch import OPTIONS
 
 zarr = pytest.importorskip("zarr")
 
@@ -30,8 +30,8 @@ def stored(tmp_path: Path) -> Any:
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_shows_the_keywords(verb: str) -> None:
     parameters = inspect.signature(getattr(lpa3d, verb)).parameters
-    assert set(DEFAULTS) <= set(parameters)
-    assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in DEFAULTS)
+    assert set(OPTIONS) <= set(parameters)
+    assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in OPTIONS)
 
 
 def test_mixed_kinds_are_refused(stored: Any) -> None:

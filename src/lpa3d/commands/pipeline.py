@@ -31,7 +31,7 @@ from ..files.geometry import Geometry
 from ..files.outputs import Output
 from ..files.volume import Volume
 from ..files.writers import Target, plan
-from ..verbs.dispatch import DEFAULTS
+from ..verbs.dispatch import OPTIONS
 from .counts import count_labels, summarize
 from .evaluate import check_limited_classes, check_options, errors_to_csv, find_misses, pairs_to_csv, to_text
 from .fuse import ROLES, check_mappings, count_fused, describe_conflicts, describe_fused, format_conflicts
@@ -258,7 +258,7 @@ class _Chain:
         for key, parameter in inspect.signature(getattr(lpa3d, step)).parameters.items():
             if key in self.keywords[step]:
                 parameters[key] = self.keywords[step][key]
-            elif key not in (*ARRAYS, *DEFAULTS) and parameter.kind is parameter.KEYWORD_ONLY:
+            elif key not in (*ARRAYS, *OPTIONS) and parameter.kind is parameter.KEYWORD_ONLY:
                 parameters[key] = parameter.default
         return parameters
 

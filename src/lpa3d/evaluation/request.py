@@ -75,8 +75,8 @@ class Request:
 
 def check_request(
     ndim: int,
-    mode: str | None,
     *,
+    instances: Any,
     spacing: Any,
     iou_thresholds: Any,
     classes: Any,
@@ -89,6 +89,7 @@ def check_request(
     warping: Any,
 ) -> Request:
     """Check the arguments of `evaluate` that are no volumes, for volumes of `ndim` dimensions."""
+    mode = check_mode(instances)
     topology = _check_choice(warping, "warping", ("2d", "3d", None))
     style, decisions = _check_convention(convention)
     if mode is None:

@@ -36,11 +36,8 @@ from .chains import Chains, Sections, gather_pairs
 __all__ = [
     "SLAB_VOXELS",
     "WIDE",
-    "check_axis",
-    "check_bad",
-    "check_branching",
-    "check_gap",
-    "check_links",
+    "Rules",
+    "check_rules",
     "choose_classes",
     "clip_boxes",
     "cut_slabs",
@@ -274,7 +271,52 @@ def _check_index(value: Any) -> int:
     return operator.index(value)
 
 
-def check_axis(axis: Any, ndim: int) -> int:
+@dataclass(frozen=True, eq=False, slots=True)
+class Rules:
+    """What decides which sections are united, whatever they are.
+
+    Attributes
+    ----------
+    axis : int
+        That of ``(Z, Y, X)`` that slices lie across.
+    max_gap : int
+    branching : bool
+    usable : (slices,) bool
+        Which slices are no bad ones.
+    must_link, cannot_link : (n, 4) int64
+        Rows ``(slice, id, slice, id)``.
+    """
+
+    axis: int
+    max_gap: int
+    branching: bool
+    usable: Flags
+    must_link: Ints
+    cannot_link: Ints
+
+
+def check_rules(
+    shape: tuple[int, int, int],
+    ndim: int,
+    *,
+    axis: Any,
+    max_gap: Any,
+    branching: Any,
+    bad_slices: Any,
+    must_link: Any,
+    cannot_link: Any,
+) -> Rules:
+    """Check the arguments of `stitch` that are no volumes, for slices of `shape`, of `ndim` dimensions as given."""
+    across = _check_axis(axis, ndim)
+    gap = _check_gap(max_gap)
+    _check_branching(branching)
+    depth = shape[across]
+    usable = _check_bad(bad_slices, depth)
+    must, cannot = _check_links(must_link, "must_link", depth), _check_links(cannot_link, "cannot_link", depth)
+    return Rules(across, gap, bool(branching), usable, must, cannot)
+
+
+def _check_axis(axis: Any, ndim: int) -> int:
     """Return the axis of ``(Z, Y, X)`` that slices lie across."""
     try:
         value = _check_index(axis)
@@ -287,7 +329,7 @@ def check_axis(axis: Any, ndim: int) -> int:
     return value % 3
 
 
-def check_gap(max_gap: Any) -> int:
+def _check_gap(max_gap: Any) -> int:
     """Return the largest distance of slices whose sections are united."""
     need = "a whole number of slices, at least 1, is needed, e.g. max_gap=5"
     try:
@@ -299,13 +341,13 @@ def check_gap(max_gap: Any) -> int:
     return value
 
 
-def check_branching(branching: Any) -> None:
+def _check_branching(branching: Any) -> None:
     """Refuse anything but True and False."""
     if not isinstance(branching, (bool, np.bool_)):
         raise InputTypeError(f"branching is {branching!r}; True or False is needed")
 
 
-def check_bad(bad_slices: Any, depth: int) -> Flags:
+def _check_bad(bad_slices: Any, depth: int) -> Flags:
     """Return which slices are usable."""
     need = f"positions from 0 to {depth - 1} across the axis are needed, e.g. bad_slices=[7, 31]"
     try:
@@ -322,7 +364,7 @@ def check_bad(bad_slices: Any, depth: int) -> Flags:
     return usable
 
 
-def check_links(links: Any, name: str, depth: int) -> Ints:
+def _check_links(links: Any, name: str, depth: int) -> Ints:
     """Return pairs of sections as rows ``(slice, id, slice, id)``."""
     need = f"pairs of sections (slice, id) are needed, e.g. {name}=[((3, 7), (4, 12))]"
     if isinstance(links, np.ndarray) and links.size and links.dtype.kind not in "ui":

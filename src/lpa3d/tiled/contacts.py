@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays.call import Call
 from ..arrays.checks import canonical_connectivity
 from ..arrays.classes import list_pairs
 from ..arrays.neighbors import neighbor_offsets
@@ -31,7 +32,7 @@ from ..linking.contacts import (
     tabulate,
 )
 from .driver.grid import Box, Grid
-from .driver.run import Options, Run, open_run
+from .driver.run import Run, open_run
 from .driver.scratch import Scratch
 from .driver.stored import Source, check_id_values, check_ids, open_source, same_shape
 from .driver.tables import fold
@@ -51,25 +52,19 @@ class _Context:
     classes: Source | None
 
 
-def contacts(
-    labels: Any,
-    *,
-    image: Any = None,
-    spacing: Any = (1, 1, 1),
-    connectivity: int = 6,
-    options: Options,
-) -> Contacts:
+def contacts(call: Call) -> Contacts:
     """Do what `lpa3d.contacts` does for stored arrays."""
-    steps = canonical_connectivity(connectivity)
-    source = open_source(labels, "labels")
+    image = call.arrays["image"]
+    steps = canonical_connectivity(call.keywords["connectivity"])
+    source = open_source(call.arrays["labels"], "labels")
     check_ids(source, "labels")
-    sizes = check_spacing(spacing, source.ndim)
+    sizes = check_spacing(call.keywords["spacing"], source.ndim)
     inputs = {"labels": source}
     if image is not None:
         inputs["image"] = open_source(image, "image")
         same_shape(inputs["image"], "image", source, "labels")
     parameters = {"connectivity": steps}
-    with open_run("contacts", inputs, parameters, {}, options) as run:
+    with open_run("contacts", inputs, parameters, {}, call.options) as run:
         map_counts(run, source, inputs.get("image"), None, steps)
         counts = fold_counts(run.scratch, run.grid)
     return tabulate(counts, sizes, None if image is None else image_scale(inputs["image"].dtype))

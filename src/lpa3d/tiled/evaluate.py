@@ -16,25 +16,25 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays.call import Call
 from ..arrays.classes import ClassPairs, list_pairs
 from ..arrays.components import number_dtype
 from ..arrays.overlap import Overlaps, add_overlaps, count_overlaps, shift_overlaps
 from ..arrays.threads import split
 from ..errors import InputError, InputTypeError
 from ..evaluation.classified import Classified, Sides, classify_classes, classify_components, classify_ids
-from ..evaluation.conventions import Convention
 from ..evaluation.report import Foreground, report, separate_masks
 from ..evaluation.request import Request, check_ignore, check_mode, check_request, mark_value, pair_classes
 from ..evaluation.result import Evaluation
 from ..evaluation.warping import count_unwarped
 from .components import local_numbers, open_sides, recall_components, run_join, scan_tile, write_numbers
 from .driver.grid import Box, Grid
-from .driver.run import Options, Run, open_run
+from .driver.run import Run, open_run
 from .driver.scratch import Scratch
 from .driver.stored import Source, check_classes, check_id_values, check_ids, open_source, same_shape
 from .driver.tables import digest, fold, unite_rows
@@ -124,27 +124,11 @@ def _plain(array: Array) -> Array:
     return array.view(np.uint8) if array.dtype.kind == "b" else array
 
 
-def evaluate(
-    reference: Any,
-    prediction: Any,
-    *,
-    spacing: Any = (1, 1, 1),
-    ignore: Any = None,
-    iou_thresholds: Any = 0.5,
-    instances: Literal["ids", "components"] | None = "ids",
-    classes: Any = None,
-    class_names: Mapping[Any, Any] | None = None,
-    connectivity: int = 6,
-    convention: str | Convention = "lpa3d",
-    scores: Any = None,
-    size_strata: Any = None,
-    surfaces: bool = False,
-    warping: Literal["2d", "3d"] | None = None,
-    options: Options,
-) -> Evaluation:
+def evaluate(call: Call) -> Evaluation:
     """Do what `lpa3d.evaluate` does for stored arrays."""
-    mode = check_mode(instances)
-    inputs = {name: open_source(array, name) for name, array in zip(SIDES, (reference, prediction), strict=True)}
+    ignore, classes = call.arrays["ignore"], call.arrays["classes"]
+    mode = check_mode(call.keywords["instances"])
+    inputs = {name: open_source(call.arrays[name], name) for name in SIDES}
     for name, source in inputs.items():
         (check_ids if mode == "ids" else check_classes)(source, name)
     first, second = inputs["reference"], inputs["prediction"]
@@ -159,20 +143,7 @@ def evaluate(
         same_shape(ignore, "ignore", first, "reference")
     elif ignore is not None:
         ignore = check_ignore(ignore, shape)
-    request = check_request(
-        first.ndim,
-        mode,
-        spacing=spacing,
-        iou_thresholds=iou_thresholds,
-        classes=classes,
-        class_names=class_names,
-        connectivity=connectivity,
-        convention=convention,
-        scores=scores,
-        size_strata=size_strata,
-        surfaces=surfaces,
-        warping=warping,
-    )
+    request = check_request(first.ndim, classes=classes, **call.keywords)
     if request.warping == "3d":
         raise InputError(
             'warping="3d" deforms the volume as one, which cannot be done tile by tile; pass warping="2d", or read '
@@ -187,7 +158,7 @@ def evaluate(
         "classes": [digest(one) if isinstance(one, Mapping) else None for one in sources],
     }
 
-    with open_run("evaluate", inputs, parameters, {}, options) as run:
+    with open_run("evaluate", inputs, parameters, {}, call.options) as run:
         volumes = Volumes(run.grid, run.scratch, mode, first, second, ignore)
         table = _count(run, volumes, request, sources)
 

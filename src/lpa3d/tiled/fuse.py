@@ -13,13 +13,14 @@ Stages
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays.call import Call
 from ..arrays.checks import MAX_ID, class_map, instance_ids, seal
 from ..arrays.threads import run_all
 from ..errors import InputError, InputTypeError
@@ -39,10 +40,9 @@ from ..linking.fuse import (
     write_tables,
 )
 from ..linking.fused import CLASSES, INSTANCES, SLICES, Conflicts, Fused
-from ..linking.fused import Source as SourceName
 from .driver.grid import Box, Grid
 from .driver.outputs import Sink, Wanted
-from .driver.run import Options, open_run
+from .driver.run import open_run
 from .driver.scratch import Scratch
 from .driver.stored import Source, check_classes, check_id_values, check_ids, is_url, open_source, same_shape
 from .driver.tables import digest, fold
@@ -82,26 +82,13 @@ class _Writing:
     outputs: dict[str, Sink]
 
 
-def fuse(
-    *,
-    classes: Any = None,
-    instances: Any = None,
-    slices: Any = None,
-    complete_slices: Iterable[int] = (),
-    axis: int = 0,
-    priority: Sequence[SourceName] = ("instances", "slices", "classes"),
-    instance_classes: Mapping[int, int] | None = None,
-    slice_classes: Mapping[int, int] | None = None,
-    out: Any = None,
-    options: Options,
-) -> Fused:
+def fuse(call: Call) -> Fused:
     """Do what `lpa3d.fuse` does for stored arrays.
 
     The driver holds the table of all combinations of two ids and a class that share a voxel, some 500 bytes for each; a
     worker a tile and its own combinations.
     """
-    given = {CLASSES: classes, INSTANCES: instances, SLICES: slices}
-    sources = {name: open_source(array, name) for name, array in given.items() if array is not None}
+    sources = {name: open_source(array, name) for name, array in call.arrays.items() if array is not None}
     first = next(iter(sources))
     for name, source in sources.items():
         same_shape(source, name, sources[first], first)
@@ -111,18 +98,14 @@ def fuse(
     rules = check_rules(
         {name: source.dtype for name, source in sources.items()},
         shape[3 - ndim :],
-        complete_slices=complete_slices,
-        axis=axis,
-        priority=priority,
-        instance_classes=instance_classes,
-        slice_classes=slice_classes,
+        **call.keywords,
     )
     # The seeds' dtype depends on their largest ids: until these are known it is the widest one.
     tops = [int(np.iinfo(dtype).max) if (dtype := sources[n].dtype).kind != "b" else 1 for n in rules.labels]
     dtypes = class_dtype(rules), seed_dtype(rules, [min(top, MAX_ID) for top in tops]), np.dtype(np.uint8)
     outputs = {
         name: Wanted(place, shape, ndim, dtype)
-        for (name, place), dtype in zip(_find_places(out).items(), dtypes, strict=False)
+        for (name, place), dtype in zip(_find_places(call.place).items(), dtypes, strict=False)
     }
     parameters = {
         "axis": rules.axis,
@@ -131,7 +114,7 @@ def fuse(
         "instance_classes": digest(rules.maps[INSTANCES]),
         "slice_classes": digest(rules.maps[SLICES]),
     }
-    with open_run("fuse", sources, parameters, outputs, options) as run:
+    with open_run("fuse", sources, parameters, outputs, call.options) as run:
         depth = shape[rules.axis]
         # Mappings may be long, and tiles have no use for them.
         context = _Context(run.grid, run.scratch, replace(rules, maps={}), sources, np.zeros(depth, np.uint8))

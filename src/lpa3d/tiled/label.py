@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.call import Call
 from ..arrays.checks import canonical_connectivity
 from ..arrays.components import number_dtype
 from .components import cut_slices, local_numbers, open_sides, recall_components, run_join, scan_tile, write_numbers
 from .driver.grid import Box, Grid
 from .driver.outputs import Sink, Wanted
-from .driver.run import Options, open_run
+from .driver.run import open_run
 from .driver.scratch import Scratch
 from .driver.stored import Source, check_classes, open_source
 
@@ -72,18 +73,18 @@ def _write(context: _Write, tile: int) -> None:
         context.out.write(slices if sliced else box, labels)
 
 
-def label(volume: Any, *, connectivity: int = 6, out: Any = None, options: Options) -> Any:
+def label(call: Call) -> Any:
     """Do what `lpa3d.label` does for a zarr or dask array; return a zarr array (dask in, dask out)."""
-    steps = canonical_connectivity(connectivity)
-    source = open_source(volume, "volume")
+    steps = canonical_connectivity(call.keywords["connectivity"])
+    source = open_source(call.arrays["volume"], "volume")
     check_classes(source, "volume")
     dtype = number_dtype(math.prod(source.shape))
     with open_run(
         "label",
         {"volume": source},
         {"connectivity": steps},
-        {"out": Wanted(out, source.shape, source.ndim, dtype)},
-        options,
+        {"out": Wanted(call.place, source.shape, source.ndim, dtype)},
+        call.options,
     ) as run:
         run.map(f"{NAME} scan", _scan, _Scan(source, run.grid, run.scratch, steps))
         run_join(run, NAME, steps)

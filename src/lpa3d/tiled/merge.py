@@ -9,13 +9,14 @@ Stages
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays.call import Call
 from ..arrays.classes import ClassPairs
 from ..arrays.relabel import relabel
 from ..linking.contacts import Counts, list_ids
@@ -23,7 +24,7 @@ from ..linking.merge import Rules, check_rules, decide
 from .contacts import fold_counts, map_counts, tile_key
 from .driver.grid import Box, Grid
 from .driver.outputs import Sink, Wanted
-from .driver.run import Options, open_run
+from .driver.run import open_run
 from .driver.scratch import Scratch
 from .driver.stored import Source, check_classes, check_ids, open_source, same_shape
 from .driver.tables import digest, fold, unite_rows
@@ -44,31 +45,12 @@ class _Context:
     out: Sink
 
 
-def merge(
-    labels: Any,
-    *,
-    classes: Any = None,
-    scores: Any = None,
-    spacing: Any = (1, 1, 1),
-    connectivity: int = 6,
-    min_contact: float | None = None,
-    must_link: Iterable[Any] = (),
-    cannot_link: Iterable[Any] = (),
-    out: Any = None,
-    options: Options,
-) -> Any:
+def merge(call: Call) -> Any:
     """Do what `lpa3d.merge` does for stored arrays."""
-    source = open_source(labels, "labels")
+    classes = call.arrays["classes"]
+    source = open_source(call.arrays["labels"], "labels")
     check_ids(source, "labels")
-    rules = check_rules(
-        source.ndim,
-        scores=scores,
-        spacing=spacing,
-        connectivity=connectivity,
-        min_contact=min_contact,
-        must_link=must_link,
-        cannot_link=cannot_link,
-    )
+    rules = check_rules(source.ndim, **call.keywords)
     inputs = {"labels": source}
     if classes is not None and not isinstance(classes, Mapping):
         inputs["classes"] = open_source(classes, "classes")
@@ -83,8 +65,8 @@ def merge(
         "cannot_link": digest(rules.cannot_link),
         "classes": digest(classes) if isinstance(classes, Mapping) else None,
     }
-    outputs = {"out": Wanted(out, source.shape, source.ndim, source.dtype)}
-    with open_run("merge", inputs, parameters, outputs, options) as run:
+    outputs = {"out": Wanted(call.place, source.shape, source.ndim, source.dtype)}
+    with open_run("merge", inputs, parameters, outputs, call.options) as run:
         map_counts(run, source, None, inputs.get("classes"), rules.connectivity)
         given = inputs["classes"].dtype if "classes" in inputs else classes
         run.once("decide", _decide, run.scratch, run.grid, rules, source, given)

@@ -30,6 +30,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays.call import Call
 from ..arrays.checks import instance_ids, result_dtype
 from ..arrays.components import Components, find_components
 from ..arrays.threads import run_all
@@ -74,7 +75,7 @@ from .components import (
 )
 from .driver.grid import Box, Grid, Place
 from .driver.outputs import Sink, Wanted
-from .driver.run import Options, Run, open_run
+from .driver.run import Run, open_run
 from .driver.scratch import Scratch, ScratchVolume
 from .driver.stored import Source, check_classes, check_ids, open_source, same_shape
 from .geodesic import Spread, settle, spread_tiles
@@ -685,36 +686,17 @@ def _choose_dtype(seeds: Source, rules: Rules) -> np.dtype[Any]:
     return least if least == widest else result_dtype(dtype, _largest_id(seeds) + size)
 
 
-def propagate(
-    volume: Any,
-    seeds: Any,
-    *,
-    connectivity: int = 6,
-    spacing: Iterable[float] = (1, 1, 1),
-    cost: Any = None,
-    max_distance: float | None = None,
-    sweeps: int | None = None,
-    slice_axis: int | str | None = "auto",
-    missing_slices: Iterable[int] = (),
-    unseeded: str = "drop",
-    seed_conflicts: str = "raise",
-    return_confidence: bool = False,
-    out: Any = None,
-    options: Options,
-) -> Any:
+def propagate(call: Call) -> Any:
     """Do what `lpa3d.propagate` does, for stored arrays.
 
     `out` is where the result goes: a path, a URL or a zarr store; with `return_confidence` a pair of them, for labels
     and confidence.
     """
-    classes, ids = open_source(volume, "volume"), open_source(seeds, "seeds")
+    cost, out = call.arrays["cost"], call.place
+    classes, ids = (open_source(call.arrays[name], name) for name in ("volume", "seeds"))
     same_shape(ids, "seeds", classes, "volume")
     shape = classes.shape[3 - classes.ndim :]
-    rules = check_rules(
-        shape, connectivity=connectivity, spacing=spacing, max_distance=max_distance, sweeps=sweeps,
-        slice_axis=slice_axis, missing_slices=missing_slices, unseeded=unseeded, seed_conflicts=seed_conflicts,
-        return_confidence=return_confidence,
-    )  # fmt: skip
+    rules = check_rules(shape, **call.keywords)
     check_classes(classes, "volume")
     check_ids(ids, "seeds")
     inputs = {"volume": classes, "seeds": ids}
@@ -730,7 +712,7 @@ def propagate(
     dtypes = {"labels": _choose_dtype(ids, rules), "confidence": np.dtype(np.uint16)}
     wanted = {name: Wanted(place, classes.shape, classes.ndim, dtypes[name]) for name, place in places.items()}
     parameters = {name: value for name, value in asdict(rules).items() if name != "weights"}
-    with open_run("propagate", inputs, parameters, wanted, options) as run:
+    with open_run("propagate", inputs, parameters, wanted, call.options) as run:
         _run(run, rules, classes, ids, costs)
     labels = run.result("labels")
     return (labels, run.result("confidence")) if rules.return_confidence else labels

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays.call import Call
 from ..arrays.checks import as_bits, class_map, seal
 from ..arrays.overlap import count_overlaps
 from ..arrays.unite import unite_musts
@@ -33,11 +34,7 @@ from ..kernels import stitch as kernels
 from ..linking.chains import Chains, Moves, Sections, gather_pairs
 from ..linking.stitch import (
     WIDE,
-    check_axis,
-    check_bad,
-    check_branching,
-    check_gap,
-    check_links,
+    check_rules,
     choose_classes,
     clip_boxes,
     find_sections,
@@ -50,7 +47,7 @@ from ..linking.stitch import (
 )
 from .driver.grid import Box, Grid
 from .driver.outputs import Sink, Wanted
-from .driver.run import Options, Run, open_run
+from .driver.run import Run, open_run
 from .driver.scratch import Scratch
 from .driver.stored import Source, check_classes, check_id_values, check_ids, open_source, same_shape
 from .driver.tables import digest
@@ -186,33 +183,17 @@ class _Writing:
     out: Sink
 
 
-def stitch(
-    slices: Any,
-    *,
-    classes: Any = None,
-    axis: int = 0,
-    max_gap: int = 5,
-    branching: bool = True,
-    bad_slices: Iterable[int] = (),
-    must_link: Iterable[Any] = (),
-    cannot_link: Iterable[Any] = (),
-    out: Any = None,
-    options: Options,
-) -> Any:
+def stitch(call: Call) -> Any:
     """Do what `lpa3d.stitch` does for stored arrays.
 
     No plane of the volume is held, only tiles. The driver holds all sections and pairs of sections that overlap, some
     500 bytes for each; a worker the table of the sections of one layer of tiles, some 100 bytes for each.
     """
-    source = open_source(slices, "slices")
+    classes = call.arrays["classes"]
+    source = open_source(call.arrays["slices"], "slices")
     check_ids(source, "slices")
-    across = check_axis(axis, source.ndim)
-    depth = source.shape[across]
-    gap = check_gap(max_gap)
-    check_branching(branching)
-    usable = check_bad(bad_slices, depth)
-    must = check_links(must_link, "must_link", depth)
-    cannot = check_links(cannot_link, "cannot_link", depth)
+    rules = check_rules(source.shape, source.ndim, **call.keywords)
+    usable = rules.usable
     refuse_mapping(classes)
     inputs = {"slices": source}
     if classes is not None:
@@ -221,16 +202,16 @@ def stitch(
         same_shape(inputs["classes"], "classes", source, "slices")
     dtype = np.dtype(np.uint32 if np.prod(source.shape, dtype=object) < WIDE else np.uint64)
     parameters = {
-        "axis": across,
-        "max_gap": gap,
-        "branching": bool(branching),
+        "axis": rules.axis,
+        "max_gap": rules.max_gap,
+        "branching": rules.branching,
         "bad_slices": np.flatnonzero(~usable).tolist(),
-        "must_link": digest(must),
-        "cannot_link": digest(cannot),
+        "must_link": digest(rules.must_link),
+        "cannot_link": digest(rules.cannot_link),
     }
-    outputs = {"out": Wanted(out, source.shape, source.ndim, dtype)}
-    with open_run("stitch", inputs, parameters, outputs, options) as run:
-        volume = _Volume(run.grid, run.scratch, across)
+    outputs = {"out": Wanted(call.place, source.shape, source.ndim, dtype)}
+    with open_run("stitch", inputs, parameters, outputs, call.options) as run:
+        volume = _Volume(run.grid, run.scratch, rules.axis)
         run.map("list", _list_tile, _Listing(volume, source, inputs.get("classes"), usable))
         run.map("fold", _fold_layer, volume, volume.layers)
         layers = [run.scratch.get(f"sections/{layer}") for layer in range(volume.layers)]
@@ -242,12 +223,12 @@ def stitch(
             chosen = merge_chosen([(one["classes"], one["several"], one["voxels"]) for one in layers], bases)
             groups, names = name_classes(chosen, inputs["classes"].dtype, sections)
         del layers
-        must_pairs = find_sections(must, "must_link", sections, usable)
-        apart = find_sections(cannot, "cannot_link", sections, usable)
+        must_pairs = find_sections(rules.must_link, "must_link", sections, usable)
+        apart = find_sections(rules.cannot_link, "cannot_link", sections, usable)
         parents = unite_musts(must_pairs, apart, groups, names, sections.name)
         counts = _Tiles(run, volume, bases, sections)
         chains = Chains(sections, groups, counts, must_pairs, parents, apart)
-        found = number_groups(chains, min(gap, depth), bool(branching))
+        found = number_groups(chains, min(rules.max_gap, source.shape[rules.axis]), rules.branching)
         for layer in range(volume.layers):
             own = found[1 + bases[layer] : 1 + bases[layer + 1]]
             pieces = {f"{k}": own[at : at + PIECE] for k, at in enumerate(range(0, len(own), PIECE))}

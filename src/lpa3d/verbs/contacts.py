@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..arrays.call import Call, Device, Memory, Options, Progress, Resume, Scratch, Storage, Tile
 from ..arrays.checks import canonical_connectivity, instance_ids
 from ..linking.contacts import Contacts, check_image, check_spacing, count_pairs, image_scale, tabulate
-from .dispatch import accepts_stored
+from .dispatch import run
 
 __all__ = ["contacts"]
 
 
-@accepts_stored("contacts", "labels", "image")
-def contacts(labels: Any, *, image: Any = None, spacing: Any = (1, 1, 1), connectivity: int = 6) -> Contacts:
+def contacts(
+    labels: Any,
+    *,
+    image: Any = None,
+    spacing: Any = (1, 1, 1),
+    connectivity: int = 6,
+    tile: Tile = None,
+    memory: Memory = None,
+    scratch: Scratch = None,
+    storage: Storage = None,
+    resume: Resume = True,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    device: Device = None,
+) -> Contacts:
     """List the pairs of labels that touch, with the size of their contact.
 
     Parameters
     ----------
     labels : ndarray of bool or any integer dtype, shape (Z, Y, X) or (Y, X)
         Instance ids, 0 = background, at most 2**63 - 1. Any memory order and byte order. Not modified. CuPy arrays are
-        worked on by their device.
+        worked on by their device; zarr and dask arrays, and paths or URLs of zarr arrays, tile by tile.
     image : ndarray of bool, integers or floats, shape as `labels`, optional
         An image whose mean on each boundary is wanted: a membrane probability, the micrograph. Finite; integers below
         2**53 in magnitude, floats below 2**30.
@@ -28,6 +42,26 @@ def contacts(labels: Any, *, image: Any = None, spacing: Any = (1, 1, 1), connec
     connectivity : {6, 18, 26}, default 6
         Which voxels touch: those that share a face, also an edge, also a corner. 1, 2 and 3 name the same. In 2D, 6
         means 4 neighbours and both others mean 8.
+    tile : int or sequence of int, optional
+        Voxels of a tile along every axis, or ``(z, y, x)``, where zarr or dask arrays are worked on tile by tile. By
+        default `memory` decides. It changes nothing in the result.
+    memory : str or int, optional
+        Budget of the work tile by tile, such as ``"8GB"``, or in bytes. By default half of the memory that is free.
+    scratch : path, optional
+        Folder for what a run over tiles keeps until it is done; a run that was killed goes on only where it is given.
+        By default a temporary folder.
+    storage : mapping, optional
+        Of no use here, as no array is stored; verbs with an output take it.
+    resume : bool or "force", default True
+        Whether a run over tiles goes on with one that was interrupted at the same place. False deletes what that did;
+        "force" goes on although files of the inputs changed.
+    overwrite : bool, default False
+        Of no use here, as no array is stored; verbs with an output take it.
+    progress : callable, optional
+        Called as ``progress(stage, fraction)`` while a run over tiles works.
+    device : {"cuda", None}, default None
+        ``"cuda"`` lets an NVIDIA GPU work on NumPy arrays, whole or in tiles, or on the tiles of stored ones, for the
+        same result. By default the work is done where the arrays are.
 
     Returns
     -------
@@ -82,8 +116,25 @@ def contacts(labels: Any, *, image: Any = None, spacing: Any = (1, 1, 1), connec
     >>> lpa3d.contacts(labels, image=membrane).mean
     array([20.])
     """
-    steps = canonical_connectivity(connectivity)
+    call = Call(
+        "contacts",
+        {"labels": labels, "image": image},
+        {
+            "spacing": spacing,
+            "connectivity": connectivity,
+        },
+        {},
+        Options(tile, memory, scratch, storage, resume, overwrite, progress, device),
+    )
+    found: Contacts = run(call, _contacts)
+    return found
+
+
+def _contacts(call: Call) -> Contacts:
+    """Do what `contacts` does in memory, or for arrays on a device."""
+    labels, image = call.arrays["labels"], call.arrays["image"]
+    steps = canonical_connectivity(call.keywords["connectivity"])
     ids = instance_ids(labels, "labels")
-    sizes = check_spacing(spacing, labels.ndim)
+    sizes = check_spacing(call.keywords["spacing"], labels.ndim)
     checked = None if image is None else check_image(image, labels)
     return tabulate(count_pairs(ids, checked, steps), sizes, None if checked is None else image_scale(checked.dtype))

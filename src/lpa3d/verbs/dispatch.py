@@ -5,33 +5,60 @@ What its arrays are decides, and for arrays that are not on a device the keyword
 
 from __future__ import annotations
 
-import functools
 import importlib
-import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 
 from ..arrays.backend import ADVICE, TWINS, check_device, explain_memory, is_on_device
+from ..arrays.call import Call, Options
 from ..errors import InputError, InputTypeError
 
-__all__ = ["DEFAULTS", "accepts_stored"]
+__all__ = ["OPTIONS", "run"]
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-DEFAULTS: dict[str, Any] = {
-    "tile": None,
-    "memory": None,
-    "scratch": None,
-    "storage": None,
-    "resume": True,
-    "overwrite": False,
-    "progress": None,
-    "device": None,
-}
+OPTIONS = tuple(option.name for option in fields(Options))
 """Keywords of every verb. All but `device` are for stored arrays only."""
+
+
+def run(call: Call, whole: Callable[[Call], Any], *, takes: tuple[str, ...] = ()) -> Any:
+    """Do what a call asks for, where its arrays are.
+
+    Parameters
+    ----------
+    call : Call
+    whole : callable
+        Does it in memory, or on a device; the function of the verb's name in `lpa3d.tiled` does it for stored
+        arrays.
+    takes : tuple of str
+        Options besides `device` that `whole` knows, too.
+    """
+    kinds = _find_kinds(call.arrays)
+    _check_kinds(call.verb, kinds, call.place)
+    check_device(call.verb, call.options.device)
+    if "stored" in kinds:
+        tiled = importlib.import_module(f"lpa3d.tiled.{call.verb}")
+        return getattr(tiled, call.verb)(call)
+    known = (*takes, "device")
+    used = [one.name for one in fields(Options) if one.name not in known and _is_given(call.options, one.name)]
+    if used:
+        given = next(iter(kinds.values()), "the input is no array")
+        raise InputError(
+            f"{', '.join(used)} {'is' if len(used) == 1 else 'are'} for zarr or dask arrays, and {given}; "
+            f"leave out, or store the input as zarr"
+        )
+    if call.options.device is not None and "memory" in kinds:
+        from .device import run_on_device
+
+        return run_on_device(call, whole)
+    with explain_memory(ADVICE):
+        return whole(call)
+
+
+def _is_given(options: Options, name: str) -> bool:
+    return getattr(options, name) is not getattr(Options, name)
 
 
 def _kind(value: Any) -> str:
@@ -49,70 +76,10 @@ def _kind(value: Any) -> str:
     return ""
 
 
-def accepts_stored(verb: str, *arrays: str) -> Callable[[F], F]:
-    """Let a verb take zarr and dask arrays, which `lpa3d.tiled.VERB` works on, and let a CUDA device do the work.
-
-    Parameters
-    ----------
-    verb : str
-        Module and function below `lpa3d.tiled`.
-    arrays : str
-        Parameters that are, or hold, arrays. Anything else they may be (a mapping, a number, None) decides nothing.
-    """
-
-    def decorate(function: F) -> F:
-        signature = inspect.signature(function)
-        own = set(signature.parameters)
-
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            options = {key: kwargs.pop(key) for key in DEFAULTS if key in kwargs and key not in own}
-            try:
-                bound = signature.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{verb}() {error}") from None
-            kinds = _find_kinds(bound.arguments, arrays)
-            _check_kinds(verb, kinds, bound.arguments.get("out"))
-            device = check_device(verb, options.get("device"))
-            if "stored" in kinds:
-                from ..tiled.driver.run import Options
-
-                chosen = DEFAULTS | options
-                for key in DEFAULTS:
-                    if key in own and key in bound.arguments:
-                        chosen[key] = bound.arguments.pop(key)
-                tiled = importlib.import_module(f"lpa3d.tiled.{verb}")
-                return getattr(tiled, verb)(*bound.args, **bound.kwargs, options=Options(**chosen))
-            used = [key for key, value in options.items() if key != "device" and value is not DEFAULTS[key]]
-            if used:
-                given = next(iter(kinds.values()), "the input is no array")
-                raise InputError(
-                    f"{', '.join(used)} {'is' if len(used) == 1 else 'are'} for zarr or dask arrays, and {given}; "
-                    f"leave out, or store the input as zarr"
-                )
-            if device is not None and "memory" in kinds:
-                from .device import run_on_device
-
-                return run_on_device(verb, function, bound, arrays)
-            with explain_memory(ADVICE):
-                return function(*args, **kwargs)
-
-        extra = [
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=value)
-            for key, value in DEFAULTS.items()
-            if key not in own
-        ]
-        call.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *extra])  # type: ignore[attr-defined]
-        return call  # type: ignore[return-value]
-
-    return decorate
-
-
-def _find_kinds(arguments: Mapping[str, Any], arrays: Sequence[str]) -> dict[str, str]:
+def _find_kinds(arrays: Mapping[str, Any]) -> dict[str, str]:
     """Return which kinds of arrays there are, and of each what the first one is, in words."""
     kinds: dict[str, str] = {}
-    for name in arrays:
-        value = arguments.get(name)
+    for name, value in arrays.items():
         for part in value if isinstance(value, (tuple, list)) else (value,):
             if (kind := _kind(part)) and kind not in kinds:
                 kinds[kind] = f"{name} is a {type(part).__module__}.{type(part).__qualname__}"

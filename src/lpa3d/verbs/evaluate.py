@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.backend import array_module, device_of, is_on_device
+from ..arrays.call import Call, Device, Memory, Options, Progress, Resume, Scratch, Storage, Tile
 from ..arrays.checks import check_array, class_map, instance_ids, same_shape
 from ..arrays.classes import check_classes
 from ..errors import InputTypeError
@@ -28,13 +29,12 @@ from ..evaluation.request import check_ignore, check_mode, check_request, mark_v
 from ..evaluation.result import Evaluation
 from ..evaluation.surfaces import surface_distances
 from ..evaluation.warping import count_unwarped
-from .dispatch import accepts_stored
+from .dispatch import run
 
 __all__ = ["evaluate"]
 Ids = npt.NDArray[np.int64]
 
 
-@accepts_stored("evaluate", "reference", "prediction", "ignore", "classes")
 def evaluate(
     reference: Any,
     prediction: Any,
@@ -51,6 +51,14 @@ def evaluate(
     size_strata: Any = None,
     surfaces: bool = False,
     warping: Literal["2d", "3d"] | None = None,
+    tile: Tile = None,
+    memory: Memory = None,
+    scratch: Scratch = None,
+    storage: Storage = None,
+    resume: Resume = True,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    device: Device = None,
 ) -> Evaluation:
     """Measure a segmentation against a reference, with the metrics of the field, from one pass over the voxels.
 
@@ -58,7 +66,8 @@ def evaluate(
     ----------
     reference, prediction : ndarray of bool or any integer dtype, shape (Z, Y, X) or (Y, X)
         What is right, and what is to be measured: instance ids, or classes (see `instances`); 0 = background, at most
-        2**63 - 1. Any memory order and byte order. Not modified. CuPy arrays are counted on their device.
+        2**63 - 1. Any memory order and byte order. Not modified. CuPy arrays are counted on their device; zarr and
+        dask arrays, and paths or URLs of zarr arrays, tile by tile.
     spacing : sequence of float, default (1, 1, 1)
         Voxel size (z, y, x), or (y, x) for 2D arrays, in any unit. Surface distances are in that unit; no other metric
         has one.
@@ -90,6 +99,26 @@ def evaluate(
         Whether to measure how far apart the surfaces of matched pairs are. Not of CuPy arrays.
     warping : {"2d", "3d", None}, default None
         Whether to compute the warping error, in every z-slice or in the volume. Not of CuPy arrays.
+    tile : int or sequence of int, optional
+        Voxels of a tile along every axis, or ``(z, y, x)``, where zarr or dask arrays are worked on tile by tile. By
+        default `memory` decides. It changes nothing in the result.
+    memory : str or int, optional
+        Budget of the work tile by tile, such as ``"8GB"``, or in bytes. By default half of the memory that is free.
+    scratch : path, optional
+        Folder for what a run over tiles keeps until it is done; a run that was killed goes on only where it is given.
+        By default a temporary folder.
+    storage : mapping, optional
+        Of no use here, as no array is stored; verbs with an output take it.
+    resume : bool or "force", default True
+        Whether a run over tiles goes on with one that was interrupted at the same place. False deletes what that did;
+        "force" goes on although files of the inputs changed.
+    overwrite : bool, default False
+        Of no use here, as no array is stored; verbs with an output take it.
+    progress : callable, optional
+        Called as ``progress(stage, fraction)`` while a run over tiles works.
+    device : {"cuda", None}, default None
+        ``"cuda"`` lets an NVIDIA GPU work on NumPy arrays, whole or in tiles, or on the tiles of stored ones, for the
+        same result. By default the work is done where the arrays are.
 
     Returns
     -------
@@ -178,24 +207,39 @@ def evaluate(
     >>> e.per_class["ER"]["dice"]
     1.0
     """
-    mode = check_mode(instances)
-    if is_on_device(reference):
-        _check_on_device(surfaces=surfaces or None, warping=warping)
-    sides = _check_sides(reference, prediction, ignore, mode)
-    request = check_request(
-        reference.ndim,
-        mode,
-        spacing=spacing,
-        iou_thresholds=iou_thresholds,
-        classes=classes,
-        class_names=class_names,
-        connectivity=connectivity,
-        convention=convention,
-        scores=scores,
-        size_strata=size_strata,
-        surfaces=surfaces,
-        warping=warping,
+    call = Call(
+        "evaluate",
+        {"reference": reference, "prediction": prediction, "ignore": ignore, "classes": classes},
+        {
+            "spacing": spacing,
+            "iou_thresholds": iou_thresholds,
+            "instances": instances,
+            "class_names": class_names,
+            "connectivity": connectivity,
+            "convention": convention,
+            "scores": scores,
+            "size_strata": size_strata,
+            "surfaces": surfaces,
+            "warping": warping,
+        },
+        {},
+        Options(tile, memory, scratch, storage, resume, overwrite, progress, device),
     )
+    found: Evaluation = run(call, _evaluate)
+    return found
+
+
+def _evaluate(call: Call) -> Evaluation:
+    """Do what `evaluate` does in memory, or for arrays on a device."""
+    reference, prediction, ignore, classes = (
+        call.arrays[name] for name in ("reference", "prediction", "ignore", "classes")
+    )
+    surfaces = call.keywords["surfaces"]
+    mode = check_mode(call.keywords["instances"])
+    if is_on_device(reference):
+        _check_on_device(surfaces=surfaces or None, warping=call.keywords["warping"])
+    sides = _check_sides(reference, prediction, ignore, mode)
+    request = check_request(reference.ndim, classes=classes, **call.keywords)
     sources = _check_classes(classes, reference, prediction, mode)
 
     labels = sides.reference, sides.prediction

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..arrays.call import Call, Device, Memory, Options, Progress, Resume, Scratch, Storage, Tile
 from ..arrays.checks import check_array, class_map, instance_ids, same_shape
 from ..errors import InputError
 from ..linking.fuse import check_rules, count_rows, flag_slices, make_inputs, mark_slices, settle, write_tables
 from ..linking.fused import CLASSES, INSTANCES, SLICES, Fused, Source
-from .dispatch import accepts_stored
+from .dispatch import run
 
 __all__ = ["fuse"]
 
 
-@accepts_stored("fuse", "classes", "instances", "slices")
 def fuse(
     *,
     classes: Any = None,
@@ -26,6 +26,14 @@ def fuse(
     instance_classes: Mapping[int, int] | None = None,
     slice_classes: Mapping[int, int] | None = None,
     out: Any = None,
+    tile: Tile = None,
+    memory: Memory = None,
+    scratch: Scratch = None,
+    storage: Storage = None,
+    resume: Resume = True,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    device: Device = None,
 ) -> Fused:
     """Unite a class map, partial instances and labels made slice by slice into one class map with seeds.
 
@@ -35,7 +43,8 @@ def fuse(
     Parameters
     ----------
     classes : ndarray of bool or any integer dtype, shape (Z, Y, X) or (Y, X), optional
-        Class map, 0 is background: a network's semantic segmentation, with its errors.
+        Class map, 0 is background: a network's semantic segmentation, with its errors. Zarr and dask arrays, and paths
+        or URLs of zarr arrays, are worked on tile by tile: then all three are such.
     instances : ndarray of bool or any integer dtype, same shape, optional
         Ids of 3D objects, 0 is unlabelled, at most 2**63 - 1: an expert's, on some slices or anywhere.
     slices : ndarray of bool or any integer dtype, same shape, optional
@@ -54,6 +63,25 @@ def fuse(
         Only where sources are zarr or dask arrays, and then needed: a folder, in which `volume.zarr`, `seeds.zarr` and
         `provenance.zarr` are made, or the place of each, ``{"volume": ..., "seeds": ..., "provenance": ...}``. Without
         a place the provenance is None.
+    tile : int or sequence of int, optional
+        Voxels of a tile along every axis, or ``(z, y, x)``, where zarr or dask arrays are worked on tile by tile. By
+        default `memory` decides. It changes nothing in the result.
+    memory : str or int, optional
+        Budget of the work tile by tile, such as ``"8GB"``, or in bytes. By default half of the memory that is free.
+    scratch : path, optional
+        Folder for what a run over tiles keeps until it is done. By default it is beside the output, ``OUT.lpa3d``.
+    storage : mapping, optional
+        How the zarr array of the result is stored: ``chunks``, ``shards``, ``attributes``, and what else
+        `zarr.create_array` takes.
+    resume : bool or "force", default True
+        Whether a run over tiles goes on with one that was interrupted at the same place. False deletes what that did;
+        "force" goes on although files of the inputs changed.
+    overwrite : bool, default False
+        Whether a run over tiles may replace what is at the place of its output, when it is done.
+    progress : callable, optional
+        Called as ``progress(stage, fraction)`` while a run over tiles works.
+    device : None
+        No GPU works on this verb; others take ``"cuda"``.
 
     Returns
     -------
@@ -152,10 +180,28 @@ def fuse(
     >>> fused.conflicts.box(1)
     (slice(1, 2, None), slice(0, 1, None), slice(4, 5, None))
     """
-    if out is not None:
+    call = Call(
+        "fuse",
+        {CLASSES: classes, INSTANCES: instances, SLICES: slices},
+        {
+            "complete_slices": complete_slices,
+            "axis": axis,
+            "priority": priority,
+            "instance_classes": instance_classes,
+            "slice_classes": slice_classes,
+        },
+        {"out": out},
+        Options(tile, memory, scratch, storage, resume, overwrite, progress, device),
+    )
+    fused: Fused = run(call, _fuse)
+    return fused
+
+
+def _fuse(call: Call) -> Fused:
+    """Do what `fuse` does in memory, or for arrays on a device."""
+    if call.place is not None:
         raise InputError("out is for zarr or dask arrays; of arrays in memory the result is always new: leave it out")
-    given = {CLASSES: classes, INSTANCES: instances, SLICES: slices}
-    given = {name: array for name, array in given.items() if array is not None}
+    given = {name: array for name, array in call.arrays.items() if array is not None}
     if not given:
         raise InputError("fuse got no source; pass at least one of classes=, instances= and slices=")
     for name, array in given.items():
@@ -166,11 +212,7 @@ def fuse(
     rules = check_rules(
         {name: array.dtype for name, array in given.items()},
         shape,
-        complete_slices=complete_slices,
-        axis=axis,
-        priority=priority,
-        instance_classes=instance_classes,
-        slice_classes=slice_classes,
+        **call.keywords,
     )
     whole = next(iter(canonical.values())).shape
     both = [mark_slices(canonical[name], rules.axis) for name in rules.labels] if len(rules.labels) == 2 else []

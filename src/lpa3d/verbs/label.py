@@ -5,18 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..arrays.backend import find_device
+from ..arrays.call import Call, Device, Memory, Options, Progress, Resume, Scratch, Storage, Tile
 from ..arrays.checks import canonical_connectivity, canonical_out, class_map
 from ..arrays.components import find_components, number_dtype
-from .dispatch import accepts_stored
+from .dispatch import run
 
 __all__ = ["label"]
 
 
-@accepts_stored("label", "volume")
-def label(volume: Any, *, connectivity: int = 6, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+def label(
+    volume: Any,
+    *,
+    connectivity: int = 6,
+    out: Any = None,
+    tile: Tile = None,
+    memory: Memory = None,
+    scratch: Scratch = None,
+    storage: Storage = None,
+    resume: Resume = True,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    device: Device = None,
+) -> Any:
     """Label the connected components of a class map.
 
     Two voxels are in one component when a path of neighbours of the same non-zero class joins them. Several classes are
@@ -26,12 +38,33 @@ def label(volume: Any, *, connectivity: int = 6, out: npt.NDArray[Any] | None = 
     ----------
     volume : ndarray of bool or any integer dtype, shape (Z, Y, X) or (Y, X)
         Class map, 0 is background; negative values are classes too. Any memory order and byte order. Not modified. A
-        CuPy array is labelled on its device.
+        CuPy array is labelled on its device; a zarr or dask array, or the path or URL of a zarr array, tile by tile.
     connectivity : {6, 18, 26}, default 6
         Which voxels are neighbours: those that share a face, also an edge, also a corner. 1, 2 and 3 name the same. In
         2D, 6 means 4 neighbours and both others mean 8.
     out : ndarray, optional
-        Array for the result: `volume`'s shape, the result's dtype, C-contiguous, not sharing memory with `volume`.
+        Array for the result: `volume`'s shape, the result's dtype, C-contiguous, not sharing memory with `volume`. For
+        a stored volume, where it is needed: the path, URL or store of a new zarr array.
+    tile : int or sequence of int, optional
+        Voxels of a tile along every axis, or ``(z, y, x)``, where zarr or dask arrays are worked on tile by tile. By
+        default `memory` decides. It changes nothing in the result.
+    memory : str or int, optional
+        Budget of the work tile by tile, such as ``"8GB"``, or in bytes. By default half of the memory that is free.
+    scratch : path, optional
+        Folder for what a run over tiles keeps until it is done. By default it is beside the output, ``OUT.lpa3d``.
+    storage : mapping, optional
+        How the zarr array of the result is stored: ``chunks``, ``shards``, ``attributes``, and what else
+        `zarr.create_array` takes.
+    resume : bool or "force", default True
+        Whether a run over tiles goes on with one that was interrupted at the same place. False deletes what that did;
+        "force" goes on although files of the inputs changed.
+    overwrite : bool, default False
+        Whether a run over tiles may replace what is at the place of its output, when it is done.
+    progress : callable, optional
+        Called as ``progress(stage, fraction)`` while a run over tiles works.
+    device : {"cuda", None}, default None
+        ``"cuda"`` lets an NVIDIA GPU work on NumPy arrays, whole or in tiles, or on the tiles of stored ones, for the
+        same result. By default the work is done where the arrays are.
 
     Returns
     -------
@@ -79,7 +112,22 @@ def label(volume: Any, *, connectivity: int = 6, out: npt.NDArray[Any] | None = 
     array([[[1, 1, 0, 2],
             [0, 1, 2, 2]]], dtype=uint32)
     """
-    steps = canonical_connectivity(connectivity)
+    call = Call(
+        "label",
+        {"volume": volume},
+        {
+            "connectivity": connectivity,
+        },
+        {"out": out},
+        Options(tile, memory, scratch, storage, resume, overwrite, progress, device),
+    )
+    return run(call, _label)
+
+
+def _label(call: Call) -> Any:
+    """Do what `label` does in memory, or for arrays on a device."""
+    volume, out = call.arrays["volume"], call.place
+    steps = canonical_connectivity(call.keywords["connectivity"])
     classes = class_map(volume)
     dtype = number_dtype(classes.size)
     target = canonical_out(out, volume.shape, dtype, (volume,))

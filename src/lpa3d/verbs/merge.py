@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy.typing as npt
-
+from ..arrays.call import Call, Device, Memory, Options, Progress, Resume, Scratch, Storage, Tile
 from ..arrays.checks import canonical_out, instance_ids
 from ..arrays.classes import check_classes, find_classes
 from ..arrays.relabel import relabel
 from ..linking.contacts import count_pairs, list_ids
 from ..linking.merge import check_rules, decide
-from .dispatch import accepts_stored
+from .dispatch import run
 
 __all__ = ["merge"]
 
 
-@accepts_stored("merge", "labels", "classes")
 def merge(
     labels: Any,
     *,
@@ -28,8 +26,16 @@ def merge(
     min_contact: float | None = None,
     must_link: Iterable[Any] = (),
     cannot_link: Iterable[Any] = (),
-    out: npt.NDArray[Any] | None = None,
-) -> npt.NDArray[Any]:
+    out: Any = None,
+    tile: Tile = None,
+    memory: Memory = None,
+    scratch: Scratch = None,
+    storage: Storage = None,
+    resume: Resume = True,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    device: Device = None,
+) -> Any:
     """Unite fragments of one object by the evidence of their contacts.
 
     Pairs of labels are taken in the order of decreasing evidence and united unless a class, or a pair that is to stay
@@ -39,7 +45,7 @@ def merge(
     ----------
     labels : ndarray of bool or any integer dtype, shape (Z, Y, X) or (Y, X)
         Instance ids, 0 = background, at most 2**63 - 1. Any memory order and byte order. Not modified. A CuPy array is
-        worked on by its device.
+        worked on by its device; a zarr or dask array, or the path or URL of a zarr array, tile by tile.
     classes : ndarray of bool or any integer dtype, shape as `labels`, or mapping of id to class, optional
         Labels of different classes never join. A class map gives a label the one class of its voxels; class 0 is none,
         and labels that lie on it alone join only each other. A mapping may hold anything that can be compared, and
@@ -61,7 +67,28 @@ def merge(
         Pairs that are always united, touching or not, and pairs that are never in one group, not even through a third
         label. ``scores={}`` leaves `must_link` alone to decide.
     out : ndarray, optional
-        Array for the result: shape and dtype of `labels`, C-contiguous, not sharing memory with an input.
+        Array for the result: shape and dtype of `labels`, C-contiguous, not sharing memory with an input. For stored
+        labels, where it is needed: the path, URL or store of a new zarr array.
+    tile : int or sequence of int, optional
+        Voxels of a tile along every axis, or ``(z, y, x)``, where zarr or dask arrays are worked on tile by tile. By
+        default `memory` decides. It changes nothing in the result.
+    memory : str or int, optional
+        Budget of the work tile by tile, such as ``"8GB"``, or in bytes. By default half of the memory that is free.
+    scratch : path, optional
+        Folder for what a run over tiles keeps until it is done. By default it is beside the output, ``OUT.lpa3d``.
+    storage : mapping, optional
+        How the zarr array of the result is stored: ``chunks``, ``shards``, ``attributes``, and what else
+        `zarr.create_array` takes.
+    resume : bool or "force", default True
+        Whether a run over tiles goes on with one that was interrupted at the same place. False deletes what that did;
+        "force" goes on although files of the inputs changed.
+    overwrite : bool, default False
+        Whether a run over tiles may replace what is at the place of its output, when it is done.
+    progress : callable, optional
+        Called as ``progress(stage, fraction)`` while a run over tiles works.
+    device : {"cuda", None}, default None
+        ``"cuda"`` lets an NVIDIA GPU work on NumPy arrays, whole or in tiles, or on the tiles of stored ones, for the
+        same result. By default the work is done where the arrays are.
 
     Returns
     -------
@@ -131,16 +158,28 @@ def merge(
     >>> lpa3d.merge(cells, scores=(table, 1 - table.mean))
     array([[1, 1, 1, 1, 3, 3]])
     """
-    volume = instance_ids(labels, "labels")
-    rules = check_rules(
-        labels.ndim,
-        scores=scores,
-        spacing=spacing,
-        connectivity=connectivity,
-        min_contact=min_contact,
-        must_link=must_link,
-        cannot_link=cannot_link,
+    call = Call(
+        "merge",
+        {"labels": labels, "classes": classes},
+        {
+            "scores": scores,
+            "spacing": spacing,
+            "connectivity": connectivity,
+            "min_contact": min_contact,
+            "must_link": must_link,
+            "cannot_link": cannot_link,
+        },
+        {"out": out},
+        Options(tile, memory, scratch, storage, resume, overwrite, progress, device),
     )
+    return run(call, _merge)
+
+
+def _merge(call: Call) -> Any:
+    """Do what `merge` does in memory, or for arrays on a device."""
+    labels, classes, out = call.arrays["labels"], call.arrays["classes"], call.place
+    volume = instance_ids(labels, "labels")
+    rules = check_rules(labels.ndim, **call.keywords)
     class_of = check_classes(classes, "classes", labels, "labels")
     target = canonical_out(out, labels.shape, labels.dtype, (labels, classes))
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..arrays.backend import array_module
+from ..arrays.call import Call, Device, Memory, Options, Progress, Resume, Scratch, Storage, Tile
 from ..arrays.checks import canonical_out, check_array, class_map, instance_ids, max_id, result_dtype, same_shape
 from ..arrays.warn import warn
 from ..propagation.rules import check_rules, missing_note
 from ..propagation.whole import Job, cost_steps, run_stages, say_nothing
-from .dispatch import accepts_stored
+from .dispatch import run
 
 __all__ = ["propagate"]
 
-Progress = Callable[[str, float], None]
 
-
-@accepts_stored("propagate", "volume", "seeds", "cost")
 def propagate(
     volume: Any,
     seeds: Any,
@@ -35,8 +32,15 @@ def propagate(
     unseeded: str = "drop",
     seed_conflicts: str = "raise",
     return_confidence: bool = False,
-    out: npt.NDArray[Any] | None = None,
+    out: Any = None,
+    tile: Tile = None,
+    memory: Memory = None,
+    scratch: Scratch = None,
+    storage: Storage = None,
+    resume: Resume = True,
+    overwrite: bool = False,
     progress: Progress | None = None,
+    device: Device = None,
 ) -> Any:
     """Propagate partial instance labels through a class map to complete 3D instances.
 
@@ -48,7 +52,8 @@ def propagate(
     Parameters
     ----------
     volume : ndarray of bool or any integer dtype, shape (Z, Y, X) or (Y, X)
-        Class map, 0 is background. CuPy arrays are worked on by their device.
+        Class map, 0 is background. CuPy arrays are worked on by their device; zarr and dask arrays, and paths or URLs
+        of zarr arrays, tile by tile: then all arrays are such.
     seeds : ndarray of any integer dtype, shape as `volume`
         Instance ids, 0 is unlabelled (not background), at most 2**63 - 1. Seeds on the background are dropped with a
         warning; seeds on the mask keep their label.
@@ -80,9 +85,29 @@ def propagate(
     return_confidence : bool, default False
         Also return how far each voxel's label leads its rival after diffusion.
     out : ndarray, optional
-        Array for the result: `volume`'s shape, the result's dtype, C-contiguous, not sharing memory with an input.
+        Array for the result: `volume`'s shape, the result's dtype, C-contiguous, not sharing memory with an input. For
+        stored arrays, where it is needed: the path, URL or store of a new zarr array; with `return_confidence` a pair
+        of them.
+    tile : int or sequence of int, optional
+        Voxels of a tile along every axis, or ``(z, y, x)``, where zarr or dask arrays are worked on tile by tile. By
+        default `memory` decides. It changes nothing in the result.
+    memory : str or int, optional
+        Budget of the work tile by tile, such as ``"8GB"``, or in bytes. By default half of the memory that is free.
+    scratch : path, optional
+        Folder for what a run over tiles keeps until it is done. By default it is beside the output, ``OUT.lpa3d``.
+    storage : mapping, optional
+        How the zarr array of the result is stored: ``chunks``, ``shards``, ``attributes``, and what else
+        `zarr.create_array` takes.
+    resume : bool or "force", default True
+        Whether a run over tiles goes on with one that was interrupted at the same place. False deletes what that did;
+        "force" goes on although files of the inputs changed.
+    overwrite : bool, default False
+        Whether a run over tiles may replace what is at the place of its output, when it is done.
     progress : callable, optional
-        Called as ``progress(stage, fraction)`` before each stage.
+        Called as ``progress(stage, fraction)``: before each stage in memory, and while a run over tiles works.
+    device : {"cuda", None}, default None
+        ``"cuda"`` lets an NVIDIA GPU work on NumPy arrays, whole or in tiles, or on the tiles of stored ones, for the
+        same result. By default the work is done where the arrays are.
 
     Returns
     -------
@@ -142,22 +167,41 @@ def propagate(
     >>> lpa3d.propagate(volume, seeds)
     array([[7, 7, 4, 4, 0, 9]])
     """
-    # 0. The door.
+    call = Call(
+        "propagate",
+        {"volume": volume, "seeds": seeds, "cost": cost},
+        {
+            "connectivity": connectivity,
+            "spacing": spacing,
+            "max_distance": max_distance,
+            "sweeps": sweeps,
+            "slice_axis": slice_axis,
+            "missing_slices": missing_slices,
+            "unseeded": unseeded,
+            "seed_conflicts": seed_conflicts,
+            "return_confidence": return_confidence,
+        },
+        {"out": out},
+        Options(tile, memory, scratch, storage, resume, overwrite, progress, device),
+    )
+    return run(call, _propagate, takes=("progress",))
+
+
+def _propagate(call: Call) -> Any:
+    """Do what `propagate` does in memory, or for arrays on a device."""
+    volume, seeds, cost = (call.arrays[name] for name in ("volume", "seeds", "cost"))
+    out = call.place
     shape = check_array(volume, "volume").shape
     class_dtype = volume.dtype
     same_shape(check_array(seeds, "seeds"), "seeds", check_array(volume, "volume"), "volume")
-    rules = check_rules(
-        shape, connectivity=connectivity, spacing=spacing, max_distance=max_distance, sweeps=sweeps,
-        slice_axis=slice_axis, missing_slices=missing_slices, unseeded=unseeded, seed_conflicts=seed_conflicts,
-        return_confidence=return_confidence,
-    )  # fmt: skip
+    rules = check_rules(shape, **call.keywords)
     classes = class_map(volume)
     given = instance_ids(seeds, "seeds")
     most = max_id(given)
     dtype = result_dtype(given.dtype, most + given.size) if rules.fresh_ids else given.dtype
     target = canonical_out(out, shape, dtype, (volume, seeds, cost))
     steps = None if cost is None else cost_steps(cost, classes, shape)
-    tell = progress if progress is not None else say_nothing
+    tell = call.options.progress or say_nothing
 
     job = Job(classes, given, steps, rules, most, dtype, class_dtype)
     if rules.missing:

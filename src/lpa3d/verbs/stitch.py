@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays.call import Call, Device, Memory, Options, Progress, Resume, Scratch, Storage, Tile
 from ..arrays.checks import as_bits, canonical_out, instance_ids, seal
 from ..arrays.classes import check_classes
 from ..arrays.threads import num_threads, run_all, split
@@ -17,11 +18,7 @@ from ..linking.chains import Chains, Moves, Sections
 from ..linking.stitch import (
     SLAB_VOXELS,
     WIDE,
-    check_axis,
-    check_bad,
-    check_branching,
-    check_gap,
-    check_links,
+    check_rules,
     clip_boxes,
     cut_slabs,
     find_classes,
@@ -30,14 +27,13 @@ from ..linking.stitch import (
     number_groups,
     refuse_mapping,
 )
-from .dispatch import accepts_stored
+from .dispatch import run
 
 __all__ = ["stitch"]
 
 Ints = npt.NDArray[np.int64]
 
 
-@accepts_stored("stitch", "slices", "classes")
 def stitch(
     slices: Any,
     *,
@@ -48,8 +44,16 @@ def stitch(
     bad_slices: Iterable[int] = (),
     must_link: Iterable[Any] = (),
     cannot_link: Iterable[Any] = (),
-    out: npt.NDArray[Any] | None = None,
-) -> npt.NDArray[Any]:
+    out: Any = None,
+    tile: Tile = None,
+    memory: Memory = None,
+    scratch: Scratch = None,
+    storage: Storage = None,
+    resume: Resume = True,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    device: Device = None,
+) -> Any:
     """Unite instances that were found slice by slice to 3D instances.
 
     A *section* is one id on one slice. Sections of neighbouring slices are chained in the order of how well they cover
@@ -60,7 +64,7 @@ def stitch(
     slices : ndarray of bool or any integer dtype, shape (Z, Y, X) or (Y, X)
         Instance ids slice by slice, 0 = background, at most 2**63 - 1. An id has no meaning from slice to slice; on
         one slice it is one section, connected or not. Slices without any id count as missing. Any memory order and
-        byte order. Not modified.
+        byte order. Not modified. Zarr and dask arrays, and paths or URLs of zarr arrays, are worked on tile by tile.
     classes : ndarray of bool or any integer dtype, shape as `slices`, optional
         Class map: sections of different classes never join. A section has the class of most of its voxels (ties: the
         smaller one), and a warning counts those that lie on several; class 0 is none, and sections that lie on it
@@ -79,6 +83,25 @@ def stitch(
     out : ndarray, optional
         Array for the result: its dtype and the shape of `slices`, C-contiguous, not sharing memory with an input. For
         zarr or dask arrays, where it is needed: the path, URL or store of a new zarr array.
+    tile : int or sequence of int, optional
+        Voxels of a tile along every axis, or ``(z, y, x)``, where zarr or dask arrays are worked on tile by tile. By
+        default `memory` decides. It changes nothing in the result.
+    memory : str or int, optional
+        Budget of the work tile by tile, such as ``"8GB"``, or in bytes. By default half of the memory that is free.
+    scratch : path, optional
+        Folder for what a run over tiles keeps until it is done. By default it is beside the output, ``OUT.lpa3d``.
+    storage : mapping, optional
+        How the zarr array of the result is stored: ``chunks``, ``shards``, ``attributes``, and what else
+        `zarr.create_array` takes.
+    resume : bool or "force", default True
+        Whether a run over tiles goes on with one that was interrupted at the same place. False deletes what that did;
+        "force" goes on although files of the inputs changed.
+    overwrite : bool, default False
+        Whether a run over tiles may replace what is at the place of its output, when it is done.
+    progress : callable, optional
+        Called as ``progress(stage, fraction)`` while a run over tiles works.
+    device : None
+        No GPU works on this verb; others take ``"cuda"``.
 
     Returns
     -------
@@ -152,14 +175,29 @@ def stitch(
            [0, 0, 0, 0, 0],
            [3, 3, 0, 0, 2]], dtype=uint32)
     """
+    call = Call(
+        "stitch",
+        {"slices": slices, "classes": classes},
+        {
+            "axis": axis,
+            "max_gap": max_gap,
+            "branching": branching,
+            "bad_slices": bad_slices,
+            "must_link": must_link,
+            "cannot_link": cannot_link,
+        },
+        {"out": out},
+        Options(tile, memory, scratch, storage, resume, overwrite, progress, device),
+    )
+    return run(call, _stitch)
+
+
+def _stitch(call: Call) -> Any:
+    """Do what `stitch` does in memory, or for arrays on a device."""
+    slices, classes, out = call.arrays["slices"], call.arrays["classes"], call.place
     ids = instance_ids(slices, "slices")
     shape: tuple[int, int, int] = ids.shape
-    across = check_axis(axis, slices.ndim)
-    gap = check_gap(max_gap)
-    check_branching(branching)
-    usable = check_bad(bad_slices, shape[across])
-    must = check_links(must_link, "must_link", shape[across])
-    cannot = check_links(cannot_link, "cannot_link", shape[across])
+    rules = check_rules(shape, slices.ndim, **call.keywords)
     refuse_mapping(classes)
     class_of = check_classes(classes, "classes", slices, "slices")
     dtype = np.dtype(np.uint32 if ids.size < WIDE else np.uint64)
@@ -167,14 +205,14 @@ def stitch(
 
     result = np.empty(shape, dtype) if target is None else target
     flat = as_bits(result).reshape(-1)
-    sections = list_sections(ids, across, usable, flat)
+    sections = list_sections(ids, rules.axis, rules.usable, flat)
     groups, names = find_classes(class_of, sections, result)
-    must_pairs = find_sections(must, "must_link", sections, usable)
-    apart = find_sections(cannot, "cannot_link", sections, usable)
+    must_pairs = find_sections(rules.must_link, "must_link", sections, rules.usable)
+    apart = find_sections(rules.cannot_link, "cannot_link", sections, rules.usable)
     parents = unite_musts(must_pairs, apart, groups, names, sections.name)
-    counts = _Volume(sections, flat, shape, across)
+    counts = _Volume(sections, flat, shape, rules.axis)
     chains = Chains(sections, groups, counts, must_pairs, parents, apart)
-    numbers = number_groups(chains, min(gap, shape[across]), branching)
+    numbers = number_groups(chains, min(rules.max_gap, shape[rules.axis]), rules.branching)
     bounds = split(flat.size, min(2 * num_threads(), flat.size // SLAB_VOXELS))
     run_all(lambda part: kernels.replace_numbers(numbers, flat[slice(*part)]), bounds)
     return result.reshape(slices.shape) if out is None else out

@@ -16,12 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lpa3d.arrays.call import Options
 from lpa3d.errors import InputError, InputTypeError, Lpa3dError
 from lpa3d.tiled.driver.budget import choose_tile, parse_memory
 from lpa3d.tiled.driver.grid import Box, Grid
 from lpa3d.tiled.driver.journal import Journal
 from lpa3d.tiled.driver.outputs import Wanted, check_storage, choose_layout
-from lpa3d.tiled.driver.run import Options, TileError, open_run
+from lpa3d.tiled.driver.run import TileError, open_run
 from lpa3d.tiled.driver.scratch import Folder, Scratch, StoreFolder
 from lpa3d.tiled.driver.stored import open_source
 

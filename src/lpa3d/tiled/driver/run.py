@@ -34,6 +34,7 @@ import numpy.typing as npt
 
 from ..._version import __version__
 from ...arrays import backend as _backend
+from ...arrays.call import Options, Progress
 from ...errors import InputError, InputTypeError, Lpa3dError
 from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_tile, find_cost
 from .grid import Grid
@@ -43,7 +44,7 @@ from .schedulers import OnDevice, Scheduler, Task, Threads, choose_scheduler
 from .scratch import Blobs, Folder, Scratch, StoreFolder
 from .stored import Source, is_url, local_folder
 
-__all__ = ["Options", "Run", "TileError", "open_run"]
+__all__ = ["Run", "TileError", "open_run"]
 
 ALGORITHM = 1
 """Raised when the bytes of a result change."""
@@ -77,25 +78,9 @@ BUILT = "built"
 WHOLE = "whole"
 """The stage that ends with all outputs complete; what is left is to move them."""
 
-Progress = Callable[[str, float], None]
-
 
 class TileError(Lpa3dError, RuntimeError):
     """A tile failed several times; the finished ones are kept."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a tiled verb runs; none of these changes the result."""
-
-    tile: Any = None
-    memory: Any = None
-    scratch: Any = None
-    storage: Mapping[str, Any] | None = None
-    resume: bool | str = True
-    overwrite: bool = False
-    progress: Progress | None = None
-    device: str | None = None
 
 
 @dataclass
