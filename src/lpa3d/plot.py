@@ -424,9 +424,10 @@ def overview(
         Micrograph.
     columns, rows : sequences of Column and Row
         What is drawn.
-    spacing, unit
-        Voxel size (z, y, x) and its unit, for the aspect of cuts and the scale bar; without a unit the bar counts
-        voxels.
+    spacing : tuple of float
+        Voxel size (z, y, x), for the aspect of cuts and the scale bar.
+    unit : str
+        That of `spacing`; where it is empty the bar counts voxels.
     annotated : sequence of int
         Slices that carry seeds; they are marked beside cuts that cross them.
     legend : sequence of (str, colour)

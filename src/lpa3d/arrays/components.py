@@ -151,8 +151,7 @@ def find_components(volume: npt.NDArray[Any], connectivity: int) -> Any:
     Parameters
     ----------
     volume : ndarray of uint8, uint16, uint32 or uint64, shape (Z, Y, X)
-        Class map, or labels as classes; C-ordered. While a device is in use (`lpa3d._backend.on_device`), it does the
-        work.
+        Class map, or labels as classes; C-ordered. A device that is in use (`arrays.backend.on_device`) does the work.
     connectivity : {6, 18, 26}
 
     Returns

@@ -87,7 +87,7 @@ def count_seeds(device: Device, volume: Any, seeds: Any, capacity: int | None = 
 
 
 def count_mask(device: Device, volume: Any) -> Slices:
-    """Do what `lpa3d._census.count_mask` does."""
+    """Do what `lpa3d.propagation.census.count_mask` does."""
     tally = _Tally(device, volume.shape)
     grid = _brick_grid(volume.shape)
     _kernel(device, "count_foreground", volume.dtype)(grid, BLOCK, volume, *volume.shape, *tally.slices)
@@ -95,7 +95,7 @@ def count_mask(device: Device, volume: Any) -> Slices:
 
 
 def rank_labels(device: Device, volume: Any, seeds: Any, ranks: Ints, labels: Any) -> None:
-    """Do what `lpa3d._census.rank_labels` does."""
+    """Do what `lpa3d.propagation.census.rank_labels` does."""
     bits = _bits(seeds)
     _kernel(device, "rank_seeds", volume.dtype, bits.dtype)(
         _grid(seeds.size), BLOCK, volume, bits, seeds.size, device.bring(ranks), len(ranks), labels
@@ -103,20 +103,20 @@ def rank_labels(device: Device, volume: Any, seeds: Any, ranks: Ints, labels: An
 
 
 def restrict_seeds(device: Device, labels: Any, seeds: Any) -> None:
-    """Do what `lpa3d._census.restrict_seeds` does."""
+    """Do what `lpa3d.propagation.census.restrict_seeds` does."""
     bits = _bits(seeds)
     _kernel(device, "restrict_seeds", ids=bits.dtype)(_grid(seeds.size), BLOCK, labels, seeds.size, bits)
 
 
 def any_unlabelled(device: Device, volume: Any, labels: Any) -> bool:
-    """Do what `lpa3d._census.any_unlabelled` does."""
+    """Do what `lpa3d.propagation.census.any_unlabelled` does."""
     found = device.xp.zeros(1, np.uint8)
     _kernel(device, "find_unlabelled", volume.dtype)(_grid(volume.size), BLOCK, volume, labels, volume.size, found)
     return bool(found[0])
 
 
 def select(device: Device, volume: Any, labels: Any, labelled: bool) -> Any:
-    """Do what `lpa3d._census.select` does."""
+    """Do what `lpa3d.propagation.census.select` does."""
     out = device.xp.empty(volume.shape, volume.dtype)
     _kernel(device, "select_voxels", volume.dtype)(
         _grid(volume.size), BLOCK, volume, labels, labelled, volume.size, out
@@ -125,7 +125,7 @@ def select(device: Device, volume: Any, labels: Any, labelled: bool) -> Any:
 
 
 def list_beyond(device: Device, volume: Any, reached: Any, links: Any, strides: Ints) -> Any:
-    """Do what `lpa3d._census.list_beyond` does; `strides` are the differences of the flat index to the neighbours."""
+    """Do what `propagation.census.list_beyond` does; `strides` lead from a flat index to the neighbours'."""
     out = device.xp.empty(volume.shape, volume.dtype)
     _kernel(device, "list_borders", volume.dtype, links=links.dtype)(
         _grid(volume.size), BLOCK, volume, reached, links, device.bring(strides), volume.size, out
@@ -134,7 +134,7 @@ def list_beyond(device: Device, volume: Any, reached: Any, links: Any, strides: 
 
 
 def apply_ids(device: Device, labels: Any, values: npt.NDArray[Any], out: Any) -> None:
-    """Do what `lpa3d._census.apply_ids` does."""
+    """Do what `lpa3d.propagation.census.apply_ids` does."""
     bits = _bits(out)
     _kernel(device, "apply_ids", ids=bits.dtype)(
         _grid(labels.size), BLOCK, labels, labels.size, device.bring(values.view(bits.dtype)), bits

@@ -47,7 +47,7 @@ def diffuse(
     cost: Any = None,
     return_confidence: bool = False,
 ) -> Any:
-    """Do what `lpa3d._diffuse.diffuse` does.
+    """Do what `lpa3d.propagation.diffusion.diffuse` does.
 
     `strides` are the differences of the flat index to the neighbours. Each of the `groups` is a number of sweeps, and a
     table of the labels that it is for; all if it is empty.

@@ -44,7 +44,7 @@ def spread(
     cost: Any,
     end: int,
 ) -> int:
-    """Do what `lpa3d._geodesic.spread` does, for voxels whose distance is no more than `end`.
+    """Do what `lpa3d.propagation.geodesic.spread` does, for voxels whose distance is no more than `end`.
 
     `strides` are the differences of the flat index to the neighbours. Returns the first unlabelled voxel with a
     labelled linked neighbour, -1 where there is none.
@@ -59,7 +59,7 @@ def spread(
 
 
 class Keys:
-    """The keys (distance, label) of a tile of a stored volume: `lpa3d._geodesic.Keys`, on a device.
+    """The keys (distance, label) of a tile of a stored volume: `lpa3d.propagation.geodesic.Keys`, on a device.
 
     `labels` and `near` are on the host; the keys and links stay on the device between calls. `beyond` says whether a
     voxel was left without a key, next to one with a key, after any call: a path that is too long, but leads to a voxel
@@ -181,5 +181,5 @@ class _Field:
         return -1 if first == NO_GAP else first
 
     def take_nearness(self, near: Any) -> None:
-        """Write the nearness of all keys to an array like `lpa3d._geodesic.Keys.near`."""
+        """Write the nearness of all keys to an array like `lpa3d.propagation.geodesic.Keys.near`."""
         self.kernel("take_nearness")(ceil_div(near.size, BLOCK), BLOCK, near.size, self.links, self.keys, near)

@@ -263,7 +263,7 @@ extern "C" __global__ void write_numbers(
     }
 }
 
-// Describe the runs of equal class along x as `lpa3d._label.Slab` does, and count how many start in each word of 64
+// Describe the runs of equal class along x as `lpa3d.arrays.components.Slab` does, and count how many start in each word of 64
 // voxels. A warp does a word.
 extern "C" __global__ void find_runs(
     const VOLUME* __restrict__ volume, i64 rows, i64 width, u64* changes, u64* inside, LABEL* counts

@@ -93,7 +93,7 @@ def label(device: Device, volume: Any, connectivity: int, dtype: npt.DTypeLike, 
 class Components:
     """The components of a class map as the number of each voxel: 4 bytes per voxel, or 8.
 
-    The methods are those of `lpa3d._label.Components`; arrays and flags are on the device.
+    The methods are those of `lpa3d.arrays.components.Components`; arrays and flags are on the device.
 
     Attributes
     ----------
@@ -146,8 +146,8 @@ def find_runs(
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[Any], int]:
     """Find the components of a canonical class map as runs, on the host.
 
-    Returns the bitmaps of `lpa3d._label.Slab` for all rows, (rows, W), the component of each run, counted from 0 in
-    raster order, of `dtype`, and the number of components. A width of one moves out of the way.
+    Returns the bitmaps of `arrays.components.Slab` for all rows, (rows, W), the component of each run, counted from 0
+    in raster order, of `dtype`, and the number of components. A width of one moves out of the way.
     """
     xp, here = device.xp, device.bring(volume)
     labels = xp.empty(here.shape, dtype)

@@ -13,7 +13,7 @@ __all__ = ["cut_links", "link_voxels"]
 
 
 def link_voxels(device: Device, volume: Any, connectivity: int) -> Any:
-    """Do what `lpa3d._geodesic.link_voxels` does; the links are on the device, wherever `volume` is."""
+    """Do what `lpa3d.propagation.geodesic.link_voxels` does; the links are on the device, wherever `volume` is."""
     volume = device.bring(volume)
     links = device.xp.empty(volume.shape, dtype=np.uint8 if connectivity == 6 else np.uint32)
     index = np.uint32 if volume.size < 2**32 else np.int64
@@ -25,7 +25,7 @@ def link_voxels(device: Device, volume: Any, connectivity: int) -> Any:
 
 
 def cut_links(device: Device, links: Any, labels: Any, strides: npt.NDArray[np.int64]) -> None:
-    """Do what `lpa3d._geodesic.cut_links` does."""
+    """Do what `lpa3d.propagation.geodesic.cut_links` does."""
     here = device.bring(links)
     kernel = device.kernel(
         "links", "cut_links", CONNECTIVITY=len(strides), VOLUME=np.uint8, LINKS=here.dtype, INDEX=np.uint32

@@ -138,7 +138,7 @@ def _classify(overlaps: Overlaps, sides: list[tuple[Ints, list[Any]]]) -> Classi
 
 
 def count_ids(sides: Sides, classes: tuple[Any, Any] | None) -> Classified:
-    """Count instance ids; `classes` holds for both sides what `_classes.check_classes` returns.
+    """Count instance ids; `classes` holds for both sides what `arrays.classes.check_classes` returns.
 
     Raises
     ------
@@ -152,7 +152,7 @@ def count_ids(sides: Sides, classes: tuple[Any, Any] | None) -> Classified:
 
 
 def classify_ids(overlaps: Overlaps, classes: tuple[Any, Any] | None) -> Classified:
-    """Classify the table of instance ids; `classes` holds for both sides what `_classes.group_ids` takes.
+    """Classify the table of instance ids; `classes` holds for both sides what `arrays.classes.group_ids` takes.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """Components over tiles: what of a tile's components its sides show, and the join of all tiles.
 
-A tile's components come as slabs of runs (`lpa3d._label.Slab`): the bitmaps `changes` and `inside`, the component of
-each run within the slab, and the number 1, 2, ... in the tile of each of the slab's components. Numbers are in raster
-order of first voxels, so a run is its component's first if its number is larger than all before. Flat indices of
+A tile's components come as slabs of runs (`arrays.components.Slab`): the bitmaps `changes` and `inside`, the component
+of each run within the slab, and the number 1, 2, ... in the tile of each of the slab's components. Numbers are in
+raster order of first voxels, so a run is its component's first if its number is larger than all before. Flat indices of
 voxels are those in the tile; `width` is the length of a row.
 
 In the join, `sets` holds for each border component of one tile the rank of its set among all sets, and `ends` for each

@@ -1,4 +1,4 @@
-"""Connected components of equal class, by runs along x (the stages are named in `lpa3d._label`).
+"""Connected components of equal class, by runs along x (the stages are named in `lpa3d.arrays.components`).
 
 Two bitmaps of shape ``(Z, Y, W)``, 64 voxels of a row to a word, describe every run: bit x of `changes` says that voxel
 x differs from voxel x - 1 (voxel 0 always does), bit x of `inside` that voxel x is not 0. A foreground run starts where

@@ -10,7 +10,7 @@ __all__ = ["clear_confidence", "flag_seeded"]
 
 @jit
 def flag_seeded(changes, inside, runs, seeds, flags):
-    """Set ``flags[runs[i]]`` where a seed, anything but 0, lies in the i-th run of a slab (see `lpa3d._label`)."""
+    """Set ``flags[runs[i]]`` where a seed, anything but 0, lies in the i-th run of a slab (`arrays.components`)."""
     depth, height, width = seeds.shape
     starts = np.empty(width, dtype=np.int64)
     stops = np.empty(width, dtype=np.int64)

@@ -2,8 +2,8 @@
 
 Stages
 ------
-1. *Scan* (`scan_tile` on every tile, any order): `lpa3d._label.find_components` finds the tile's own components, here
-   called *local*. A local component that touches a neighbouring tile is a *border* component. Kept under
+1. *Scan* (`scan_tile` on every tile, any order): `arrays.components.find_components` finds the tile's own components,
+   here called *local*. A local component that touches a neighbouring tile is a *border* component. Kept under
    ``{name}/scan/{tile}``: the numbers of border components on the sides that have a neighbour, their classes and first
    voxels, and how many of the others start in each row of the tile.
 2. *Pairs* (`pair_tile` on every tile, after all of 1): which border components are linked to those of the 13 tiles that

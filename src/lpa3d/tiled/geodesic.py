@@ -1,6 +1,6 @@
 """The geodesic stage over tiles: a worklist of tiles that runs to the fixpoint of all keys.
 
-A key is (distance, label), and the smaller of two is better. The answer is the one of `lpa3d._geodesic.spread` on the
+A key is (distance, label), and the smaller of two is better. The answer is that of `propagation.geodesic.spread` on the
 whole volume, whatever the order of work: every key that is ever written is that of a real path, so keys only improve,
 and what no path improves any more is the unique minimum.
 
@@ -76,7 +76,7 @@ class Field(Protocol):
         """Return the classes (unsigned; 0: no link leads there), start labels and cost of a tile, new arrays, C order.
 
         A label is a rank, 0 for none. Every labelled voxel is a source at distance 0 and keeps its label; it has the
-        class of its label. The cost is in steps of 1/16, as `lpa3d._geodesic.spread` takes it.
+        class of its label. The cost is in steps of 1/16, as `lpa3d.propagation.geodesic.spread` takes it.
         """
 
     def load_border(self, box: Box) -> tuple[Labels, Cost | None]:
@@ -143,7 +143,7 @@ def spread_tiles(
     class_of
         Class of each rank, ``class_of[0] == 0``.
     weights, connectivity, limit
-        As for `lpa3d._geodesic.spread`: voxels further than `limit` get no key.
+        As for `lpa3d.propagation.geodesic.spread`: voxels further than `limit` get no key.
     active
         The tiles that hold unlabelled voxels which a label may reach; all if None. The voxels of all others keep
         what `Field.load_border` says, which they have at distance 0.

@@ -1,4 +1,4 @@
-"""`propagate` on stored arrays: the stages of `lpa3d._propagate`, tile by tile, with the same result bit for bit.
+"""`propagate` on stored arrays: the stages of `propagation.whole`, tile by tile, with the same result bit for bit.
 
 Stages
 ------

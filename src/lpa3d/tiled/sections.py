@@ -1,4 +1,4 @@
-"""The sections stage over tiles: bit for bit what `lpa3d._sections` draws in the whole volume.
+"""The sections stage over tiles: bit for bit what `lpa3d.propagation.sections` draws in the whole volume.
 
 Stages
 ------

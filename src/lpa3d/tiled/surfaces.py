@@ -59,7 +59,7 @@ def measure_surfaces(
     boxes: Ids,
     spacing: tuple[float, float, float],
 ) -> Floats:
-    """Return what `lpa3d._surfaces.surface_distances` does.
+    """Return what `lpa3d.evaluation.surfaces.surface_distances` does.
 
     Parameters
     ----------

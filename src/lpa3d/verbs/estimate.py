@@ -92,14 +92,16 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
     ----------
     verb : {"label", "propagate", "merge", "contacts", "stitch", "fuse", "evaluate"}
         What is to be run.
-    *args, **keywords
-        As the verb takes them. Arrays are paths or URLs of zarr arrays, zarr arrays or dask arrays; of these only
+    *args
+        What the verb takes. Arrays are paths or URLs of zarr arrays, zarr arrays or dask arrays; of these only
         shape, chunks and dtype are looked at. For a volume that is not there yet pass
         ``dask.array.zeros(shape, dtype="uint8", chunks=128)``, which takes no memory.
     memory : str or int, optional
         The budget, such as ``"4GB"``; by default half of the memory that is free.
     tile : int or sequence of int, optional
         The tile; by default the budget decides.
+    **keywords
+        What the verb takes by name.
 
     Returns
     -------

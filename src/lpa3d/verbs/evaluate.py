@@ -3,10 +3,11 @@
 Stages
 ------
 1. *Label* (only ``instances="components"``): the class maps of both sides, by the kernels of `label`.
-2. *Count* (parallel over slabs): one table of overlaps (`_overlap`), additive over any partition of the volume.
-3. *Select*: for each class the table in which all others are background (`_classified`).
-4. *Score*: metrics are pure functions of such a table (`_semantic`, `_partition`, `_instances`).
-5. *Go back to the voxels* for what no table holds: surface distances (`_surfaces`), the warping error (`_warping`).
+2. *Count* (parallel over slabs): one table of overlaps (`arrays.overlap`), additive over any partition of the volume.
+3. *Select*: for each class the table in which all others are background (`evaluation.classified`).
+4. *Score*: metrics are pure functions of such a table (`evaluation.semantic`, `.partition`, `.instances`).
+5. *Go back to the voxels* for what no table holds: surface distances (`evaluation.surfaces`), the warping error
+   (`evaluation.warping`).
 """
 
 from __future__ import annotations
@@ -290,7 +291,7 @@ def _check_sides(reference: Any, prediction: Any, ignore: Any, mode: str | None)
 
 
 def _check_classes(classes: Any, reference: Any, prediction: Any, mode: str | None) -> tuple[Any, Any] | None:
-    """Return the classes of both sides as `_classes.check_classes` does."""
+    """Return the classes of both sides as `arrays.classes.check_classes` does."""
     pair = pair_classes(classes, mode)
     if pair is None:
         return None
