@@ -92,6 +92,16 @@ def distinct_colors(count: int) -> Colors:
 
     Hue goes round by the golden angle while lightness steps, so any few neighbours are far apart.
 
+    Parameters
+    ----------
+    count : int
+        How many, black included.
+
+    Returns
+    -------
+    ndarray of float32, shape (count, 3)
+        Red, green and blue, from 0 to 1.
+
     Examples
     --------
     >>> from lpa3d.plot import distinct_colors
@@ -122,7 +132,18 @@ def distinct_colors(count: int) -> Colors:
 
 
 def class_colors(count: int) -> Colors:
-    """Return `count` colours for classes, row 0 black; the ninth class has the colour of the first again."""
+    """Return `count` colours for classes, row 0 black; the ninth class has the colour of the first again.
+
+    Parameters
+    ----------
+    count : int
+        How many, black included.
+
+    Returns
+    -------
+    ndarray of float32, shape (count, 3)
+        Red, green and blue, from 0 to 1.
+    """
     colors = [(0.0, 0.0, 0.0)]
     for k in range(count - 1):
         text = CLASS_COLORS[k % len(CLASS_COLORS)]

@@ -211,7 +211,18 @@ class Evaluation(Mapping[str, float]):
         return "\n".join(filter(None, [self._format(self._first_classes()), self._rest()]))
 
     def to_text(self, per_class: bool = True) -> str:
-        """Return the table that `repr` shows, or of it the mean only, without a column for each class."""
+        """Return the table that `repr` shows, or of it the mean only.
+
+        Parameters
+        ----------
+        per_class : bool, default True
+            Whether each class has a column, beside the mean.
+
+        Returns
+        -------
+        str
+            Lines, without one at the end.
+        """
         return self._format(self.per_class if per_class else {})
 
     def _format(self, per_class: Mapping[Any, Evaluation]) -> str:

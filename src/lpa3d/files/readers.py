@@ -26,6 +26,17 @@ Array = npt.NDArray[Any]
 def open_volume(name: str | os.PathLike[str]) -> Volume:
     """Open a file and read its shape, dtype and geometry, but not its voxels.
 
+    Parameters
+    ----------
+    name : str or path
+        A file, a zarr folder or a folder of images, with the array inside where there are several: ``a.zarr/labels``,
+        ``a.h5:/labels``.
+
+    Returns
+    -------
+    Volume
+        To be used in a ``with`` block, or closed.
+
     Raises
     ------
     InputError

@@ -84,7 +84,18 @@ class Volume:
             yield lo, hi, slab
 
     def read(self, progress: Progress | None = None) -> Array:
-        """Return the whole array; a ``.npy`` or plain ``.nii`` file is mapped into memory, not copied."""
+        """Return the whole array; a ``.npy`` or plain ``.nii`` file is mapped into memory, not copied.
+
+        Parameters
+        ----------
+        progress : callable, optional
+            Called as ``progress(fraction)`` after each slab.
+
+        Returns
+        -------
+        ndarray
+            Of `shape` and `dtype`.
+        """
         if not self.rows or self.rows >= self.shape[0] or self.format == "npy":
             with reading(self.name):
                 return self.fetch(0, self.shape[0])
@@ -97,6 +108,11 @@ class Volume:
 
     def check_integers(self, role: str) -> None:
         """Refuse, before anything is read, a file that cannot hold labels.
+
+        Parameters
+        ----------
+        role : str
+            What it is for, in the message: "a class map", "seeds".
 
         Raises
         ------
@@ -116,6 +132,18 @@ class Volume:
         """Return the array as bool or integers; whole numbers that a NIfTI file stores as floats become integers.
 
         Such numbers become uint32, or int64 where uint32 cannot hold them.
+
+        Parameters
+        ----------
+        role : str
+            What it is for, in the message.
+        progress : callable, optional
+            Called as ``progress(fraction)`` after each slab.
+
+        Returns
+        -------
+        ndarray of bool or integers
+            Of `shape`.
 
         Raises
         ------

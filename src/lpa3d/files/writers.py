@@ -40,7 +40,22 @@ class Target:
     outputs: Outputs
 
     def write(self, array: Array, geometry: Geometry, progress: Progress | None = None) -> None:
-        """Write `array` to the temporary file; bool is stored as uint8, every other dtype as it is."""
+        """Write an array to the temporary file.
+
+        Parameters
+        ----------
+        array : ndarray of bool, integers or floats
+            Of the shape that `plan` was told. bool is stored as uint8, every other dtype as it is.
+        geometry : Geometry
+            The size of its voxels.
+        progress : callable, optional
+            Called as ``progress(fraction)`` after each slab.
+
+        Raises
+        ------
+        FileError
+            If it cannot be written.
+        """
         if array.dtype.kind == "b":
             array = array.view(np.uint8)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -64,6 +79,22 @@ class Target:
 
 def plan(outputs: Outputs, name: str | os.PathLike[str], shape: Sequence[int], inputs: Sequence[Path] = ()) -> Target:
     """Check, before any work, that an array of `shape` can be written to `name`.
+
+    Parameters
+    ----------
+    outputs : Outputs
+        The outputs of the run, which it becomes one of.
+    name : str or path
+        Where it goes; the suffix decides the format.
+    shape : sequence of int
+        Of the array.
+    inputs : sequence of Path, optional
+        Files and folders that are read, and so must not be written.
+
+    Returns
+    -------
+    Target
+        To `Target.write` the array to; committing `outputs` puts it into place.
 
     Raises
     ------

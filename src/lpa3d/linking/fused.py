@@ -101,7 +101,18 @@ class Conflicts(Table):
     TITLE = "conflict"
 
     def box(self, row: int) -> tuple[slice, ...]:
-        """Return the box of a row, which indexes the volume."""
+        """Return the box of a row, which indexes the volume.
+
+        Parameters
+        ----------
+        row : int
+            Number of the row, from 0.
+
+        Returns
+        -------
+        tuple of slice
+            One for each axis of the volume.
+        """
         sides = [(self.y_start, self.y_stop), (self.x_start, self.x_stop)]
         if self.z_start is not None and self.z_stop is not None:
             sides.insert(0, (self.z_start, self.z_stop))
