@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench picture clean
+.PHONY: help demo test lint package bench picture clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
 demo: $(VENV)/.demo ## run the command line on a phantom cell (DATA=folder: on your own files); pictures in demo/
 	$(BIN)/lpa3d demo $(if $(DATA),--data "$(DATA)") $(if $(OUTPUT),--output "$(OUTPUT)") $(DEMO_OPTIONS)
@@ -21,10 +21,21 @@ picture: $(VENV)/.demo ## make the README's picture, docs/images/demo.png, from 
 test: $(VENV)/.test ## run the tests and the examples in the docstrings, on all cores (PYTEST_OPTIONS="-k label -x" picks some)
 	$(BIN)/python -m pytest -n auto --dist worksteal --doctest-modules tests src/lpa3d $(PYTEST_OPTIONS)
 
-lint: $(VENV)/.dev ## check style (ruff) and types (mypy)
+lint: $(VENV)/.dev ## check style (ruff), types (mypy) and the floors of the house (import-linter)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+package: $(VENV)/.dev ## build wheel and sdist in dist/, and try each in an empty environment
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	for file in dist/*.whl dist/*.tar.gz; do \
+	  rm -rf dist/empty && $(PYTHON) -m venv dist/empty && \
+	  dist/empty/bin/python -m pip install --quiet --disable-pip-version-check "$$file" && \
+	  dist/empty/bin/python -I tests/smoke.py || exit 1; \
+	done
+	rm -rf dist/empty
 
 bench: $(VENV)/.bench ## run every peer beside lpa3d, some 30 minutes (DATA=folder, BENCH_OPTIONS="--size 256 --only label")
 	$(BIN)/python benchmarks/compare.py $(if $(DATA),--data "$(DATA)") $(BENCH_OPTIONS)
