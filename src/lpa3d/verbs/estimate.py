@@ -140,7 +140,7 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
     """
     if verb not in VERBS:
         raise InputError(f"verb is {verb!r}; one of {', '.join(VERBS)} is needed")
-    function = getattr(importlib.import_module("lpa3d"), verb)
+    function = getattr(importlib.import_module(f"lpa3d.verbs.{verb}"), verb)
     try:
         given = inspect.signature(function).bind(*args, **keywords).arguments
     except TypeError as error:
