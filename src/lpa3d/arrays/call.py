@@ -7,29 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-__all__ = ["Call", "Device", "Memory", "Options", "Progress", "Resume", "Scratch", "Storage", "Tile"]
+__all__ = ["Call", "Options", "Progress"]
 
-Tile = int | Sequence[int] | None
-Memory = str | int | None
-Scratch = str | os.PathLike[str] | None
-Storage = Mapping[str, Any] | None
-Resume = bool | Literal["force"]
 Progress = Callable[[str, float], None]
-Device = Literal["cuda"] | None
 
 
 @dataclass(frozen=True)
 class Options:
     """How a verb works; none of these changes the result. The verbs' docstrings describe them."""
 
-    tile: Tile = None
-    memory: Memory = None
-    scratch: Scratch = None
-    storage: Storage = None
-    resume: Resume = True
+    tile: int | Sequence[int] | None = None
+    memory: str | int | None = None
+    scratch: str | os.PathLike[str] | None = None
+    storage: Mapping[str, Any] | None = None
+    resume: bool | Literal["force"] = True
     overwrite: bool = False
     progress: Progress | None = None
-    device: Device = None
+    device: Literal["cuda"] | None = None
 
 
 @dataclass(frozen=True)

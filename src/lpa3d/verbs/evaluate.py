@@ -12,14 +12,15 @@ Stages
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ..arrays.backend import array_module, device_of, is_on_device
-from ..arrays.call import Call, Device, Memory, Options, Progress, Resume, Scratch, Storage, Tile
+from ..arrays.call import Call, Options
 from ..arrays.checks import check_array, class_map, instance_ids, same_shape
 from ..arrays.classes import check_classes
 from ..errors import InputTypeError
@@ -52,14 +53,14 @@ def evaluate(
     size_strata: Any = None,
     surfaces: bool = False,
     warping: Literal["2d", "3d"] | None = None,
-    tile: Tile = None,
-    memory: Memory = None,
-    scratch: Scratch = None,
-    storage: Storage = None,
-    resume: Resume = True,
+    tile: int | Sequence[int] | None = None,
+    memory: str | int | None = None,
+    scratch: str | os.PathLike[str] | None = None,
+    storage: Mapping[str, Any] | None = None,
+    resume: bool | Literal["force"] = True,
     overwrite: bool = False,
-    progress: Progress | None = None,
-    device: Device = None,
+    progress: Callable[[str, float], None] | None = None,
+    device: Literal["cuda"] | None = None,
 ) -> Evaluation:
     """Measure a segmentation against a reference, with the metrics of the field, from one pass over the voxels.
 

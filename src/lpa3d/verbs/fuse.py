@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
-from ..arrays.call import Call, Device, Memory, Options, Progress, Resume, Scratch, Storage, Tile
+from ..arrays.call import Call, Options
 from ..arrays.checks import check_array, class_map, instance_ids, same_shape
 from ..errors import InputError
 from ..linking.fuse import check_rules, count_rows, flag_slices, make_inputs, mark_slices, settle, write_tables
@@ -26,14 +27,14 @@ def fuse(
     instance_classes: Mapping[int, int] | None = None,
     slice_classes: Mapping[int, int] | None = None,
     out: Any = None,
-    tile: Tile = None,
-    memory: Memory = None,
-    scratch: Scratch = None,
-    storage: Storage = None,
-    resume: Resume = True,
+    tile: int | Sequence[int] | None = None,
+    memory: str | int | None = None,
+    scratch: str | os.PathLike[str] | None = None,
+    storage: Mapping[str, Any] | None = None,
+    resume: bool | Literal["force"] = True,
     overwrite: bool = False,
-    progress: Progress | None = None,
-    device: Device = None,
+    progress: Callable[[str, float], None] | None = None,
+    device: Literal["cuda"] | None = None,
 ) -> Fused:
     """Unite a class map, partial instances and labels made slice by slice into one class map with seeds.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from ..arrays.backend import find_device
-from ..arrays.call import Call, Device, Memory, Options, Progress, Resume, Scratch, Storage, Tile
+from ..arrays.call import Call, Options
 from ..arrays.checks import canonical_connectivity, canonical_out, class_map
 from ..arrays.components import find_components, number_dtype
 from .dispatch import run
@@ -20,14 +22,14 @@ def label(
     *,
     connectivity: int = 6,
     out: Any = None,
-    tile: Tile = None,
-    memory: Memory = None,
-    scratch: Scratch = None,
-    storage: Storage = None,
-    resume: Resume = True,
+    tile: int | Sequence[int] | None = None,
+    memory: str | int | None = None,
+    scratch: str | os.PathLike[str] | None = None,
+    storage: Mapping[str, Any] | None = None,
+    resume: bool | Literal["force"] = True,
     overwrite: bool = False,
-    progress: Progress | None = None,
-    device: Device = None,
+    progress: Callable[[str, float], None] | None = None,
+    device: Literal["cuda"] | None = None,
 ) -> Any:
     """Label the connected components of a class map.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
-from ..arrays.call import Call, Device, Memory, Options, Progress, Resume, Scratch, Storage, Tile
+from ..arrays.call import Call, Options
 from ..arrays.checks import canonical_out, instance_ids
 from ..arrays.classes import check_classes, find_classes
 from ..arrays.relabel import relabel
@@ -27,14 +28,14 @@ def merge(
     must_link: Iterable[Any] = (),
     cannot_link: Iterable[Any] = (),
     out: Any = None,
-    tile: Tile = None,
-    memory: Memory = None,
-    scratch: Scratch = None,
-    storage: Storage = None,
-    resume: Resume = True,
+    tile: int | Sequence[int] | None = None,
+    memory: str | int | None = None,
+    scratch: str | os.PathLike[str] | None = None,
+    storage: Mapping[str, Any] | None = None,
+    resume: bool | Literal["force"] = True,
     overwrite: bool = False,
-    progress: Progress | None = None,
-    device: Device = None,
+    progress: Callable[[str, float], None] | None = None,
+    device: Literal["cuda"] | None = None,
 ) -> Any:
     """Unite fragments of one object by the evidence of their contacts.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from ..arrays.backend import array_module
-from ..arrays.call import Call, Device, Memory, Options, Progress, Resume, Scratch, Storage, Tile
+from ..arrays.call import Call, Options
 from ..arrays.checks import canonical_out, check_array, class_map, instance_ids, max_id, result_dtype, same_shape
 from ..arrays.warn import warn
 from ..propagation.rules import check_rules, missing_note
@@ -33,14 +34,14 @@ def propagate(
     seed_conflicts: str = "raise",
     return_confidence: bool = False,
     out: Any = None,
-    tile: Tile = None,
-    memory: Memory = None,
-    scratch: Scratch = None,
-    storage: Storage = None,
-    resume: Resume = True,
+    tile: int | Sequence[int] | None = None,
+    memory: str | int | None = None,
+    scratch: str | os.PathLike[str] | None = None,
+    storage: Mapping[str, Any] | None = None,
+    resume: bool | Literal["force"] = True,
     overwrite: bool = False,
-    progress: Progress | None = None,
-    device: Device = None,
+    progress: Callable[[str, float], None] | None = None,
+    device: Literal["cuda"] | None = None,
 ) -> Any:
     """Propagate partial instance labels through a class map to complete 3D instances.
 

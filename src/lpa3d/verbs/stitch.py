@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays.call import Call, Device, Memory, Options, Progress, Resume, Scratch, Storage, Tile
+from ..arrays.call import Call, Options
 from ..arrays.checks import as_bits, canonical_out, instance_ids, seal
 from ..arrays.classes import check_classes
 from ..arrays.threads import num_threads, run_all, split
@@ -45,14 +46,14 @@ def stitch(
     must_link: Iterable[Any] = (),
     cannot_link: Iterable[Any] = (),
     out: Any = None,
-    tile: Tile = None,
-    memory: Memory = None,
-    scratch: Scratch = None,
-    storage: Storage = None,
-    resume: Resume = True,
+    tile: int | Sequence[int] | None = None,
+    memory: str | int | None = None,
+    scratch: str | os.PathLike[str] | None = None,
+    storage: Mapping[str, Any] | None = None,
+    resume: bool | Literal["force"] = True,
     overwrite: bool = False,
-    progress: Progress | None = None,
-    device: Device = None,
+    progress: Callable[[str, float], None] | None = None,
+    device: Literal["cuda"] | None = None,
 ) -> Any:
     """Unite instances that were found slice by slice to 3D instances.
 
