@@ -38,6 +38,7 @@ from ...errors import InputError, InputTypeError, Lpa3dError
 from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_tile, find_cost
 from .grid import Grid
 from .journal import Journal
+from .locks import lock
 from .outputs import Output, Sink, Wanted, check_apart, check_folder, check_storage, choose_layout, place_outputs
 from .schedulers import OnDevice, Scheduler, Task, Threads, choose_scheduler
 from .scratch import Blobs, Folder, Scratch, StoreFolder
@@ -346,7 +347,7 @@ def open_run(
             check_apart(home, inputs)
             _make_home(home)
             stack.callback(_remove_empty, home)
-            stack.enter_context(_lock(home))
+            stack.enter_context(lock(home))
         before = _earlier(blobs, home)
         if before is None:
             _sweep(blobs, home, None)
@@ -482,36 +483,6 @@ def _make_home(home: Path) -> None:
             f"cannot make the folder of the run, {home}: {error.strerror}; choose another one with scratch=FOLDER"
         ) from error
     check_folder(home, str(home))
-
-
-@contextmanager
-def _lock(home: Path) -> Iterator[None]:
-    """Keep other processes out of a run; the system lets go when the process ends, however it does."""
-    path = home / "lock"
-    while True:
-        file = open(path, "a")  # noqa: SIM115
-        try:
-            if os.name == "nt":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise InputError(f"another process is at work on this output ({home}); wait for it, or end it") from None
-        # Who had it before may have deleted it since it was opened.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
-        file.close()
-        home.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
 
 
 def _remove_empty(home: Path) -> None:
