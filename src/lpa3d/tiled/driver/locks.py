@@ -45,7 +45,9 @@ def lock(home: Path) -> Iterator[None]:
             except filelock.Timeout:
                 advice = "wait for it, or end it"
                 if held is said:
-                    advice += f"; if it ended on another machine, which cannot be seen from here, delete {said.lock_file}"
+                    advice += (
+                        f"; if it ended on another machine, which cannot be seen from here, delete {said.lock_file}"
+                    )
                 raise InputError(f"another process is at work on this output ({home}); {advice}") from None
             except (NotImplementedError, OSError) as error:
                 if held is said or (isinstance(error, OSError) and error.errno not in UNSUPPORTED):

@@ -35,6 +35,7 @@ import numpy.typing as npt
 from ..._version import __version__
 from ...arrays import backend as _backend
 from ...errors import InputError, InputTypeError, Lpa3dError
+from ...files.outputs import publish
 from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_tile, find_cost
 from .grid import Grid
 from .journal import Journal
@@ -391,7 +392,7 @@ def open_run(
         stack.callback(journal.close)
         attributes = {"lpa3d": before["made"] | {"complete": False}} | dict(storage.get("attributes", {}))
         for name, output in places.items():
-            output.settle(home, token)
+            output.settle_place(home, token, overwrite=options.overwrite or name in before["replaces"])
             if journal.finished(BUILT):
                 output.reopen(before["made"], whole=journal.finished(WHOLE))
             else:
@@ -417,12 +418,11 @@ def open_run(
                 f"{', '.join(changed)} changed while {verb} read it, so the result would be of neither state; run it "
                 f"again with resume=False"
             )
-        if not journal.finished(WHOLE):
-            for output in places.values():
-                output.complete()
-            journal.finish(WHOLE)
+        for output in places.values():
+            output.flush()
+        journal.finish(WHOLE)
+        publish(list(places.values()))
         for name, output in places.items():
-            output.move(token, overwrite=options.overwrite or name in before["replaces"])
             run._results[name] = output.result(as_dask=any(source.is_dask for source in inputs.values()))
         _sweep(blobs, home, before)
 
