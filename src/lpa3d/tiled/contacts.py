@@ -33,12 +33,16 @@ from ..linking.contacts import (
 from .driver.grid import Box, Grid
 from .driver.run import Options, Run, open_run
 from .driver.scratch import Scratch
+from .driver.stages import Stage
 from .driver.stored import Source, check_id_values, check_ids, open_source, same_shape
 from .driver.tables import fold
 
 __all__ = ["contacts", "fold_counts", "map_counts", "tile_key"]
 
 Array = npt.NDArray[Any]
+
+STAGES = (Stage("count", keeps=("counts",)), Stage("seams", reads=("counts",), keeps=("seams",)))
+"""Of `map_counts`, where the driver adds up what they count."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def contacts(
         inputs["image"] = open_source(image, "image")
         same_shape(inputs["image"], "image", source, "labels")
     parameters = {"connectivity": steps}
-    with open_run("contacts", inputs, parameters, {}, options) as run:
+    with open_run("contacts", inputs, parameters, {}, options, stages=STAGES) as run:
         map_counts(run, source, inputs.get("image"), None, steps)
         counts = fold_counts(run.scratch, run.grid)
     return tabulate(counts, sizes, None if image is None else image_scale(inputs["image"].dtype))

@@ -23,6 +23,7 @@ from lpa3d.tiled.driver.journal import Journal
 from lpa3d.tiled.driver.outputs import Wanted, check_storage, choose_layout
 from lpa3d.tiled.driver.run import Options, TileError, open_run
 from lpa3d.tiled.driver.scratch import Folder, Scratch, StoreFolder
+from lpa3d.tiled.driver.stages import Stage
 from lpa3d.tiled.driver.stored import open_source
 
 zarr = pytest.importorskip("zarr")
@@ -134,7 +135,7 @@ def test_a_cleared_volume_is_not_read_as_0(tmp_path: Path) -> None:
     volume.write(0, np.ones((4, 2, 4), np.uint8))
     whole = Box((0, 0, 0), (4, 4, 4))
     assert volume.read(whole).sum() == 32
-    volume.clear()
+    volume.scratch.clear("v")
     with pytest.raises(KeyError):
         volume.read(whole)
 
@@ -271,7 +272,8 @@ def run_double(
     """Double a volume and sum it up."""
     source = open_source(volume, "volume")
     wanted = {"out": Wanted(out, source.shape, source.ndim, source.dtype)}
-    with open_run("double", {"volume": source}, {"p": p}, wanted, Options(**options), bytes_per_voxel=20) as run:
+    how: dict[str, Any] = {"stages": [Stage("double", keeps=("sums",)), Stage("sum")], "bytes_per_voxel": 20}
+    with open_run("double", {"volume": source}, {"p": p}, wanted, Options(**options), **how) as run:
         work = Work(source, run.outputs["out"], run.scratch, run.grid, str(calls), tuple(broken), killer)
         run.map("double", double, work)
         tiles = range(len(run.grid))
@@ -556,7 +558,8 @@ def run_two(volume: Path, places: Any, killer: Any = None, **options: Any) -> An
     """Write a volume, and twice the volume, to two outputs."""
     source = open_source(volume, "volume")
     wanted = {name: Wanted(place, source.shape, 3, source.dtype) for name, place in places.items()}
-    with open_run("two", {"volume": source}, {}, wanted, Options(tile=8, **options), bytes_per_voxel=20) as run:
+    how: dict[str, Any] = {"stages": [Stage("copy")], "bytes_per_voxel": 20}
+    with open_run("two", {"volume": source}, {}, wanted, Options(tile=8, **options), **how) as run:
         run.map("copy", copy_twice, (source, run.grid, *run.outputs.values()))
     return [run.result(name) for name in places]
 
@@ -726,7 +729,8 @@ def test_killed_while_an_output_gets_its_dtype(volume: Path, tmp_path: Path, at:
     def run() -> Any:
         source = open_source(volume, "volume")
         wanted = {"a": Wanted(tmp_path / "a.zarr", source.shape, 3, np.uint64)}
-        with open_run("narrow", {"volume": source}, {}, wanted, Options(tile=8), bytes_per_voxel=20) as run:
+        how: dict[str, Any] = {"stages": [Stage("dtype"), Stage("copy")], "bytes_per_voxel": 20}
+        with open_run("narrow", {"volume": source}, {}, wanted, Options(tile=8), **how) as run:
             run.once("dtype", lambda: {})
             run.retype("a", np.dtype(np.uint16))
             run.map("copy", copy_narrow, (source, run.grid, run.outputs["a"]))
