@@ -139,8 +139,10 @@ class Driver:
 
     def map_stub(self) -> None:
         from lpa3d.tiled.driver.run import Options, open_run
+        from lpa3d.tiled.driver.stages import Stage
 
-        with open_run("stub", {"volume": self.source}, {}, {}, Options(tile=1), bytes_per_voxel=1) as run:
+        how = {"stages": [Stage("stub")], "bytes_per_voxel": 1}
+        with open_run("stub", {"volume": self.source}, {}, {}, Options(tile=1), **how) as run:
             run.map("stub", pass_by, None)
 
     def time_map(self, tiles: int) -> None:

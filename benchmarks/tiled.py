@@ -450,6 +450,7 @@ def pass_by(context: None, item: int) -> None:
 def drive(task: Mapping[str, Any]) -> dict[str, Any]:
     """Map a stub over many tiles."""
     from lpa3d.tiled.driver.run import Options, open_run
+    from lpa3d.tiled.driver.stages import Stage
     from lpa3d.tiled.driver.stored import open_source
 
     # A worker in another process finds it by this name, whatever this module is called here.
@@ -463,7 +464,8 @@ def drive(task: Mapping[str, Any]) -> dict[str, Any]:
         gc.collect()
         before, started, cpu = forget_peak(), time.perf_counter(), clock_cpu()
         source = open_source(volume, "volume")
-        with open_run("stub", {"volume": source}, {}, {}, options, bytes_per_voxel=1) as run:
+        how: dict[str, Any] = {"stages": [Stage("stub")], "bytes_per_voxel": 1}
+        with open_run("stub", {"volume": source}, {}, {}, options, **how) as run:
             tiles = len(run.grid)
             run.map("stub", stub, None)
         seconds, cpu = time.perf_counter() - started, clock_cpu() - cpu

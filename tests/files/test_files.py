@@ -23,6 +23,7 @@ from lpa3d.errors import InputError, InputTypeError, Lpa3dError, Lpa3dWarning
 from lpa3d.files.geometry import NANOMETRES
 from lpa3d.files.images import _scan_png
 from lpa3d.files.outputs import ASIDE, TEMPORARY, Cancelled, Outputs
+from lpa3d.files.places import locate
 from lpa3d.files.writers import WRITERS
 
 DTYPES = ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
@@ -906,7 +907,7 @@ def test_failed_write_leaves_the_old_output(tmp_path, suffix, monkeypatch):
         writer(target, array, geometry, progress)
         raise OSError(28, "No space left on device")
 
-    kind = io.locate(str(name)).format
+    kind = locate(str(name)).format
     writer = WRITERS[kind]
     monkeypatch.setitem(WRITERS, kind, fail)
     for target in (name, tmp_path / f"b.{suffix}"):
@@ -1088,6 +1089,49 @@ def test_two_outputs_appear_together(tmp_path):
         assert not (tmp_path / "a.npy").exists()
         outputs.commit()
     assert names(tmp_path) == ["a.npy", "b.zarr"]
+
+
+@pytest.mark.parametrize("suffixes", [("npy", "tif"), ("zarr", "npy"), ("npy", "zarr")])
+def test_a_pair_that_cannot_be_published_leaves_the_former_one(tmp_path, suffixes, monkeypatch):
+    old, new = ids((2, 3, 4), "uint8"), ids((3, 4, 5), "uint8")
+    paths = [tmp_path / f"{name}.{suffix}" for name, suffix in zip("ab", suffixes, strict=True)]
+    for path in paths:
+        io.write(path, old)
+    replace = Path.replace
+
+    def fail(self, target):
+        if target == paths[1]:
+            # What the first replaced is there until the second is in place.
+            np.testing.assert_array_equal(io.read(paths[0]), new)
+            raise OSError(5, "Input/output error")
+        return replace(self, target)
+
+    with Outputs(overwrite=True) as outputs:
+        for path in paths:
+            io.plan(outputs, path, new.shape).write(new, io.Geometry())
+        monkeypatch.setattr(Path, "replace", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            outputs.commit()
+    monkeypatch.undo()
+    assert names(tmp_path) == [path.name for path in paths]
+    for path in paths:
+        np.testing.assert_array_equal(io.read(path), old)
+
+
+def test_of_a_pair_one_appears_meanwhile(tmp_path):
+    mine, theirs = ids((2, 3, 4), "uint8"), ids((3, 4, 5), "uint8")
+    with Outputs() as outputs:
+        for name in "ab":
+            io.plan(outputs, tmp_path / f"{name}.npy", mine.shape).write(mine, io.Geometry())
+        np.save(tmp_path / "b.npy", theirs)
+        with pytest.raises(Lpa3dError, match=r"b\.npy appeared while the work ran") as error:
+            outputs.commit()
+    assert not (tmp_path / "a.npy").exists()
+    np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), theirs)
+    for path in tmp_path.glob(f"{TEMPORARY}*"):
+        assert str(path) in str(error.value)
+        np.testing.assert_array_equal(np.load(path), mine)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

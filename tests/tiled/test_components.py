@@ -17,6 +17,7 @@ from lpa3d.tiled import components as tiled
 from lpa3d.tiled.driver.grid import Grid
 from lpa3d.tiled.driver.run import open_run
 from lpa3d.tiled.driver.scratch import Scratch
+from lpa3d.tiled.driver.stages import Stage
 from lpa3d.tiled.driver.stored import Source, open_source
 from tests.strategies import CONNECTIVITIES, connectivities, tiled_volumes
 from tests.verbs.test_label import serpentine
@@ -258,7 +259,12 @@ def test_as_stages_of_a_run(tmp_path):
     zarr.save(tmp_path / "v.zarr", volume)
     source = open_source(tmp_path / "v.zarr", "volume")
     labels = lpa3d.label(volume, connectivity=26)
-    with open_run("test", {"volume": source}, {}, {}, Options(tile=8), bytes_per_voxel=10) as run:
+    stages = [
+        Stage("c scan", writes=("c/scan",)),
+        *tiled.join_stages("c"),
+        Stage("use", reads=tiled.component_areas("c")),
+    ]
+    with open_run("test", {"volume": source}, {}, {}, Options(tile=8), stages=stages, bytes_per_voxel=10) as run:
         run.map("c scan", scan, Context(source, run.grid, run.scratch))
         totals = tiled.run_join(run, "c", 26)
         assert totals.components == (labels.max(), 0)

@@ -18,8 +18,9 @@ from lpa3d.propagation.geodesic import LIMIT, link_voxels, spread
 from lpa3d.tiled import geodesic
 from lpa3d.tiled.driver.grid import Grid
 from lpa3d.tiled.driver.run import open_run
+from lpa3d.tiled.driver.stages import Stage
 from lpa3d.tiled.driver.stored import Source, open_source
-from lpa3d.tiled.geodesic import settle, spread_tiles
+from lpa3d.tiled.geodesic import settle, spread_stage, spread_tiles
 from tests.propagation.test_geodesic import cases, make_serpentine
 
 zarr = pytest.importorskip("zarr")
@@ -84,6 +85,12 @@ class Disorder:
     @property
     def free(self):
         return self.workers - len(self.calls)
+
+    def begin(self, stage):
+        return not self.journal.finished(stage)
+
+    def end(self, stage):
+        self.journal.finish(stage)
 
     def tell(self, stage, fraction):
         assert stage == NAME
@@ -335,7 +342,9 @@ def test_a_run_on_threads_that_keeps_files_goes_on_where_it_failed(tmp_path, con
 
     def run_once(fails_after):
         options = Options(tile=(4, 4, 6), scratch=tmp_path / "run")
-        with open_run("reach", {"volume": volume_source}, {}, {}, options, bytes_per_voxel=20) as run:
+        stages = [spread_stage(NAME), Stage("settled", reads=(NAME,), keeps=("settled",))]
+        how = {"stages": stages, "bytes_per_voxel": 20}
+        with open_run("reach", {"volume": volume_source}, {}, {}, options, **how) as run:
             field = Stored(run.grid, volume_source, labels_source)
             wait, count = run.wait, itertools.count(1)
 

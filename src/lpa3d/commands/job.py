@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from ..errors import Lpa3dError, Lpa3dWarning
 from ..files.geometry import Geometry
-from ..files.outputs import Output, Outputs
+from ..files.outputs import Beside, Outputs
 from ..files.places import FileError
 from ..files.readers import open_volume
 from ..files.volume import Volume
@@ -84,11 +84,11 @@ class Job:
         if target.location.format == "nifti" and array.dtype.itemsize == 8:
             self.terminal.say(f"{target.location.name} holds {array.dtype}, which some NIfTI viewers cannot open")
 
-    def add_text(self, name: str, inputs: Sequence[Path]) -> Output:
+    def add_text(self, name: str, inputs: Sequence[Path]) -> Beside:
         """Plan an output that is text."""
         return self.outputs.add(name, Path(name), Path(name).suffix, inputs)
 
-    def write_text(self, output: Output, text: str) -> None:
+    def write_text(self, output: Beside, text: str) -> None:
         """Write a whole output that is text."""
         try:
             output.temp.write_text(text, encoding="utf-8")

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from .._version import __version__
 from ..errors import InputError, Lpa3dError
 from ..files.geometry import Geometry
-from ..files.outputs import Output
+from ..files.outputs import Beside
 from ..files.volume import Volume
 from ..files.writers import Target, plan
 from ..verbs.dispatch import OPTIONS
@@ -166,7 +166,7 @@ def _find_axis(config: Config, step: str) -> int:
     return config.steps.get("stitch", {}).get("axis", 0) if own is None else own
 
 
-def _plan_outputs(job: Job, config: Config, files: Mapping[str, Volume]) -> dict[str, Target | Output]:
+def _plan_outputs(job: Job, config: Config, files: Mapping[str, Volume]) -> dict[str, Target | Beside]:
     """Check that every output can be written."""
     inputs = [file.path for file in files.values()] + list(config.tables)
     shape = next(iter(files.values())).shape
@@ -365,7 +365,7 @@ class _Chain:
         self.job.misses += [f"{section} {_as_keys(text)}" for text in find_misses(result, args)]
         return result.to_dict(), f"pq {result['pq']:.4f}, {format_count(len(result.pairs), 'matched pair')}"
 
-    def write(self, targets: Mapping[str, Target | Output], files: Mapping[str, Volume]) -> None:
+    def write(self, targets: Mapping[str, Target | Beside], files: Mapping[str, Volume]) -> None:
         """Write all outputs; they appear when the job finishes."""
         self._keep("labels", self.labels)
         for key, target in targets.items():
@@ -374,7 +374,7 @@ class _Chain:
             elif key != "report":
                 self.job.write_text(target, self.results[key])
         report = targets.get("report")
-        if isinstance(report, Output):
+        if isinstance(report, Beside):
             self.job.write_text(report, self._make_report(files))
 
     def _make_report(self, files: Mapping[str, Volume]) -> str:

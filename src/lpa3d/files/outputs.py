@@ -1,18 +1,23 @@
-"""Outputs that are never half-written: checked before the work, written beside, renamed into place.
+"""Outputs that are never half-written: checked before the work, written beside, flushed, put into place by a rename.
 
-Stages of one output:
+What every output goes through, of whatever kind it is (`Part`):
 
-1. `Outputs.add` checks, before any work, that the place exists, may be written and holds nothing that would be lost.
-2. The caller writes to `Output.temp`, in the folder of the target, so that the rename stays inside one file system.
-3. `Outputs.commit` flushes every output to the disk and renames it; an old folder is moved aside first and deleted
-   last, so that at any moment a complete old or new one exists on the disk.
+1. It is written beside its place, where nobody looks for it.
+2. `Part.flush` writes it from the system's cache to the disk. All outputs of a run are flushed before the first is
+   published.
+3. `publish` puts all of them into place, or none: what one replaces is moved aside until all are there, so that an
+   error brings the former outputs back.
 
-`Outputs.discard` removes what was written so far. After ``kill -9`` a ``.lpa3d-tmp-*`` (or ``.lpa3d-old-*``, the
-former output) is left beside the target.
+`Beside` is a file or a folder of the local disk. Outputs of the tiled driver, in stores too, are in
+`lpa3d.tiled.driver.outputs`.
+
+`Outputs` are the files of one call. After ``kill -9`` a ``.lpa3d-tmp-*`` (or ``.lpa3d-old-*``, the former output) is
+left beside the target.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -22,10 +27,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from ..errors import InputError, Lpa3dError
 
-__all__ = ["ASIDE", "TEMPORARY", "Cancelled", "Output", "Outputs", "overlaps"]
+__all__ = [
+    "ASIDE",
+    "TEMPORARY",
+    "Appeared",
+    "Beside",
+    "Cancelled",
+    "Outputs",
+    "Part",
+    "flush",
+    "overlaps",
+    "publish",
+    "remove",
+]
 
 TEMPORARY = ".lpa3d-tmp-"
 ASIDE = ".lpa3d-old-"
@@ -33,15 +51,6 @@ ASIDE = ".lpa3d-old-"
 
 class Cancelled(Lpa3dError):
     """The outputs were discarded while somebody still worked on them."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """One output in the making: write to `temp`; it becomes `target`."""
-
-    name: str
-    target: Path
-    temp: Path
 
 
 def _access(folder: Path, name: str) -> None:
@@ -61,7 +70,7 @@ def overlaps(target: Path, other: Path) -> bool:
     return target.exists() and other.exists() and target.samefile(other)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Delete the file or folder `path`; a folder may still be growing while it is deleted."""
     for _ in range(20):
         if path.is_dir() and not path.is_symlink():
@@ -73,18 +82,136 @@ def _remove(path: Path) -> None:
         time.sleep(0.05)
 
 
-def _flush(path: Path) -> None:
+FLUSHERS = 8
+"""Files of a folder that are flushed at once: a file system writes many of them in one go."""
+
+
+def flush(path: Path) -> None:
     """Write `path`, with all that it holds, from the system's cache to the disk."""
     if path.is_dir():
-        for entry in path.iterdir():
-            _flush(entry)
-        if os.name != "posix":
-            return
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(FLUSHERS) as threads:
+            for folder, _, files in os.walk(path, topdown=False):
+                for _ in threads.map(_flush_one, [Path(folder, name) for name in files]):
+                    pass
+                _flush_one(Path(folder))
+    else:
+        _flush_one(path)
+
+
+def _flush_one(path: Path) -> None:
+    """Flush a file; a folder alone, where the system can do that."""
+    if os.name != "posix" and path.is_dir():
+        return
     handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class Part(Protocol):
+    """An output that was written beside its place, or where nobody takes it for complete."""
+
+    def flush(self) -> None:
+        """Write it from the system's cache to the disk."""
+
+    def publish(self) -> None:
+        """Put it into its place; after an error everything is as before."""
+
+    def take_back(self) -> None:
+        """Undo `publish`: what it replaced is in its place again, and what was made waits beside."""
+
+    def settle(self) -> None:
+        """Delete what it replaced, which now nothing brings back any more."""
+
+
+def publish(parts: Sequence[Part]) -> None:
+    """Put outputs, all flushed, into their places: all of them, or after an error none."""
+    published: list[Part] = []
+    try:
+        for part in parts:
+            part.publish()
+            published.append(part)
+    except BaseException:
+        for part in reversed(published):
+            with contextlib.suppress(OSError):  # of one that cannot be taken back; the first error is raised
+                part.take_back()
+        raise
+    for part in parts:
+        part.settle()
+
+
+class Appeared(Lpa3dError):
+    """Somebody else made an output while the work ran."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A file, or a folder, that is written to `temp` and becomes `target`, on the same file system.
+
+    Attributes
+    ----------
+    name : str
+        What messages call it.
+    aside : Path
+        Where what it replaces waits.
+    overwrite : bool
+        Whether it may replace anything.
+    advice : str
+        What to do where it may not; for the message.
+    """
+
+    name: str
+    target: Path
+    temp: Path
+    aside: Path
+    overwrite: bool
+    advice: str = ""
+
+    def flush(self) -> None:
+        """Flush what was made."""
+        flush(self.temp)
+
+    def publish(self) -> None:
+        """Move what is there aside and `temp` to its place; what is no longer beside is in its place already."""
+        if not os.path.lexists(self.temp):
+            return
+        if os.path.lexists(self.target) and not self.overwrite:
+            # Hours of work are not thrown away for that.
+            raise Appeared(f"{self.name} appeared while the work ran; the result was kept as {self.temp}{self.advice}")
+        try:
+            if self.target.is_dir():
+                self.target.rename(self.aside)
+            elif os.path.lexists(self.target):
+                self._link()
+            self.temp.replace(self.target)
+            _flush_one(self.target.parent)
+        except BaseException:
+            self.take_back()
+            raise
+
+    def _link(self) -> None:
+        """Keep the file that is there under a second name, so that at no moment there is none in its place."""
+        try:
+            os.link(self.target, self.aside)
+        except OSError:  # a file system without links
+            self.target.rename(self.aside)
+
+    def take_back(self) -> None:
+        """Move what was made beside again, and bring back what it replaced."""
+        if not os.path.lexists(self.temp):
+            self.target.rename(self.temp)
+        if os.path.lexists(self.aside):
+            if os.path.lexists(self.target):
+                self.aside.unlink()  # a second name of what is still there
+            else:
+                self.aside.rename(self.target)
+
+    def settle(self) -> None:
+        """Delete what was replaced, also by an earlier call that was killed before it did."""
+        remove(self.aside)
 
 
 class Outputs:
@@ -93,7 +220,7 @@ class Outputs:
     def __init__(self, *, overwrite: bool = False) -> None:
         self.overwrite = overwrite
         self.writing = False
-        self._outputs: list[Output] = []
+        self._outputs: list[Beside] = []
         self._lock = threading.Lock()
         self._cancelled = False
 
@@ -105,7 +232,7 @@ class Outputs:
     ) -> None:
         self.discard()
 
-    def add(self, name: str, target: Path, suffix: str, inputs: Sequence[Path], *, folder: bool = False) -> Output:
+    def add(self, name: str, target: Path, suffix: str, inputs: Sequence[Path], *, folder: bool = False) -> Beside:
         """Check that `target` can be written without harm and return the output.
 
         Parameters
@@ -139,7 +266,8 @@ class Outputs:
             raise InputError(f"{name} exists and is no {'folder' if folder else 'file'}; choose another output")
         if target.exists() and not self.overwrite:
             raise InputError(f"{name} exists; pass --overwrite to replace it (in Python: overwrite=True)")
-        output = Output(name, target, target.with_name(f"{TEMPORARY}{secrets.token_hex(4)}{suffix}"))
+        temp, aside = (target.with_name(f"{kind}{secrets.token_hex(4)}{suffix}") for kind in (TEMPORARY, ASIDE))
+        output = Beside(name, target, temp, aside, self.overwrite)
         self._outputs.append(output)
         return output
 
@@ -149,40 +277,19 @@ class Outputs:
             raise Cancelled("the run was interrupted")
 
     def commit(self) -> None:
-        """Flush every output and rename it into place."""
+        """Flush every output and put it into place."""
         for output in self._outputs:
             self.check()
-            _flush(output.temp)
+            output.flush()
         with self._lock:
             self.check()
-            while self._outputs:
-                self._rename(self._outputs[0])
-                del self._outputs[0]
-
-    def _rename(self, output: Output) -> None:
-        """Put one complete output into its place."""
-        target, temp = output.target, output.temp
-        if target.exists() and not self.overwrite:
-            # Somebody else made it since the check. Hours of work are not thrown away for that.
-            self._outputs.remove(output)
-            raise Lpa3dError(f"{output.name} appeared while the work ran; the result was kept as {temp}")
-        if target.is_dir():
-            aside = target.with_name(temp.name.replace(TEMPORARY, ASIDE))
-            target.rename(aside)
             try:
-                temp.rename(target)
-            except BaseException:
-                aside.rename(target)
-                raise
-            _remove(aside)
-        else:
-            temp.replace(target)
-        if os.name == "posix":
-            handle = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+                publish(self._outputs)
+            except Appeared as error:
+                others = [output.temp for output in self._outputs if str(output.temp) not in str(error)]
+                self._outputs.clear()
+                raise Appeared("; and ".join([str(error), *map(str, others)])) from None
+            self._outputs.clear()
 
     def cancel(self) -> None:
         """Make the next `check`, in whatever thread, raise `Cancelled`."""
@@ -193,5 +300,5 @@ class Outputs:
         self.cancel()
         with self._lock:
             for output in self._outputs:
-                _remove(output.temp)
+                remove(output.temp)
             self._outputs.clear()

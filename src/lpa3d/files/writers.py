@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..arrays.backend import is_on_device
 from ..errors import InputError, InputTypeError
 from .geometry import NANOMETRES, Geometry
-from .outputs import Output, Outputs
+from .outputs import Beside, Outputs
 from .places import LIBRARIES, FileError, Location, load_library, locate, reading, writing, zarr_target
 from .readers import open_volume
 from .volume import choose_rows
@@ -36,7 +36,7 @@ class Target:
     """An output that was checked: `write` fills its temporary file, the outputs' ``commit`` puts it into place."""
 
     location: Location
-    output: Output
+    output: Beside
     outputs: Outputs
 
     def write(self, array: Array, geometry: Geometry, progress: Progress | None = None) -> None:

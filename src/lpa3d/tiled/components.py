@@ -27,7 +27,7 @@ How another module uses it, with `find_components` on the same array as in its s
         scratch.put(f"{name}/scan/{tile}", **found)
 
 
-    totals = run_join(run, name, connectivity, numbers=False)  # stages f"{name} pairs", f"{name} join"
+    totals = run_join(run, name, connectivity, numbers=False)  # the stages of join_stages(name, numbers=False)
 
 
     def use(context, tile):  # run.map("use", use, context)
@@ -58,6 +58,7 @@ from ..kernels import faces as kernels
 from ..kernels.label import count_runs
 from ..kernels.unionfind import rank_sets
 from .driver.grid import Grid
+from .driver.stages import Stage
 
 if TYPE_CHECKING:
     from .driver.run import Run
@@ -65,8 +66,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Totals",
+    "component_areas",
     "cut_slices",
     "join",
+    "join_stages",
     "local_flags",
     "local_numbers",
     "open_sides",
@@ -483,6 +486,21 @@ class _Sets:
 def _sum_before(counts: Ints) -> Ints:
     """Return, along the last axis, the sum of what stands before each element."""
     return np.cumsum(counts, axis=-1) - counts
+
+
+def join_stages(name: str, *, numbers: bool = True) -> tuple[Stage, ...]:
+    """Return the stages of `run_join`. They read ``{name}/scan``, which the caller's own stage writes."""
+    scan, pairs = f"{name}/scan", f"{name}/pairs"
+    kept = (f"{name}/sets", *([f"{name}/rows"] if numbers else []))
+    return (
+        Stage(f"{name} pairs", reads=(scan,), writes=(pairs,)),
+        Stage(f"{name} join", reads=(scan, pairs), writes=kept, keeps=(f"{name}/totals",)),
+    )
+
+
+def component_areas(name: str, *, numbers: bool = True) -> tuple[str, ...]:
+    """Return the areas that stage 4 reads: `recall_components`, `local_flags`, and `local_numbers` if `numbers`."""
+    return (f"{name}/scan", f"{name}/sets", *([f"{name}/rows"] if numbers else []))
 
 
 def run_join(run: Run, name: str, connectivity: int, *, numbers: bool = True) -> Totals:

@@ -34,12 +34,16 @@ from ..linking.contacts import (
 from .driver.grid import Box, Grid
 from .driver.run import Run, open_run
 from .driver.scratch import Scratch
+from .driver.stages import Stage
 from .driver.stored import Source, check_id_values, check_ids, open_source, same_shape
 from .driver.tables import fold
 
 __all__ = ["contacts", "fold_counts", "map_counts", "tile_key"]
 
 Array = npt.NDArray[Any]
+
+STAGES = (Stage("count", keeps=("counts",)), Stage("seams", reads=("counts",), keeps=("seams",)))
+"""Of `map_counts`, where the driver adds up what they count."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def contacts(call: Call) -> Contacts:
         inputs["image"] = open_source(image, "image")
         same_shape(inputs["image"], "image", source, "labels")
     parameters = {"connectivity": steps}
-    with open_run("contacts", inputs, parameters, {}, call.options) as run:
+    with open_run("contacts", inputs, parameters, {}, call.options, stages=STAGES) as run:
         map_counts(run, source, inputs.get("image"), None, steps)
         counts = fold_counts(run.scratch, run.grid)
     return tabulate(counts, sizes, None if image is None else image_scale(inputs["image"].dtype))

@@ -32,13 +32,23 @@ from ..evaluation.report import Foreground, report, separate_masks
 from ..evaluation.request import Request, check_ignore, check_mode, check_request, mark_value, pair_classes
 from ..evaluation.result import Evaluation
 from ..evaluation.warping import count_unwarped
-from .components import local_numbers, open_sides, recall_components, run_join, scan_tile, write_numbers
+from .components import (
+    component_areas,
+    join_stages,
+    local_numbers,
+    open_sides,
+    recall_components,
+    run_join,
+    scan_tile,
+    write_numbers,
+)
 from .driver.grid import Box, Grid
 from .driver.run import Run, open_run
 from .driver.scratch import Scratch
+from .driver.stages import Stage
 from .driver.stored import Source, check_classes, check_id_values, check_ids, open_source, same_shape
 from .driver.tables import digest, fold, unite_rows
-from .surfaces import measure_surfaces
+from .surfaces import measure_surfaces, surface_stages
 
 __all__ = ["evaluate"]
 
@@ -158,7 +168,7 @@ def evaluate(call: Call) -> Evaluation:
         "classes": [digest(one) if isinstance(one, Mapping) else None for one in sources],
     }
 
-    with open_run("evaluate", inputs, parameters, {}, call.options) as run:
+    with open_run("evaluate", inputs, parameters, {}, call.options, stages=_list_stages(mode)) as run:
         volumes = Volumes(run.grid, run.scratch, mode, first, second, ignore)
         table = _count(run, volumes, request, sources)
 
@@ -169,6 +179,25 @@ def evaluate(call: Call) -> Evaluation:
             return _unwarp(run, volumes, foregrounds, request.connectivity)
 
         return report(request, table, shape, ignore is not None, measure, unwarp)
+
+
+def _list_stages(mode: str | None) -> list[Stage]:
+    """Return all stages that there may be."""
+    stages: list[Stage] = []
+    instances: list[str] = []
+    if mode == "components":
+        stages.append(Stage("scan", writes=tuple(f"{name}/scan" for name in SIDES)))
+        for name in SIDES:
+            stages += join_stages(name)
+            instances += component_areas(name)
+    return [
+        *stages,
+        Stage("count", reads=tuple(instances), keeps=("count",)),
+        *surface_stages(instances),
+        Stage("foregrounds", writes=("foregrounds",)),
+        Stage("slice", writes=("slices",)),
+        Stage("warp", reads=("foregrounds", "slices"), keeps=("warp",)),
+    ]
 
 
 def _open_classes(classes: Any, mode: str | None, inputs: dict[str, Source]) -> tuple[Any, Any]:

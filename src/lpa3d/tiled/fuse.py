@@ -44,6 +44,7 @@ from .driver.grid import Box, Grid
 from .driver.outputs import Sink, Wanted
 from .driver.run import open_run
 from .driver.scratch import Scratch
+from .driver.stages import Stage
 from .driver.stored import Source, check_classes, check_id_values, check_ids, is_url, open_source, same_shape
 from .driver.tables import digest, fold
 
@@ -53,6 +54,13 @@ RESULTS = ("volume", "seeds", "provenance")
 
 BATCH = 64
 """Tiles whose tables are read side by side."""
+
+STAGES = (
+    Stage("mark", keeps=("marks",)),
+    Stage("count", writes=("numbers", "rows")),
+    Stage("decide", reads=("rows",), writes=("found",), keeps=("conflicts",)),
+    Stage("write", reads=("numbers", "found")),
+)
 
 Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.uint8]
@@ -114,7 +122,7 @@ def fuse(call: Call) -> Fused:
         "instance_classes": digest(rules.maps[INSTANCES]),
         "slice_classes": digest(rules.maps[SLICES]),
     }
-    with open_run("fuse", sources, parameters, outputs, call.options) as run:
+    with open_run("fuse", sources, parameters, outputs, call.options, stages=STAGES) as run:
         depth = shape[rules.axis]
         # Mappings may be long, and tiles have no use for them.
         context = _Context(run.grid, run.scratch, replace(rules, maps={}), sources, np.zeros(depth, np.uint8))

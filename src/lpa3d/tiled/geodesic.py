@@ -40,11 +40,12 @@ from ..propagation.geodesic import LIMIT, NO_COST, Keys, has_unit_steps, link_vo
 from .driver.grid import Box, Grid
 from .driver.run import Run
 from .driver.scratch import Scratch
+from .driver.stages import Stage
 
 if TYPE_CHECKING:
     from ..cuda.geodesic import Keys as DeviceKeys
 
-__all__ = ["Field", "Spread", "settle", "spread_tiles"]
+__all__ = ["Field", "Spread", "settle", "spread_stage", "spread_tiles"]
 
 Labels = npt.NDArray[np.uint32]
 Cost = npt.NDArray[np.uint16]
@@ -138,8 +139,7 @@ def spread_tiles(
     Parameters
     ----------
     run
-        The run, whose grid it is. Stage `name` of its journal and the keys below ``name/`` of its scratch are used;
-        these may be cleared when nothing is left to be settled.
+        The run, whose grid it is. Its stage `name` is done, `spread_stage`, which keeps all below ``name/``.
     class_of
         Class of each rank, ``class_of[0] == 0``.
     weights, connectivity, limit
@@ -151,12 +151,17 @@ def spread_tiles(
     spread = Spread(
         name, run.grid, run.scratch, field, tuple(weights.tolist()), connectivity, limit, active is not None
     )
-    if not run.journal.finished(name):
+    if run.begin(name):
         run.scratch.put(spread.classes, classes=class_of)
         tiles = None if active is None else np.unique(np.asarray(active, dtype=np.int64))
         _Driver(run, spread, tiles).drive()
-        run.journal.finish(name)
+        run.end(name)
     return spread
+
+
+def spread_stage(name: str, reads: Sequence[str] = ()) -> Stage:
+    """Return the stage of `spread_tiles`, whose field reads what it is told; `settle` reads the area `name`, too."""
+    return Stage(name, reads=tuple(reads), writes=(name,))
 
 
 def settle(spread: Spread, tile: int) -> Labels:

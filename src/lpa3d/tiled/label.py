@@ -18,16 +18,33 @@ import numpy as np
 from ..arrays.call import Call
 from ..arrays.checks import canonical_connectivity
 from ..arrays.components import number_dtype
-from .components import cut_slices, local_numbers, open_sides, recall_components, run_join, scan_tile, write_numbers
+from .components import (
+    component_areas,
+    cut_slices,
+    join_stages,
+    local_numbers,
+    open_sides,
+    recall_components,
+    run_join,
+    scan_tile,
+    write_numbers,
+)
 from .driver.grid import Box, Grid
 from .driver.outputs import Sink, Wanted
 from .driver.run import open_run
 from .driver.scratch import Scratch
+from .driver.stages import Stage
 from .driver.stored import Source, check_classes, open_source
 
 __all__ = ["label"]
 
 NAME = "label"
+
+STAGES = (
+    Stage(f"{NAME} scan", writes=(f"{NAME}/scan",)),
+    *join_stages(NAME),
+    Stage(f"{NAME} write", reads=component_areas(NAME)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +102,7 @@ def label(call: Call) -> Any:
         {"connectivity": steps},
         {"out": Wanted(call.place, source.shape, source.ndim, dtype)},
         call.options,
+        stages=STAGES,
     ) as run:
         run.map(f"{NAME} scan", _scan, _Scan(source, run.grid, run.scratch, steps))
         run_join(run, NAME, steps)

@@ -26,6 +26,7 @@ from .driver.grid import Box, Grid
 from .driver.outputs import Sink, Wanted
 from .driver.run import open_run
 from .driver.scratch import Scratch
+from .driver.stages import Stage
 from .driver.stored import Source, check_classes, check_ids, open_source, same_shape
 from .driver.tables import digest, fold, unite_rows
 
@@ -33,6 +34,13 @@ __all__ = ["merge"]
 
 PIECE = 2**16
 """Ids of a piece of the table of what changes."""
+
+STAGES = (
+    Stage("count", writes=("counts",)),
+    Stage("seams", reads=("counts",), writes=("seams",)),
+    Stage("decide", reads=("counts", "seams"), writes=("changes",)),
+    Stage("relabel", reads=("counts", "changes")),
+)
 
 Ids = npt.NDArray[np.int64]
 
@@ -66,7 +74,7 @@ def merge(call: Call) -> Any:
         "classes": digest(classes) if isinstance(classes, Mapping) else None,
     }
     outputs = {"out": Wanted(call.place, source.shape, source.ndim, source.dtype)}
-    with open_run("merge", inputs, parameters, outputs, call.options) as run:
+    with open_run("merge", inputs, parameters, outputs, call.options, stages=STAGES) as run:
         map_counts(run, source, None, inputs.get("classes"), rules.connectivity)
         given = inputs["classes"].dtype if "classes" in inputs else classes
         run.once("decide", _decide, run.scratch, run.grid, rules, source, given)

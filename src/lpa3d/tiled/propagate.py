@@ -13,7 +13,7 @@ Stages
 6. *Reattachment*: components that hold no seed are cleared; a second worklist, of the tiles that hold any, fills them.
 7. *Fresh ids* (map, in tiles with components that hold no seed) and *writing* (map over the tiles of the output).
 
-A scratch volume is deleted when the stage that reads it last is finished. Missing slices are skipped by the readers of
+`_list_stages` says what each of them reads and writes in scratch. Missing slices are skipped by the readers of
 the inputs, so that all stages but the first and the last work on the volume without them.
 """
 
@@ -65,6 +65,8 @@ from ..propagation.rules import (
 )
 from .components import (
     Totals,
+    component_areas,
+    join_stages,
     local_flags,
     local_numbers,
     open_sides,
@@ -77,9 +79,10 @@ from .driver.grid import Box, Grid, Place
 from .driver.outputs import Sink, Wanted
 from .driver.run import Run, open_run
 from .driver.scratch import Scratch, ScratchVolume
+from .driver.stages import Stage
 from .driver.stored import Source, check_classes, check_ids, open_source, same_shape
-from .geodesic import Spread, settle, spread_tiles
-from .sections import Drawing, draw_tile, run_sections
+from .geodesic import Spread, settle, spread_stage, spread_tiles
+from .sections import DRAWING, Drawing, draw_tile, run_sections, section_stages
 
 __all__ = ["propagate"]
 
@@ -712,10 +715,55 @@ def propagate(call: Call) -> Any:
     dtypes = {"labels": _choose_dtype(ids, rules), "confidence": np.dtype(np.uint16)}
     wanted = {name: Wanted(place, classes.shape, classes.ndim, dtypes[name]) for name, place in places.items()}
     parameters = {name: value for name, value in asdict(rules).items() if name != "weights"}
-    with open_run("propagate", inputs, parameters, wanted, call.options) as run:
+    with open_run("propagate", inputs, parameters, wanted, call.options, stages=_list_stages(rules)) as run:
         _run(run, rules, classes, ids, costs)
     labels = run.result("labels")
     return (labels, run.result("confidence")) if rules.return_confidence else labels
+
+
+def _list_stages(rules: Rules, *, drawn: bool | None = None, smoothed: bool | None = None) -> list[Stage]:
+    """Return all stages that there may be; what is read is less once it is known whether two of them do anything."""
+    reached = () if rules.limit is None else ("volumes/reached",)
+    start = {None: ("volumes/seeds", "volumes/drawn"), True: ("volumes/drawn",), False: ("volumes/seeds",)}[drawn]
+    field = (*start, *component_areas(DRAWN, numbers=False), *reached)
+    final = ("volumes/smoothed", *component_areas(SMOOTH, numbers=False), *reached)
+    lead, refilled_lead = (("volumes/lead",), ("volumes/refilled lead",)) if rules.return_confidence else ((), ())
+    stages = [
+        Stage("census", writes=("census",)),
+        Stage("token"),
+        Stage("ranks", reads=("census",), keeps=("tables", "slices")),
+        Stage("seeds", reads=("tables",), writes=("volumes/seeds",)),
+    ]
+    if rules.limit is not None:
+        stages += [
+            spread_stage("reached set", ["volumes/seeds"]),
+            Stage("reached", reads=("reached set", "volumes/seeds"), writes=("reached", "volumes/reached")),
+            Stage("reached slices", reads=("reached", "slices"), keeps=("reached slices",)),
+        ]
+    if rules.axes:
+        stages += [
+            *section_stages(reached, ["volumes/seeds"]),
+            Stage("drawing", (*DRAWING, "volumes/seeds", *reached), ("volumes/drawn", f"{DRAWN}/scan")),
+            *join_stages(DRAWN, numbers=False),
+        ]
+    stages += [
+        spread_stage("geodesic", field),
+        Stage("settling", reads=("geodesic", *field), writes=("volumes/filled", f"{REST}/scan")),
+        *join_stages(REST, numbers=rules.fresh_ids),
+    ]
+    if rules.fresh_ids:
+        stages.append(Stage("fresh ids", reads=component_areas(REST), writes=("volumes/fresh",)))
+    stages += [
+        Stage("sweeps", keeps=("tables",)),
+        Stage("diffusion", ("tables", "volumes/filled"), ("volumes/smoothed", *lead, f"{SMOOTH}/scan")),
+        *join_stages(SMOOTH, numbers=False),
+        spread_stage("reattachment", final),
+        Stage("refilling", ("reattachment", *final, *lead), ("volumes/refilled", *refilled_lead)),
+    ]
+    written = () if smoothed else ("volumes/filled",)
+    if smoothed is not False:
+        written += ("volumes/smoothed", "volumes/refilled", *lead, *refilled_lead)
+    return [*stages, Stage("writing", reads=("tables", "volumes/fresh", *written))]
 
 
 def _run(run: Run, rules: Rules, classes: Source, seeds: Source, cost: Source | None) -> None:
@@ -725,7 +773,6 @@ def _run(run: Run, rules: Rules, classes: Source, seeds: Source, cost: Source | 
     run.map("census", _count, census)
     tables = _Tables(run.scratch, run.once("token", lambda: {"token": secrets.token_hex(8)})["token"])
     found = run.once("ranks", _take_census, census, rules, tables)
-    run.scratch.clear("census")
     for note in found["notes"]:
         warn(note)
 
@@ -768,12 +815,12 @@ class _Stages:
             spread = self._spread("reached set", _Field(volume, volume.classes, _Labels(start), None), rules.limit)
             run.map("reached", _reach, _Reach(volume, spread, ids if dropped else None, self.reached))
             run.once(slices, _add_reached, volume, dropped)
-            run.scratch.clear("reached set")
-            run.scratch.clear("reached")
 
         start, drawn = self._draw(start, run.scratch.get(slices))
         sweeps = sweeps_of_labels(drawn, rules)
-        filled, rest = self._fill(start, bool(drawn.any()), int(sweeps[1:].max(initial=0)))
+        most_sweeps = int(sweeps[1:].max(initial=0))
+        run.plan.declare(_list_stages(rules, drawn=bool(drawn.any()), smoothed=most_sweeps > 0))
+        filled, rest = self._fill(start, bool(drawn.any()), most_sweeps)
         lone = rest.components[0]
         fresh = None
         if lone and not rules.fresh_ids:
@@ -782,10 +829,7 @@ class _Stages:
             stop = fresh_ids(lone, most).stop
             fresh = self._create("fresh", np.uint32 if stop <= 2**32 else np.int64)
             run.map("fresh ids", _fresh, _Fresh(volume, most, fresh), rest.mixed)
-        self._forget(REST)
         self._smooth(filled, sweeps)
-        if self.reached is not None:
-            self.reached.clear()
         return fresh
 
     @property
@@ -795,11 +839,6 @@ class _Stages:
 
     def _create(self, name: str, dtype: npt.DTypeLike, cut: int = 0) -> ScratchVolume:
         return self.run.scratch.volume(f"volumes/{name}", self.run.grid, dtype, cut)
-
-    def _forget(self, name: str) -> None:
-        """Delete what is known of components but the totals, which a run that goes on asks for again."""
-        for part in ("scan", "pairs", "sets", "rows"):
-            self.run.scratch.clear(f"{name}/{part}")
 
     def _spread(self, name: str, field: _Field, limit: int | None = None, active: Ints | None = None) -> Spread:
         rules = self.rules
@@ -822,8 +861,6 @@ class _Stages:
             return seeds, sections.took_part
         out = self._create("drawn", np.uint32)
         run.map("drawing", _draw, _Draw(self.volume, self.classes, seeds, sections.drawing, out))
-        seeds.clear()
-        run.scratch.clear("sections")
         run_join(run, DRAWN, rules.connectivity, numbers=False)
         return out, sections.took_part
 
@@ -834,9 +871,6 @@ class _Stages:
         spread = self._spread("geodesic", field)
         out = self._create("filled", np.uint32, cut=halo)
         run.map("settling", _settle, _Settle(self.volume, field, spread, start, self.reached, out))
-        start.clear()
-        run.scratch.clear("geodesic")
-        self._forget(DRAWN)
         return out, run_join(run, REST, rules.connectivity, numbers=rules.fresh_ids)
 
     def _smooth(self, filled: ScratchVolume, sweeps: Ints) -> None:
@@ -849,10 +883,9 @@ class _Stages:
         if most == 0:
             return
         out = self._create("smoothed", np.uint32, cut=1)
-        volume.tables.put(sweeps=sweeps.astype(np.uint16))
+        run.once("sweeps", lambda: volume.tables.put(sweeps=sweeps.astype(np.uint16)))
         weights = tuple(conductances(rules.weights).tolist())
         run.map("diffusion", _diffuse, _Diffuse(volume, filled, weights, most, least < most, out, lead))
-        filled.clear()
         self.labels = _Labels(out)
         cleared = run_join(run, SMOOTH, rules.connectivity, numbers=False)
         if cleared.components[0]:
@@ -861,7 +894,5 @@ class _Stages:
             over = self._create("refilled", np.uint32)
             over_lead = self._create("refilled lead", np.uint16) if lead is not None else None
             run.map("refilling", _refill, _Refill(field, spread, over, lead, over_lead), cleared.mixed)
-            run.scratch.clear("reattachment")
             self.labels = _Labels(out, over)
             self.lead = None if lead is None else (lead, over_lead)
-        self._forget(SMOOTH)

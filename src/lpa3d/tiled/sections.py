@@ -48,11 +48,12 @@ from ..propagation.pieces import (
 )
 from .driver.grid import Box, Grid, Place
 from .driver.scratch import Scratch, ScratchVolume
+from .driver.stages import Stage
 
 if TYPE_CHECKING:
     from .driver.run import Run
 
-__all__ = ["Drawing", "Reads", "Sections", "draw_tile", "run_sections"]
+__all__ = ["DRAWING", "Drawing", "Reads", "Sections", "draw_tile", "run_sections", "section_stages"]
 
 MOST_READ = 2**26
 """Bytes of the class map that are read at once to match pieces; a piece that needs more gets them."""
@@ -220,7 +221,7 @@ def run_sections(
     annotated: Sequence[int],
     spacing: tuple[float, float, float],
 ) -> Sections:
-    """Run all stages before drawing, as ``sections/...`` stages of `run` (tiles of ``run.grid``).
+    """Run all stages before drawing: `section_stages` of `run` (tiles of ``run.grid``).
 
     Parameters
     ----------
@@ -245,12 +246,12 @@ def run_sections(
     A task of stage 6 reads at most 64 MB of the class map at once, but for a piece that alone needs more.
     """
     drawing = Drawing(run.scratch, run.grid, axis, tuple(int(z) for z in annotated), spacing)
-    run.scratch.put("sections/classes", classes=classes)
     inputs = _Inputs(drawing, volume, seeds)
     layers = {z // run.grid.tile[axis] for z in drawing.annotated}
     numbers = np.arange(len(run.grid)).reshape(run.grid.counts)
     tiles = np.sort(np.take(numbers, sorted(layers), axis).reshape(-1))
     gaps = len(annotated) - 1
+    run.once("sections/classes", _keep_classes, run.scratch, classes)
     run.map("sections/planes", _save_planes, inputs, tiles)
     run.map("sections/pieces", _save_pieces, drawing, len(annotated))
     run.map("sections/pairs", _save_pairs, drawing, gaps)
@@ -263,6 +264,32 @@ def run_sections(
     run.map("sections/motions", _save_motions, passed, tiles)
     run.map("sections/items", _save_items, passed, gaps + 2)
     return Sections(took_part, drawing)
+
+
+def section_stages(volume: Sequence[str], seeds: Sequence[str]) -> tuple[Stage, ...]:
+    """Return the stages of `run_sections`, given the areas that reading its volume and its seeds reads."""
+    return (
+        Stage("sections/classes", writes=("sections/classes",)),
+        Stage("sections/planes", reads=tuple(seeds), writes=("sections/seeds",)),
+        Stage(
+            "sections/pieces",
+            reads=("sections/seeds", "sections/classes"),
+            writes=("sections/images", "sections/pieces"),
+        ),
+        Stage("sections/pairs", reads=("sections/images", "sections/pieces"), writes=("sections/pairs",)),
+        Stage("sections/switch", reads=("sections/pairs",)),
+        Stage("sections/lone", reads=("sections/pieces", "sections/pairs"), writes=("sections/lone",)),
+        Stage("sections/motions", reads=(*volume, "sections/lone", "sections/images"), writes=("sections/motions",)),
+        Stage(
+            "sections/items",
+            reads=("sections/pieces", "sections/pairs", "sections/lone", "sections/motions"),
+            writes=("sections/items",),
+        ),
+    )
+
+
+DRAWING = ("sections/items", "sections/images")
+"""What `draw_tile` reads."""
 
 
 def draw_tile(drawing: Drawing, tile: int, volume: npt.NDArray[Any], labels: npt.NDArray[np.uint32]) -> None:
@@ -294,6 +321,11 @@ def draw_tile(drawing: Drawing, tile: int, volume: npt.NDArray[Any], labels: npt
         np.moveaxis(labels, drawing.axis, 0),
         drawing.geometry,
     )
+
+
+def _keep_classes(scratch: Scratch, classes: npt.NDArray[Any]) -> None:
+    """Write the class of each rank."""
+    scratch.put("sections/classes", classes=classes)
 
 
 def _save_planes(inputs: _Inputs, tile: int) -> None:

@@ -49,6 +49,7 @@ from .driver.grid import Box, Grid
 from .driver.outputs import Sink, Wanted
 from .driver.run import Run, open_run
 from .driver.scratch import Scratch
+from .driver.stages import Stage
 from .driver.stored import Source, check_classes, check_id_values, check_ids, open_source, same_shape
 from .driver.tables import digest
 
@@ -59,6 +60,18 @@ CUT = 32
 
 PIECE = 2**14
 """Sections whose groups a tile reads at once."""
+
+STAGES = (
+    Stage("list", writes=("local", "list")),
+    Stage("fold", reads=("list",), writes=("numbers",), keeps=("sections",)),
+    Stage("neighbors", reads=("local", "numbers"), writes=("neighbors",)),
+    Stage("cross", reads=("numbers", "neighbors"), writes=("cross",)),
+    Stage("pairs", reads=("neighbors", "cross"), keeps=("pairs",)),
+    # For each distance and gap: what is asked for, then what is found.
+    Stage("moved", reads=("local", "numbers"), writes=("asked",), keeps=("moved",), many=True),
+    Stage("groups", writes=("groups",)),
+    Stage("write", reads=("local", "numbers", "groups")),
+)
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
@@ -210,7 +223,7 @@ def stitch(call: Call) -> Any:
         "cannot_link": digest(rules.cannot_link),
     }
     outputs = {"out": Wanted(call.place, source.shape, source.ndim, dtype)}
-    with open_run("stitch", inputs, parameters, outputs, call.options) as run:
+    with open_run("stitch", inputs, parameters, outputs, call.options, stages=STAGES) as run:
         volume = _Volume(run.grid, run.scratch, rules.axis)
         run.map("list", _list_tile, _Listing(volume, source, inputs.get("classes"), usable))
         run.map("fold", _fold_layer, volume, volume.layers)
@@ -229,10 +242,7 @@ def stitch(call: Call) -> Any:
         counts = _Tiles(run, volume, bases, sections)
         chains = Chains(sections, groups, counts, must_pairs, parents, apart)
         found = number_groups(chains, min(rules.max_gap, source.shape[rules.axis]), rules.branching)
-        for layer in range(volume.layers):
-            own = found[1 + bases[layer] : 1 + bases[layer + 1]]
-            pieces = {f"{k}": own[at : at + PIECE] for k, at in enumerate(range(0, len(own), PIECE))}
-            run.scratch.put(f"groups/{layer}", **pieces)
+        run.once("groups", _keep_groups, run.scratch, found[1:], bases)
         run.map("write", _write_tile, _Writing(counts.numbers, dtype, run.outputs["out"]))
     return run.result("out")
 
@@ -395,8 +405,18 @@ class _Tiles:
 
     def count_moved(self, moves: Moves) -> Ints:
         """Count as `Counts` says."""
-        run, sections, volume = self.run, self.sections, self.volume
-        step = f"moved {moves.distance} {moves.gap}"
+        run = self.run
+        step = f"{moves.distance} {moves.gap}"
+        run.once(f"moved {step} asked", self._ask, moves, step)
+        tiles = run.scratch.get(f"moved/{step}/tiles")["tiles"]
+        run.map(f"moved {step}", _count_moved, _Moving(self.numbers, step, moves.gap), tiles)
+        parts = [np.empty((0, 3), np.int64)]
+        parts += [run.scratch.get(f"moved/{step}/{tile}")["rows"] for tile in tiles.tolist()]
+        return np.concatenate(parts)
+
+    def _ask(self, moves: Moves, step: str) -> None:
+        """Keep which sections are looked for, by layer, and the tiles that they are in."""
+        sections, volume = self.sections, self.volume
         tiles: set[int] = set()
         plane = volume.corner(volume.grid.shape)
         for side, (opened, shifts) in enumerate(zip(moves.opened, moves.shifts, strict=True)):
@@ -409,20 +429,14 @@ class _Tiles:
             # Sections are numbered slice by slice, so those of a layer stand together.
             for layer, at in zip(known.tolist(), np.split(np.arange(len(some)), starts[1:]), strict=False):
                 own = some[at]
-                run.scratch.put(
-                    f"{step}/asked{side}/{layer}",
+                volume.scratch.put(
+                    f"asked/{step}/{side}/{layer}",
                     some=own,
                     slices=sections.slices[own],
                     boxes=boxes[at],
                     shifts=shifts[own],
                 )
-        if not tiles:
-            return np.empty((0, 3), np.int64)
-        items = np.array(sorted(tiles))
-        run.map(step, _count_moved, _Moving(self.numbers, step, moves.gap), items)
-        parts = [np.empty((0, 3), np.int64)]
-        parts += [run.scratch.get(f"{step}/rows/{tile}")["rows"] for tile in items.tolist()]
-        return np.concatenate(parts)
+        volume.scratch.put(f"moved/{step}/tiles", tiles=np.array(sorted(tiles), np.int64))
 
 
 # --------------------------------------------------------------------------------------------------------- across gaps
@@ -436,7 +450,7 @@ def _count_moved(context: _Moving, tile: int) -> None:
     found = [np.empty((0, 3), np.int64)]
     local = np.empty(0, np.uint32)
     for side, gap in enumerate((context.gap, -context.gap)):
-        key = f"{context.step}/asked{side}/{volume.layer(tile)}"
+        key = f"asked/{context.step}/{side}/{volume.layer(tile)}"
         if own is None or not volume.scratch.has(key):
             continue
         wanted = _Wanted(**volume.scratch.get(key)).inside(volume, whole, own)
@@ -445,7 +459,7 @@ def _count_moved(context: _Moving, tile: int) -> None:
         layers = (wanted.slices + gap) // volume.grid.tile[volume.axis]
         for other in volume.find_tiles(layers, wanted.boxes + np.tile(wanted.shifts, 2)):
             names = numbers.of(other)
-            partners = f"{context.step}/asked{1 - side}/{volume.layer(other)}"
+            partners = f"asked/{context.step}/{1 - side}/{volume.layer(other)}"
             if names is None or not volume.scratch.has(partners):
                 continue
             flags = np.isin(names[1:] - 1, volume.scratch.get(partners, "some")["some"])
@@ -454,7 +468,7 @@ def _count_moved(context: _Moving, tile: int) -> None:
                 found.append(rows[:, [1, 0, 2]] if side else rows)
     rows = np.concatenate(found)
     pairs = gather_pairs(rows[:, :2], rows[:, 2], np.add)
-    volume.scratch.put(f"{context.step}/rows/{tile}", rows=np.column_stack([pairs.sections, pairs.shared]))
+    volume.scratch.put(f"moved/{context.step}/{tile}", rows=np.column_stack([pairs.sections, pairs.shared]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -521,6 +535,13 @@ def _count_pair(
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
+
+
+def _keep_groups(scratch: Scratch, groups: Ints, bases: Ints) -> None:
+    """Keep the groups of the sections of each layer, in pieces."""
+    for layer, (start, stop) in enumerate(itertools.pairwise(bases.tolist())):
+        places = range(start, stop, PIECE)
+        scratch.put(f"groups/{layer}", **{f"{k}": groups[at : min(at + PIECE, stop)] for k, at in enumerate(places)})
 
 
 def _write_tile(context: _Writing, tile: int) -> None:

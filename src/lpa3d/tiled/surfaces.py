@@ -12,7 +12,7 @@ Stages
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,9 @@ from ..kernels.surfaces import list_surfaces
 from .driver.grid import Box, Grid
 from .driver.run import Run
 from .driver.scratch import Scratch
+from .driver.stages import Stage
 
-__all__ = ["measure_surfaces"]
+__all__ = ["measure_surfaces", "surface_stages"]
 
 BUCKET = 2**22
 """Voxels of the objects of a bucket; a pair of more has one of its own."""
@@ -49,6 +50,17 @@ class _Context:
     scratch: Scratch
     read: Callable[[int], Sides]
     spacing: tuple[float, float, float]
+
+
+def surface_stages(instances: Sequence[str]) -> tuple[Stage, ...]:
+    """Return the stages of `measure_surfaces`, given the areas that reading instances reads."""
+    listed = ("surfaces/buckets", "surfaces/tiles")
+    return (
+        Stage("surfaces: pairs", writes=("surfaces/ids", "surfaces/buckets")),
+        Stage("surfaces: list", reads=(*instances, "surfaces/ids"), writes=("surfaces/tiles",)),
+        Stage("surfaces: measure", reads=listed, keeps=("surfaces/found",)),
+        Stage("surfaces: large", reads=listed, keeps=("surfaces/found",), many=True),
+    )
 
 
 def measure_surfaces(
@@ -83,7 +95,7 @@ def measure_surfaces(
     if not large.all():
         run.map("surfaces: measure", _measure_bucket, context, np.flatnonzero(~large))
     for bucket in np.flatnonzero(large).tolist():
-        run.once(f"surfaces: measure {bucket}", _measure_large, context, bucket)
+        run.once(f"surfaces: large {bucket}", _measure_large, context, bucket)
     found = [run.scratch.get(f"surfaces/found/{bucket}", "found")["found"] for bucket in range(len(large))]
     result = np.empty((len(pairs), 3))
     result[order] = np.concatenate(found)

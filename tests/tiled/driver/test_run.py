@@ -24,6 +24,7 @@ from lpa3d.tiled.driver.journal import Journal
 from lpa3d.tiled.driver.outputs import Wanted, check_storage, choose_layout
 from lpa3d.tiled.driver.run import TileError, open_run
 from lpa3d.tiled.driver.scratch import Folder, Scratch, StoreFolder
+from lpa3d.tiled.driver.stages import Stage
 from lpa3d.tiled.driver.stored import open_source
 
 zarr = pytest.importorskip("zarr")
@@ -135,7 +136,7 @@ def test_a_cleared_volume_is_not_read_as_0(tmp_path: Path) -> None:
     volume.write(0, np.ones((4, 2, 4), np.uint8))
     whole = Box((0, 0, 0), (4, 4, 4))
     assert volume.read(whole).sum() == 32
-    volume.clear()
+    volume.scratch.clear("v")
     with pytest.raises(KeyError):
         volume.read(whole)
 
@@ -272,7 +273,8 @@ def run_double(
     """Double a volume and sum it up."""
     source = open_source(volume, "volume")
     wanted = {"out": Wanted(out, source.shape, source.ndim, source.dtype)}
-    with open_run("double", {"volume": source}, {"p": p}, wanted, Options(**options), bytes_per_voxel=20) as run:
+    how: dict[str, Any] = {"stages": [Stage("double", keeps=("sums",)), Stage("sum")], "bytes_per_voxel": 20}
+    with open_run("double", {"volume": source}, {"p": p}, wanted, Options(**options), **how) as run:
         work = Work(source, run.outputs["out"], run.scratch, run.grid, str(calls), tuple(broken), killer)
         run.map("double", double, work)
         tiles = range(len(run.grid))
@@ -557,7 +559,8 @@ def run_two(volume: Path, places: Any, killer: Any = None, **options: Any) -> An
     """Write a volume, and twice the volume, to two outputs."""
     source = open_source(volume, "volume")
     wanted = {name: Wanted(place, source.shape, 3, source.dtype) for name, place in places.items()}
-    with open_run("two", {"volume": source}, {}, wanted, Options(tile=8, **options), bytes_per_voxel=20) as run:
+    how: dict[str, Any] = {"stages": [Stage("copy")], "bytes_per_voxel": 20}
+    with open_run("two", {"volume": source}, {}, wanted, Options(tile=8, **options), **how) as run:
         run.map("copy", copy_twice, (source, run.grid, *run.outputs.values()))
     return [run.result(name) for name in places]
 
@@ -615,8 +618,8 @@ def test_killed_while_outputs_are_moved(volume: Path, tmp_path: Path, at: int, m
 
     child = os.fork()
     if not child:
-        monkeypatch.setattr("lpa3d.tiled.driver.outputs.os.rename", deadly(os.rename))
-        monkeypatch.setattr("lpa3d.tiled.driver.outputs.shutil.rmtree", deadly(shutil.rmtree))
+        for module, name in ((os, "rename"), (Path, "replace"), (shutil, "rmtree")):
+            monkeypatch.setattr(module, name, deadly(getattr(module, name)))
         try:
             run_two(volume, places, overwrite=True)
         finally:
@@ -633,6 +636,133 @@ def test_killed_while_outputs_are_moved(volume: Path, tmp_path: Path, at: int, m
     np.testing.assert_array_equal(zarr.open_array(str(places["b"]), mode="r")[:], 2 * values)
     left = [p.name for p in tmp_path.iterdir() if p.name not in ("volume.zarr", "other.zarr", "a.zarr", "g.zarr")]
     assert not left
+
+
+def fail_to_rename(monkeypatch: pytest.MonkeyPatch, target: Path) -> None:
+    """Let a rename to a place fail."""
+    replace = Path.replace
+
+    def fail(self: Path, to: Path) -> Path:
+        if to == target:
+            raise OSError(5, "Input/output error")
+        return replace(self, to)
+
+    monkeypatch.setattr(Path, "replace", fail)
+
+
+def test_a_pair_that_cannot_be_published_leaves_the_former_one(
+    volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {"a": tmp_path / "a.zarr", "b": tmp_path / "g.zarr" / "b"}
+    zarr.create_group(str(tmp_path / "g.zarr"))
+    for place in places.values():
+        zarr.create_array(str(place), shape=(2, 2, 2), dtype="u4", chunks=(2, 2, 2))[:] = 7
+    with monkeypatch.context() as patch:
+        fail_to_rename(patch, places["b"])
+        with pytest.raises(OSError, match="Input/output error"):
+            run_two(volume, places, overwrite=True)
+    for place in places.values():
+        assert (zarr.open_array(str(place), mode="r")[:] == 7).all()
+    # What was made waits, and the same call puts it into place.
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.tiled.driver.test_run.copy_twice", None)
+        first, second = run_two(volume, places)
+    values = zarr.open_array(str(volume))[:]
+    np.testing.assert_array_equal(first[:], values)
+    np.testing.assert_array_equal(second[:], 2 * values)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "g.zarr", "volume.zarr"]
+    assert sorted(p.name for p in (tmp_path / "g.zarr").iterdir()) == ["b", "zarr.json"]
+
+
+def test_outputs_are_on_the_disk_before_they_are_in_place(
+    volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {"a": tmp_path / "a.zarr", "b": tmp_path / "b.zarr"}
+    flushed: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def note_flush(handle: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    def look(self: Path, to: Path) -> Path:
+        if to in places.values():
+            for name in places:
+                built = self.parent / name
+                if built.exists():  # the first is moved before the second
+                    files = {str(path) for path in [built, *built.rglob("*")]}
+                    assert files <= set(flushed)
+                    assert zarr.open_array(str(built)).attrs["lpa3d"]["complete"] is True
+        return replace(self, to)
+
+    monkeypatch.setattr(os, "fsync", note_flush)
+    monkeypatch.setattr(Path, "replace", look)
+    run_two(volume, places)
+    assert flushed.count(str(tmp_path)) == 2
+
+
+KEYS = [{}, {"name": "default", "separator": "."}, {"name": "v2", "separator": "."}, {"name": "v2", "separator": "/"}]
+
+
+@pytest.mark.parametrize("encoding", KEYS)
+def test_a_run_in_a_store_begins_from_nothing(encoding: Any, volume: Path, calls: Path, tmp_path: Path) -> None:
+    # Other things of the store are nobody's business.
+    mine = zarr.storage.MemoryStore()
+    zarr.create_array(mine, name="0/mine", shape=(4,), dtype="u1", chunks=(2,))[:] = 5
+    before = {key: value for key, value in mine._store_dict.items() if "/" in key}
+    assert len(before) > 3
+    store = zarr.storage.MemoryStore(dict(before))
+    storage = {"chunks": 4, **({"chunk_key_encoding": encoding} if encoding else {})}
+    with pytest.raises(TileError):
+        run_double(volume, store, calls, tile=8, broken=[5], storage=storage)
+    assert len([key for key in store._store_dict if key not in before and not key.startswith(".lpa3d-run")]) > 20
+    # Now nothing is written, so that all that is there is left over.
+    zarr.open_array(str(volume), mode="r+")[:] = 0
+    result, _ = run_double(volume, store, calls, tile=8, storage={"chunks": 4}, resume=False)
+    assert not result[:].any()
+    assert set(store._store_dict) == {"zarr.json", *before}
+    assert all(store._store_dict[key] == value for key, value in before.items())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("at", range(6))
+def test_killed_while_an_output_gets_its_dtype(volume: Path, tmp_path: Path, at: int) -> None:
+    def run() -> Any:
+        source = open_source(volume, "volume")
+        wanted = {"a": Wanted(tmp_path / "a.zarr", source.shape, 3, np.uint64)}
+        how: dict[str, Any] = {"stages": [Stage("dtype"), Stage("copy")], "bytes_per_voxel": 20}
+        with open_run("narrow", {"volume": source}, {}, wanted, Options(tile=8), **how) as run:
+            run.once("dtype", lambda: {})
+            run.retype("a", np.dtype(np.uint16))
+            run.map("copy", copy_narrow, (source, run.grid, run.outputs["a"]))
+        return run.result("a")
+
+    child = os.fork()
+    if not child:
+        count = [0]
+        with pytest.MonkeyPatch.context() as patch:
+            for owner, name in ((os, "replace"), (os, "rename"), (os, "unlink"), (zarr.storage.LocalStore, "_set")):
+                inner = getattr(owner, name)
+
+                def counted(*args: Any, inner: Any = inner, **kwargs: Any) -> Any:
+                    count[0] += 1
+                    if count[0] == 8 + at:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return inner(*args, **kwargs)
+
+                patch.setattr(owner, name, counted)
+            run()
+        os._exit(0)
+    os.waitpid(child, 0)
+    if not (tmp_path / "a.zarr").exists():
+        result = run()
+        assert result.dtype == np.uint16
+        np.testing.assert_array_equal(result[:], zarr.open_array(str(volume))[:])
+
+
+def copy_narrow(context: Any, tile: int) -> None:
+    source, grid, out = context
+    out.write(grid.box(tile), source.read(grid.box(tile)).astype(np.uint16))
 
 
 def test_a_result_that_was_taken_away_is_not_made_up(volume: Path, tmp_path: Path) -> None:

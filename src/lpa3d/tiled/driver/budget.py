@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import numbers
@@ -9,7 +10,7 @@ import operator
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,24 +228,66 @@ def parse_memory(memory: Any) -> int:
     return int(memory)
 
 
-def available_memory() -> int:
-    """Return the bytes that this process may still use: of the machine, or of its container if that has less."""
-    free = 2**33
+def available_memory(root: Path = Path("/")) -> int:
+    """Return the bytes that this process may still use: what is free of the machine, of its control groups (a
+    container's, a batch job's) and of the address space that it may have.
+
+    Parameters
+    ----------
+    root : Path
+        Where ``/proc`` and ``/sys`` are.
+    """
+    import psutil
+
+    free = [psutil.virtual_memory().available, *_free_of_groups(root)]
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            free.append(limit - psutil.Process().memory_info().vms)
+    return int(max(0, min(free)))
+
+
+GROUPS = {
+    # Above `memory.high` a process is slowed down until it hardly goes on.
+    "cgroup2": (("memory.max", "memory.high"), "memory.current", "inactive_file"),
+    "cgroup": (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""For each version of control groups: the files of limits and of what is used, and what a line of ``memory.stat`` calls
+the part of it that the system gives back when it is needed: pages of files that nobody reads now."""
+
+
+def _free_of_groups(root: Path) -> Iterator[int]:
+    """Yield what is free of each control group that this process is in, and of those around it."""
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
+        # Such as "0::/job" and "5:cpu,memory:/job".
+        lines = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+        mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text().splitlines()]
     except OSError:
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        if limit != "max":
-            free = min(free, max(int(limit) - used, 0))
-    except (OSError, ValueError):
-        pass
-    return free
+        return  # no Linux
+    for mount in mounts:
+        # Such as "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw".
+        kind, _, options = mount[mount.index("-") + 1 :][:3]
+        if kind not in GROUPS or (kind == "cgroup" and "memory" not in options.split(",")):
+            continue
+        for _, controllers, path in lines:
+            if ("memory" in controllers.split(",")) if kind == "cgroup" else not controllers:
+                place = Path(path)
+                inside = place.relative_to(mount[3]) if place.is_relative_to(mount[3]) else Path()
+                top = root / mount[4].replace("\\040", " ").lstrip("/")
+                for level in (inside, *inside.parents):
+                    yield from _free_of_group(top / level, *GROUPS[kind])
+
+
+def _free_of_group(folder: Path, limits: Sequence[str], used: str, cached: str) -> Iterator[int]:
+    """Yield what is free of one control group below each of its limits."""
+    with contextlib.suppress(OSError, ValueError):  # it has no limit, or does not count memory
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        taken = int((folder / used).read_text()) - int(stat.get(cached, 0))
+        for name in limits:
+            with contextlib.suppress(OSError, ValueError):  # "max"
+                yield int((folder / name).read_text()) - taken
 
 
 def check_room(verb: str, needs: Iterable[tuple[Path, str, float]]) -> None:

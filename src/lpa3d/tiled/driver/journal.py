@@ -104,10 +104,9 @@ class Journal:
 
     def close(self) -> None:
         """Write what waits and close all files."""
+        while self._files:
+            os.close(self._files.popitem()[1])
         self.flush()
-        for file in self._files.values():
-            os.close(file)
-        self._files.clear()
 
     def _open(self, stage: str, columns: int) -> int:
         """Return the open file of a stage in a folder."""
@@ -115,7 +114,8 @@ class Journal:
         if stage not in self._files:
             path = self.blobs.root / "journal" / _flat(stage) / "rows"
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            binary = getattr(os, "O_BINARY", 0)  # or Windows writes two bytes for one of some
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | binary, 0o666)
             os.ftruncate(file, os.fstat(file).st_size // (8 * columns) * 8 * columns)
             self._files[stage] = file
         return self._files[stage]

@@ -2,7 +2,8 @@
 
 They are zarr arrays of format 3. A tile holds whole chunks (whole shards), so two tiles never write one file. A local
 output is built in the folder of its run and renamed into place when all outputs of the run are complete; an array in
-another store is built where it will be, and marked as complete at the end.
+another store is built where it will be, and marked as complete at the end. Both are parts of what
+`lpa3d.files.outputs.publish` publishes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import json
 import math
 import os
-import shutil
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError, InputTypeError, Lpa3dError
-from ...files.outputs import ASIDE, TEMPORARY, overlaps
+from ...errors import InputError, InputTypeError
+from ...files.outputs import ASIDE, TEMPORARY, Beside, flush, overlaps, remove
 from .budget import canonical_sides
 from .grid import Box, Grid, Place
 from .stored import Source, as_path, canonical_shape, is_url, local_folder
@@ -205,15 +206,15 @@ class Output:
         Its folder when it is done; None in a store that is no local folder.
     store
         The store in which it is built and stays, where `final` is None; else None.
-    built : Path or None
-        The folder in which it is built.
+    beside : Beside or None
+        How its folder gets from where it is built to its place, once `settle_place` has said that.
     """
 
     name: str
     wanted: Wanted
     final: Path | None
     store: Any = None
-    built: Path | None = None
+    beside: Beside | None = None
     sink: Sink | None = None
 
     @property
@@ -255,34 +256,56 @@ class Output:
         if not overwrite:
             raise InputError(f"{self.shown} exists; pass --overwrite to replace it (in Python: overwrite=True)")
 
-    def settle(self, home: Path | None, token: str) -> None:
+    def settle_place(self, home: Path | None, token: str, *, overwrite: bool) -> None:
         """Decide where it is built: with the run, or beside its place if only there it can be renamed."""
         if self.final is None:
             return
         assert home is not None
-        if os.stat(home).st_dev == os.stat(self.anchor).st_dev:
-            self.built = home / token / "result" / self.name
-        else:
-            self.built = self.anchor / f"{TEMPORARY}{token}-{self.name}"
+        temp = home / token / "result" / self.name
+        if os.stat(home).st_dev != os.stat(self.anchor).st_dev:
+            temp = self._find_beside(token) or self.anchor / f"{TEMPORARY}{token}-{self.name}"
+        advice = "; move one of them away and run the same again, or pass --overwrite (in Python: overwrite=True)"
+        aside = self.final.with_name(f"{ASIDE}{token}-{self.name}")
+        self.beside = Beside(self.shown, self.final, temp, aside, overwrite, advice)
+
+    def _find_beside(self, token: str) -> Path | None:
+        """Return where it was built beside its place; folders between the two may have been made since."""
+        assert self.final is not None
+        places = (folder / f"{TEMPORARY}{token}-{self.name}" for folder in self.final.parents)
+        return next((place for place in places if os.path.lexists(place)), None)
 
     def create(self, layout: Layout, attributes: dict[str, Any]) -> Sink:
-        """Make the empty array."""
-        if self.built is not None:
-            shutil.rmtree(self.built, ignore_errors=True)
-            self.built.parent.mkdir(parents=True, exist_ok=True)
+        """Make the empty array, in the place of one that an earlier call of the same run had made."""
+        if self.beside is not None:
+            remove(self.beside.temp)
+            self.beside.temp.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            self._discard_stored()
+        return self._open(self._create_in(self._built, layout, attributes))
+
+    @property
+    def _built(self) -> Any:
+        """Return the store, or the folder, in which it is built."""
+        return self.store if self.beside is None else str(self.beside.temp)
+
+    def _create_in(self, store: Any, layout: Layout, attributes: dict[str, Any]) -> Any:
         wanted = self.wanted
-        store = self.store if self.built is None else str(self.built)
-        return self._open(create_array(store, wanted.shape, wanted.ndim, np.dtype(wanted.dtype), layout, attributes))
+        return create_array(store, wanted.shape, wanted.ndim, np.dtype(wanted.dtype), layout, attributes)
 
     def retype(self, dtype: np.dtype[Any], layout: Layout, attributes: dict[str, Any]) -> Sink:
-        """Make the array anew with another dtype; nothing was written to it yet."""
+        """Give the array, to which nothing was written yet, another dtype."""
+        import zarr
+        from zarr.core.buffer import default_buffer_prototype
         from zarr.core.sync import sync
 
         assert self.sink is not None
-        # Only the metadata: a store may hold other things beside them.
-        sync((self.sink.array.store_path / "zarr.json").delete())
         self.wanted = replace(self.wanted, dtype=dtype)
-        return self.create(layout, attributes)
+        # Its metadata is replaced in one step, so that at any moment there is an array to go on with.
+        other = zarr.storage.MemoryStore()
+        self._create_in(other, layout, attributes)
+        metadata = sync(other.get("zarr.json", default_buffer_prototype()))
+        sync((self.sink.array.store_path / "zarr.json").set(metadata))
+        return self._open(zarr.open_array(self._built, mode="r+"))
 
     def reopen(self, about: Mapping[str, Any], *, whole: bool) -> Sink:
         """Open the array that an earlier call made; of a run that was `whole` it may be in its place already.
@@ -291,63 +314,84 @@ class Output:
         """
         import zarr
 
-        place = self.store if self.built is None else str(self.built)
-        if whole and self.built is not None and not self.built.exists():
-            place = str(self.final)
+        moved = whole and self.beside is not None and not self.beside.temp.exists()
+        place = str(self.final) if moved else self._built
         try:
             array = zarr.open_array(place, mode="r+")
         except (FileNotFoundError, KeyError, ValueError, TypeError):
             array = None
-        moved = place == str(self.final)
         if array is None or (moved and array.attrs.get("lpa3d") != {**about, "complete": True}):
             raise InputError(
                 f"what an interrupted run made for {self.shown} is not at {place} any more; pass resume=False to "
                 f"delete what is left of the run and start anew"
             )
-        if moved:
-            self.built = None
         return self._open(array)
 
     def _open(self, array: Any) -> Sink:
         self.sink = Sink(array.with_config({"write_empty_chunks": True}), self.wanted.shape, self.wanted.ndim)
         return self.sink
 
-    def complete(self) -> None:
-        """Mark it as complete."""
+    def _mark(self, complete: bool) -> None:
+        """Say in the array whether it is complete."""
         assert self.sink is not None
-        folder = self.built or _root(self.store)
-        if folder is not None:
-            for left in folder.rglob("*.partial"):
-                left.unlink(missing_ok=True)  # of a write of zarr that was killed
-        self.sink.array.attrs["lpa3d"] = dict(self.sink.array.attrs["lpa3d"]) | {"complete": True}
+        self.sink.array.attrs["lpa3d"] = dict(self.sink.array.attrs["lpa3d"]) | {"complete": complete}
 
-    def move(self, token: str, *, overwrite: bool) -> None:
-        """Move it to its place; what it replaces is deleted after."""
-        if self.final is None:
+    def flush(self) -> None:
+        """Write it to the disk: a local one with its mark, as it is complete where it is built."""
+        folder = _root(self.store) if self.beside is None else self.beside.temp
+        if folder is None or not folder.exists():
+            return  # object storage has what it was given; or an earlier call moved it
+        for left in folder.rglob("*.partial"):
+            left.unlink(missing_ok=True)  # of a write of zarr that was killed
+        if self.beside is not None:
+            self._mark(True)
+        flush(folder)
+
+    def publish(self) -> None:
+        """Move it to its place; mark it as complete where it is there already."""
+        if self.beside is None:
+            self._mark(True)
             return
-        aside = self.anchor / f"{ASIDE}{token}-{self.name}"
-        if self.built is not None:
-            if os.path.lexists(self.final):
-                if not overwrite:
-                    raise Lpa3dError(
-                        f"{self.shown} appeared while the work ran; the result is kept as {self.built}; move one of "
-                        f"them away and run the same again, or pass --overwrite (in Python: overwrite=True)"
-                    )
-                os.rename(self.final, aside)
-            _make_groups(self.final)
-            os.rename(self.built, self.final)
-        # Also what an earlier call, killed at this place, had no time for.
-        shutil.rmtree(aside, ignore_errors=True)
+        _make_groups(self.beside.target)
+        self.beside.publish()
+
+    def take_back(self) -> None:
+        """Undo `publish`. In a store it is only said to be incomplete: a call that goes on publishes it again."""
+        if self.beside is None:
+            self._mark(False)
+        else:
+            self.beside.take_back()
+
+    def settle(self) -> None:
+        """Delete what it replaced."""
+        if self.beside is not None:
+            self.beside.settle()
 
     def discard(self, token: str) -> None:
         """Delete what a run that is to be forgotten made of it."""
-        if self.final is not None:
-            shutil.rmtree(self.anchor / f"{TEMPORARY}{token}-{self.name}", ignore_errors=True)
-        elif self.exists() and not self.is_complete():
-            from zarr.core.sync import sync
+        if self.final is None:
+            self._discard_stored()
+        elif (beside := self._find_beside(token)) is not None:
+            remove(beside)
 
-            sync(self.store.delete_dir("c"))
-            sync(self.store.delete("zarr.json"))
+    def _discard_stored(self) -> None:
+        """Delete the unfinished array of a store: its chunks, whatever their keys are, and no other array's."""
+        import zarr
+        from zarr.core.sync import sync
+
+        if not self.exists() or self.is_complete():
+            return
+        metadata = zarr.open_array(self.store, mode="r").metadata
+
+        async def delete() -> None:
+            for key in [key async for key in self.store.list()]:
+                place = tuple(map(int, re.findall(r"\d+", key)))
+                if len(place) == len(metadata.shape) and metadata.encode_chunk_key(place) == key:
+                    await self.store.delete(key)
+            # Last, so that it is there to go on with if this is interrupted.
+            await self.store.delete("zarr.json")
+
+        sync(delete())
 
     def result(self, *, as_dask: bool) -> Any:
         """Return it, finished, as a zarr array, or as a dask array backed by it."""

@@ -1,8 +1,9 @@
 """The driver: one resumable run of a verb over the tiles of a volume.
 
+A run goes through stages, which are declared (`lpa3d.tiled.driver.stages`): what no stage reads any more is cleared.
 Three patterns serve every verb: *map* (`Run.map`: a task for each tile), *map, reduce, map* (`Run.once` between two
-maps) and the *worklist* (`Run.start` and `Run.wait`). Items are handed out as workers come free, so no graph of the
-volume is ever built; the driver keeps one bit or a few bytes for a tile.
+maps) and the *worklist* (`Run.start` and `Run.wait`, between `Run.begin` and `Run.end`). Items are handed out as workers
+come free, so no graph of the volume is ever built; the driver keeps one bit or a few bytes for a tile.
 
 Where a run lives: ``OUT.lpa3d/run.json`` says what is computed from what; ``OUT.lpa3d/ID/`` holds the journal, the
 scratch and the unfinished outputs. Only when all is done are the outputs moved to their places, and the folder is
@@ -36,12 +37,15 @@ from ..._version import __version__
 from ...arrays import backend as _backend
 from ...arrays.call import Options, Progress
 from ...errors import InputError, InputTypeError, Lpa3dError
+from ...files.outputs import publish
 from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_tile, find_cost
 from .grid import Grid
 from .journal import Journal
+from .locks import lock
 from .outputs import Output, Sink, Wanted, check_apart, check_folder, check_storage, choose_layout, place_outputs
 from .schedulers import OnDevice, Scheduler, Task, Threads, choose_scheduler
 from .scratch import Blobs, Folder, Scratch, StoreFolder
+from .stages import Plan, Stage
 from .stored import Source, is_url, local_folder
 
 __all__ = ["Run", "TileError", "open_run"]
@@ -93,6 +97,7 @@ class Run:
     scratch: Scratch
     journal: Journal
     outputs: dict[str, Sink]
+    plan: Plan
     progress: Progress | None
     _scheduler: Scheduler
     _prepared: dict[tuple[Any, int], tuple[Any, Any]] = field(default_factory=dict)
@@ -114,6 +119,23 @@ class Run:
     def _prepare(self, task: Task, context: Any) -> Any:
         return self._scheduler.prepare(OnDevice(task) if self._device else task, context)
 
+    def begin(self, stage: str) -> bool:
+        """Enter a stage that is declared; return whether there is anything to be done in it."""
+        self._clear(self.plan.enter(stage))
+        if not self.journal.finished(stage):
+            return True
+        self._clear(self.plan.leave(stage))
+        return False
+
+    def end(self, stage: str, **values: Any) -> None:
+        """Note that a stage is done, with what it found (JSON), and clear what no other reads."""
+        self.journal.finish(stage, **values)
+        self._clear(self.plan.leave(stage))
+
+    def _clear(self, areas: Sequence[str]) -> None:
+        for area in areas:
+            self.scratch.clear(area)
+
     def map(
         self,
         stage: str,
@@ -126,7 +148,7 @@ class Run:
         Parameters
         ----------
         stage : str
-            Unique in the run.
+            One of those that are declared.
         task : callable
             A function of a module. What it finds it puts into scratch or an output; its result is discarded.
         context
@@ -134,7 +156,7 @@ class Run:
         items : int or sequence of int, optional
             By default every tile of the grid.
         """
-        if self.journal.finished(stage):
+        if not self.begin(stage):
             return
         wanted: Sequence[int] | npt.NDArray[Any] = (
             range(len(self.grid)) if items is None else range(items) if isinstance(items, int) else items
@@ -191,7 +213,7 @@ class Run:
             elif seconds > 2 * scheduler.batch_seconds:
                 size = max(1, size // 2)
             self.tell(stage, finished / max(total, 1))
-        self.journal.finish(stage)
+        self.end(stage)
         self.tell(stage, 1.0, always=True)
 
     def once(self, stage: str, function: Callable[..., dict[str, Any] | None], *args: Any) -> dict[str, Any]:
@@ -199,9 +221,9 @@ class Run:
 
         It puts what is large into scratch.
         """
-        if not self.journal.finished(stage):
+        if self.begin(stage):
             self.tell(stage, 0.0, always=True)
-            self.journal.finish(stage, **(function(*args) or {}))
+            self.end(stage, **(function(*args) or {}))
         return self.journal.values(stage)
 
     @property
@@ -271,6 +293,7 @@ def open_run(
     outputs: Mapping[str, Wanted],
     options: Options,
     *,
+    stages: Sequence[Stage],
     bytes_per_voxel: float | None = None,
 ) -> Iterator[Run]:
     """Start, or go on with, a run; put its outputs into place when the block ends without an error.
@@ -286,6 +309,8 @@ def open_run(
     outputs : mapping of name to Wanted
         May be empty: then the run lives in ``options.scratch``, or in a temporary folder.
     options : Options
+    stages : sequence of Stage
+        All stages that there may be, in their order.
     bytes_per_voxel : float, optional
         Peak memory of a task for each voxel of a tile, of runs that are no verb; `find_cost` knows all of a verb.
 
@@ -331,7 +356,7 @@ def open_run(
             check_apart(home, inputs)
             _make_home(home)
             stack.callback(_remove_empty, home)
-            stack.enter_context(_lock(home))
+            stack.enter_context(lock(home))
         before = _earlier(blobs, home)
         if before is None:
             _sweep(blobs, home, None)
@@ -353,7 +378,6 @@ def open_run(
         layouts = {name: choose_layout(wanted.shape, plan.tile, storage, name) for name, wanted in outputs.items()}
         in_memory = any(isinstance(source.array, np.ndarray) for source in inputs.values())
         scheduler = Threads(plan.workers) if in_memory else choose_scheduler(plan.workers)
-        stack.callback(scheduler.close)
         _check_reach(scheduler, inputs, places)
         if before is None or not resumed:
             if before is not None:
@@ -373,9 +397,11 @@ def open_run(
         inner = _below(blobs, token)
         journal = Journal(inner)
         stack.callback(journal.close)
+        # First the threads end, which still note in the journal what they finish.
+        stack.callback(scheduler.close)
         attributes = {"lpa3d": before["made"] | {"complete": False}} | dict(storage.get("attributes", {}))
         for name, output in places.items():
-            output.settle(home, token)
+            output.settle_place(home, token, overwrite=options.overwrite or name in before["replaces"])
             if journal.finished(BUILT):
                 output.reopen(before["made"], whole=journal.finished(WHOLE))
             else:
@@ -388,7 +414,7 @@ def open_run(
         sinks = {name: output.sink for name, output in places.items() if output.sink is not None}
         run = Run(
             verb, Grid(first.shape, plan.tile), plan.workers, Scratch(_below(inner, "scratch")), journal, sinks,
-            options.progress, scheduler, _retype=retype, _device=device is not None,
+            Plan(stages), options.progress, scheduler, _retype=retype, _device=device is not None,
         )  # fmt: skip
         try:
             yield run
@@ -401,12 +427,11 @@ def open_run(
                 f"{', '.join(changed)} changed while {verb} read it, so the result would be of neither state; run it "
                 f"again with resume=False"
             )
-        if not journal.finished(WHOLE):
-            for output in places.values():
-                output.complete()
-            journal.finish(WHOLE)
+        for output in places.values():
+            output.flush()
+        journal.finish(WHOLE)
+        publish(list(places.values()))
         for name, output in places.items():
-            output.move(token, overwrite=options.overwrite or name in before["replaces"])
             run._results[name] = output.result(as_dask=any(source.is_dask for source in inputs.values()))
         _sweep(blobs, home, before)
 
@@ -467,36 +492,6 @@ def _make_home(home: Path) -> None:
             f"cannot make the folder of the run, {home}: {error.strerror}; choose another one with scratch=FOLDER"
         ) from error
     check_folder(home, str(home))
-
-
-@contextmanager
-def _lock(home: Path) -> Iterator[None]:
-    """Keep other processes out of a run; the system lets go when the process ends, however it does."""
-    path = home / "lock"
-    while True:
-        file = open(path, "a")  # noqa: SIM115
-        try:
-            if os.name == "nt":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise InputError(f"another process is at work on this output ({home}); wait for it, or end it") from None
-        # Who had it before may have deleted it since it was opened.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
-        file.close()
-        home.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
 
 
 def _remove_empty(home: Path) -> None:

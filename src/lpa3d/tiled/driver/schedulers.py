@@ -61,7 +61,7 @@ def _call(task: Task, context: Any, batch: list[tuple[Any, ...]], note: Callable
                 if note is not None:
                     note(args[0])
                 outcomes.append((args, value, None))
-            except Exception as error:
+            except BaseException as error:  # SystemExit, too: a thread that ended by it would be waited for
                 outcomes.append((args, None, error))
     return outcomes
 
@@ -83,22 +83,16 @@ class OnDevice:
 
 
 class Threads:
-    """Threads of this process."""
+    """Threads of this process, which begin with the first call."""
 
     name = "threads"
     batch_seconds = 0.02
 
     def __init__(self, workers: int) -> None:
+        self.slots = workers
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[list[Outcome]] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
-        for thread in self._threads:
-            thread.start()
-
-    @property
-    def slots(self) -> int:
-        """Return the number of threads."""
-        return len(self._threads)
+        self._threads: list[threading.Thread] = []
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -110,6 +104,9 @@ class Threads:
 
     def start(self, prepared: Any, batch: list[tuple[Any, ...]], note: Callable[[Any], None] | None) -> None:
         """Start a batch of calls."""
+        while len(self._threads) < self.slots:
+            self._threads.append(threading.Thread(target=self._work, daemon=True))
+            self._threads[-1].start()
         self._jobs.put((*prepared, batch, note))
 
     def wait(self, timeout: float) -> list[Outcome] | None:

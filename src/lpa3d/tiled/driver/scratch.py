@@ -32,6 +32,9 @@ FRAME = 2**30
 HEAD = 4096
 """Bytes that are read first of a blob: nearly always its whole index."""
 
+CLEARED = " cleared"
+"""Of an area that was cleared there is a key of its name and this."""
+
 Array = npt.NDArray[Any]
 
 
@@ -277,9 +280,14 @@ class Scratch:
         """Delete what is under `key`, if there is anything."""
         self.blobs.delete(key)
 
-    def clear(self, prefix: str) -> None:
-        """Delete all keys below `prefix`."""
-        self.blobs.clear(prefix)
+    def clear(self, area: str) -> None:
+        """Delete a key, or all keys below it, for good: who still reads a volume of that name, in a task that nobody
+        waits for any more, is told.
+        """
+        self.put(f"{area}{CLEARED}")
+        if self.has(area):
+            self.delete(area)
+        self.blobs.clear(area)
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys below `prefix`."""
@@ -342,11 +350,6 @@ class ScratchVolume:
         """Delete a tile."""
         self.scratch.delete(self._key(tile))
 
-    def clear(self) -> None:
-        """Delete all tiles for good: who still reads one, in a task that nobody waits for any more, is told."""
-        self.scratch.put(f"{self.name} cleared")
-        self.scratch.clear(self.name)
-
     def read(self, box: Box) -> Array:
         """Return the voxels of any box inside the volume; a `KeyError` once it was cleared."""
         out: Array | None = None
@@ -357,7 +360,7 @@ class ScratchVolume:
             try:
                 found = self.scratch.get(self._key(tile), *wanted)
             except KeyError:
-                if self.scratch.has(f"{self.name} cleared"):
+                if self.scratch.has(f"{self.name}{CLEARED}"):
                     raise
                 continue
             if len(wanted) == 1 and parts[wanted[0]][0] == box:

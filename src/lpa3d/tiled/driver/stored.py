@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,11 +111,23 @@ class Source:
         digest = hashlib.sha256(metadata.encode())
         folder = local_folder(self.array)
         if folder is not None:
-            for path, _, files in sorted(os.walk(folder)):
+            for path, files in sorted(_walk(folder)):
                 for file in sorted(files):
                     stat = os.stat(os.path.join(path, file))
                     digest.update(f"{os.path.relpath(path, folder)}/{file} {stat.st_size} {stat.st_mtime_ns}".encode())
         return about | {"digest": digest.hexdigest()}
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield every folder below `folder`, also behind links, and the files in it; each once, if links go in a circle."""
+    seen = set()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        stat = os.stat(path)
+        if (stat.st_dev, stat.st_ino) in seen:
+            folders.clear()
+        else:
+            seen.add((stat.st_dev, stat.st_ino))
+            yield path, files
 
 
 def local_folder(array: Any) -> Path | None:

@@ -1,0 +1,333 @@
+"""Stages: they read and write in scratch what they declare, what nobody reads is cleared, and each runs alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lpa3d
+from lpa3d.errors import Lpa3dWarning
+from lpa3d.tiled import label as tiled_label
+from lpa3d.tiled import merge as tiled_merge
+from lpa3d.tiled import propagate as tiled_propagate
+from lpa3d.tiled.driver import run as driver
+from lpa3d.tiled.driver.grid import Grid
+from lpa3d.tiled.driver.scratch import CLEARED, Blobs, Folder, Scratch
+from lpa3d.tiled.driver.stages import Plan, Stage, is_in
+from lpa3d.tiled.driver.stored import open_source
+
+zarr = pytest.importorskip("zarr")
+
+from tests import stored_cell  # noqa: E402
+from tests.tiled.test_propagate import blobs  # noqa: E402
+
+# --------------------------------------------------------------------------------------------------------------- plan
+
+PLAN = [
+    Stage("scan", writes=("scan",)),
+    Stage("maybe", reads=("scan",), writes=("more",)),
+    Stage("many", reads=("more",), writes=("own",), many=True),
+    Stage("write", reads=("scan",)),
+    Stage("end", keeps=("result",)),
+]
+
+
+def test_areas_are_cleared_behind_their_last_reader() -> None:
+    plan = Plan(PLAN)
+    assert plan.enter("scan") == []
+    assert plan.leave("scan") == []
+    assert plan.enter("maybe") == []
+    assert plan.leave("maybe") == []
+    for k in range(3):
+        assert plan.enter(f"many {k}") == []
+        assert plan.leave(f"many {k}") == []
+    assert plan.enter("write") == ["more", "own"]
+    assert plan.leave("write") == ["scan"]
+    assert plan.enter("end") == plan.leave("end") == []
+
+
+def test_stages_that_are_passed_over() -> None:
+    plan = Plan(PLAN)
+    plan.enter("scan")
+    plan.leave("scan")
+    assert plan.enter("write") == ["more", "own"]
+    assert plan.enter("end") == ["scan"]
+
+
+def test_a_plan_is_made_more_precise() -> None:
+    plan = Plan(PLAN)
+    plan.enter("scan")
+    plan.leave("scan")
+    plan.enter("maybe")
+    plan.leave("maybe")
+    plan.declare([*PLAN[:3], Stage("write"), Stage("end")])
+    assert plan.enter("many 1") == ["scan"]
+
+
+def test_stages_that_are_not_declared_or_over_are_refused() -> None:
+    plan = Plan(PLAN)
+    for name in ("other", "scan 1"):
+        with pytest.raises(ValueError, match="is not declared"):
+            plan.enter(name)
+    plan.enter("write")
+    with pytest.raises(ValueError, match="which is over"):
+        plan.enter("maybe")
+
+
+# ---------------------------------------------------------------------------------------------------- what is declared
+
+
+@dataclass
+class Watch:
+    """What was done in scratch, in its order: a stage that began or ended, a key that was read, written or deleted."""
+
+    plan: Plan | None = None
+    stage: Stage | None = None
+    wrong: list[str] = field(default_factory=list)
+    begun: list[str] = field(default_factory=list)
+    kept: set[str] = field(default_factory=set)
+
+    def note(self, doing: str, key: str) -> None:
+        """Judge that a key is read or written now."""
+        if self.plan is None or key.endswith(CLEARED):
+            return
+        if self.stage is not None:
+            own = (*self.stage.writes, *self.stage.keeps)
+            allowed = (*self.stage.reads, *own) if doing == "reads" else own
+        else:
+            # Between the stages the driver reads what is kept to the end, of the stages that there were.
+            allowed = tuple(a for s in self.plan.stages for a in s.keeps) if doing == "reads" else ()
+        if not any(is_in(key, area) for area in allowed):
+            name = "the driver" if self.stage is None else f"stage {self.stage.name!r}"
+            self.wrong.append(f"{name} {doing} {key}")
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Blobs that tell what is done with them."""
+
+    blobs: Blobs
+    watch: Watch
+
+    def put(self, key: str, parts: list[bytes]) -> None:
+        self.watch.note("writes", key)
+        self.blobs.put(key, parts)
+
+    def get(self, key: str, start: int, length: int) -> bytes:
+        self.watch.note("reads", key)
+        return self.blobs.get(key, start, length)
+
+    def has(self, key: str) -> bool:
+        return self.blobs.has(key)
+
+    def delete(self, key: str) -> None:
+        self.blobs.delete(key)
+
+    def clear(self, prefix: str) -> None:
+        self.blobs.clear(prefix)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        return self.blobs.keys(prefix)
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    """Watch all runs of a test."""
+    seen = Watch()
+
+    class WatchedPlan(Plan):
+        def __init__(self, stages: Any) -> None:
+            super().__init__(stages)
+            seen.plan, seen.stage = self, None
+
+        def enter(self, name: str) -> list[str]:
+            areas = super().enter(name)
+            seen.stage = self.stages[self._at]
+            seen.begun.append(name)
+            return areas
+
+        def leave(self, name: str) -> list[str]:
+            seen.stage = None
+            return super().leave(name)
+
+    scratches: list[Scratch] = []
+
+    def make(blobs: Blobs) -> Scratch:
+        scratches.append(Scratch(Watched(blobs, seen)))
+        return scratches[-1]
+
+    def look(blobs: Blobs, home: Path | None, before: Any) -> None:
+        if before is not None and seen.plan is not None and scratches:
+            seen.kept.update(key for key in scratches[-1].keys("") if not key.endswith(CLEARED))
+        sweep(blobs, home, before)
+
+    sweep = driver._sweep
+    monkeypatch.setattr(driver, "Plan", WatchedPlan)
+    monkeypatch.setattr(driver, "Scratch", make)
+    monkeypatch.setattr(driver, "_sweep", look)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return stored_cell.store_cell(tmp_path_factory.mktemp("inputs"))
+
+
+def propagate_all(inputs: dict[str, Path], out: Path) -> None:
+    """All stages of `propagate` but drawing."""
+    lpa3d.propagate(
+        inputs["volume"], inputs["seeds"], sweeps=2, max_distance=4, unseeded="label", return_confidence=True,
+        slice_axis=None, connectivity=18, missing_slices=[5], out=(out / "a.zarr", out / "b.zarr"), tile=16,
+    )  # fmt: skip
+
+
+def propagate_drawn(inputs: dict[str, Path], out: Path) -> None:
+    """With all stages but those of a distance."""
+    volume, seeds = (zarr.array(array, chunks=(7, 9, 30), store=zarr.storage.MemoryStore()) for array in blobs())
+    places = out / "a.zarr", out / "b.zarr"
+    lpa3d.propagate(volume, seeds, unseeded="label", return_confidence=True, out=places, tile=(5, 8, 13))
+
+
+def propagate_plain(inputs: dict[str, Path], out: Path) -> None:
+    lpa3d.propagate(inputs["volume"], inputs["seeds"], sweeps=0, slice_axis=None, out=out / "labels.zarr", tile=16)
+
+
+def propagate_nothing(inputs: dict[str, Path], out: Path) -> None:
+    """Without a seed."""
+    seeds = zarr.zeros(shape=(36, 40, 40), chunks=(9, 16, 11), dtype="u1", store=zarr.storage.MemoryStore())
+    lpa3d.propagate(zarr.open_array(str(inputs["volume"])), seeds, out=out / "labels.zarr", tile=16)
+
+
+def evaluate_all(inputs: dict[str, Path], out: Path) -> None:
+    lpa3d.evaluate(
+        inputs["volume"], inputs["volume"], instances="components", surfaces=True, warping="2d", tile=16
+    )  # fmt: skip
+
+
+def contacts(inputs: dict[str, Path], out: Path) -> None:
+    lpa3d.contacts(inputs["instances"], tile=16)
+
+
+VERBS = [*stored_cell.VERBS, propagate_all, propagate_drawn, propagate_plain, propagate_nothing, evaluate_all, contacts]
+
+
+def call(verb: Any, inputs: dict[str, Path], out: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Lpa3dWarning)
+        verb(inputs, out)
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+def test_stages_do_what_they_declare(verb: Any, inputs: dict[str, Path], tmp_path: Path, watch: Watch) -> None:
+    call(verb, inputs, tmp_path)
+    assert not watch.wrong
+    assert watch.plan is not None
+    assert watch.plan.stages[-1].name == watch.begun[-1] or verb in (stored_cell.evaluate, evaluate_all)
+    # In the end there is nothing but what is kept to the end.
+    keeps = [area for stage in watch.plan.stages for area in stage.keeps]
+    assert {key for key in watch.kept if not any(is_in(key, area) for area in keeps)} == set()
+    assert watch.kept or verb is stored_cell.merge
+
+
+def test_all_stages_were_seen(inputs: dict[str, Path], tmp_path: Path, watch: Watch) -> None:
+    """The calls above reach what is declared."""
+    missing = set()
+    for k, verb in enumerate([stored_cell.stitch, stored_cell.fuse, propagate_all, propagate_drawn, evaluate_all]):
+        (tmp_path / str(k)).mkdir()
+        call(verb, inputs, tmp_path / str(k))
+        assert watch.plan is not None
+        missing |= {stage.name for stage in watch.plan.stages}
+    begun = set(watch.begun)
+    missing -= begun | {stage for stage in missing if any(name.startswith(f"{stage} ") for name in begun)}
+    assert missing <= {"surfaces: large"}
+
+
+def test_a_read_that_is_not_declared_is_caught(
+    inputs: dict[str, Path], tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relabel = tiled_merge._relabel_tile
+
+    def peep(context: Any, tile: int) -> None:
+        context.scratch.has(f"seams/{tile}")
+        with pytest.raises(KeyError):  # it is gone
+            context.scratch.get(f"seams/{tile}")
+        relabel(context, tile)
+
+    monkeypatch.setattr(tiled_merge, "_relabel_tile", peep)
+    call(stored_cell.merge, inputs, tmp_path)
+    assert watch.wrong[0] == "stage 'relabel' reads seams/0"
+
+
+def test_a_write_that_is_not_declared_is_caught(
+    inputs: dict[str, Path], tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiled_label, "STAGES", (Stage("label scan"), *tiled_label.STAGES[1:]))
+    call(stored_cell.label, inputs, tmp_path)
+    assert watch.wrong[0].startswith("stage 'label scan' writes label/scan/")
+    assert any(key.startswith("label/scan/") for key in watch.kept)
+
+
+# --------------------------------------------------------------------------------------------------------------- alone
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Scratch:
+    return Scratch(Folder(tmp_path / "scratch"))
+
+
+def store(path: Path, array: Any) -> Any:
+    zarr.create_array(str(path), shape=array.shape, dtype=array.dtype, chunks=(3, 4, 5))[:] = array
+    return open_source(str(path), path.name)
+
+
+def test_the_scan_of_a_tile(tmp_path: Path, scratch: Scratch) -> None:
+    volume = np.zeros((4, 4, 8), np.uint8)
+    volume[0, 0, 0] = volume[3, 3, 2:6] = 1
+    grid = Grid(volume.shape, (4, 4, 4))
+    tiled_label._scan(tiled_label._Scan(store(tmp_path / "v.zarr", volume), grid, scratch, 6), 0)
+    assert list(scratch.keys("")) == ["label/scan/0"]
+    found = scratch.get("label/scan/0")
+    # Two components, of which the second goes on in the next tile.
+    assert found["counts"].tolist() == [2, 1, 1]
+    assert found["border"].tolist() == [1]
+    assert found["x_high"].nonzero() == ([3], [3])
+
+
+def test_the_census_of_a_tile(tmp_path: Path, scratch: Scratch) -> None:
+    volume, seeds = np.ones((4, 4, 8), np.uint8), np.zeros((4, 4, 8), np.int32)
+    seeds[1, :2, 5], seeds[3, 3, 7], seeds[2, 0, 4] = 7, 9, 7
+    grid = Grid(volume.shape, (4, 4, 4))
+    sources = store(tmp_path / "v.zarr", volume), store(tmp_path / "s.zarr", seeds)
+    context = tiled_propagate._Census(grid, scratch, *sources, None, missing=(2,))
+    tiled_propagate._count(context, 1)
+    assert list(scratch.keys("")) == ["census/1"]
+    found = scratch.get("census/1")
+    assert found["rows"].tolist() == [[7, 1, 2], [9, 1, 1]]
+    assert found["lost"].tolist() == [1]
+    assert found["seeded0"].tolist() == [0, 2, 0, 1]
+    assert found["masked0"].tolist() == [16, 16, 0, 16]
+
+
+def test_the_diffusion_of_a_tile(scratch: Scratch) -> None:
+    """A lone voxel of label 2 in a row of label 1 is outvoted; as a seed it stays."""
+    grid = Grid((1, 1, 12), (1, 1, 6))
+    tables = tiled_propagate._Tables(scratch, "token of the test")
+    tables.put(ids=np.arange(3), classes=np.array([0, 1, 1], np.uint8))
+    volume = tiled_propagate._Volume(grid, scratch, tables, 6, classes=None, cost=None)  # type: ignore[arg-type]
+    filled, out = (scratch.volume(f"volumes/{name}", grid, np.uint32, cut=1) for name in ("filled", "smoothed"))
+    for seed, expected in ((0, 1), (int(tiled_propagate.SEED), 2)):
+        labels = np.ones((1, 1, 12), np.uint32)
+        labels[..., 3] = 2 + seed
+        for tile in range(2):
+            filled.write(tile, labels[grid.box(tile).slices])
+        context = tiled_propagate._Diffuse(volume, filled, (1, 1, 1, 1, 1, 1), 1, False, out, None)
+        tiled_propagate._diffuse(context, 0)
+        assert out.read(grid.box(0)).ravel().tolist() == [1, 1, 1, expected, 1, 1]
+    assert sorted(scratch.keys("volumes/smoothed")) == ["volumes/smoothed/0"]
+    assert sorted(scratch.keys("smoothed")) == ["smoothed/scan/0"]
