@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from ..errors import InputError, Lpa3dError
+from ..errors import InputError, Keyword, Lpa3dError
 
 __all__ = ["ASIDE", "TEMPORARY", "Cancelled", "Output", "Outputs", "overlaps"]
 
@@ -138,7 +138,7 @@ class Outputs:
         if target.exists() and not (target.is_dir() if folder else target.is_file()):
             raise InputError(f"{name} exists and is no {'folder' if folder else 'file'}; choose another output")
         if target.exists() and not self.overwrite:
-            raise InputError(f"{name} exists; pass --overwrite to replace it (in Python: overwrite=True)")
+            raise InputError(f"{name} exists; pass ", Keyword("overwrite", True), " to replace it")
         output = Output(name, target, target.with_name(f"{TEMPORARY}{secrets.token_hex(4)}{suffix}"))
         self._outputs.append(output)
         return output

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays.checks import canonical_connectivity
+from ..arrays.checks import canonical_connectivity, check_id_values
 from ..arrays.classes import list_pairs
 from ..arrays.neighbors import neighbor_offsets
 from ..linking.contacts import (
@@ -33,7 +33,7 @@ from ..linking.contacts import (
 from .driver.grid import Box, Grid
 from .driver.run import Options, Run, open_run
 from .driver.scratch import Scratch
-from .driver.stored import Source, check_id_values, check_ids, open_source, same_shape
+from .driver.stored import Source, check_ids, open_source, same_shape
 from .driver.tables import fold
 
 __all__ = ["contacts", "fold_counts", "map_counts", "tile_key"]

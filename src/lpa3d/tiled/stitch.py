@@ -26,14 +26,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays.checks import as_bits, class_map, seal
+from ..arrays.checks import as_bits, check_id_values, class_map, seal, stack_axis
 from ..arrays.overlap import count_overlaps
 from ..arrays.unite import unite_musts
 from ..kernels import stitch as kernels
 from ..linking.chains import Chains, Moves, Sections, gather_pairs
 from ..linking.stitch import (
     WIDE,
-    check_axis,
     check_bad,
     check_branching,
     check_gap,
@@ -52,7 +51,7 @@ from .driver.grid import Box, Grid
 from .driver.outputs import Sink, Wanted
 from .driver.run import Options, Run, open_run
 from .driver.scratch import Scratch
-from .driver.stored import Source, check_classes, check_id_values, check_ids, open_source, same_shape
+from .driver.stored import Source, check_classes, check_ids, open_source, same_shape
 from .driver.tables import digest
 
 __all__ = ["stitch"]
@@ -206,7 +205,7 @@ def stitch(
     """
     source = open_source(slices, "slices")
     check_ids(source, "slices")
-    across = check_axis(axis, source.ndim)
+    across = stack_axis(axis, source.ndim)
     depth = source.shape[across]
     gap = check_gap(max_gap)
     check_branching(branching)

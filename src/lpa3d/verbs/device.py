@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..arrays import backend as _backend
 from ..arrays.backend import ADVICE
 from ..arrays.checks import canonical_out, check_array, max_id
-from ..errors import LibraryError
+from ..errors import Keyword, LibraryError
 
 if TYPE_CHECKING:
     from ..cuda.device import Device
@@ -69,7 +69,7 @@ def run_on_device(verb: str, function: Callable[..., Any], call: inspect.BoundAr
         return _run_tiles(verb, call, dtype)
     if call.arguments.get("surfaces") or call.arguments.get("warping") is not None:
         # They are the CPU's work, on arrays in memory, of which the device's stages make copies of their own.
-        with _backend.explain_memory(ADVICE), _backend.on_device(device):
+        with _backend.explain_memory(*ADVICE), _backend.on_device(device):
             return function(*call.args, **call.kwargs)
     return _run_whole(device, function, call, names, dtype)
 
@@ -122,7 +122,7 @@ def _run_whole(
         return device.bring(np.ascontiguousarray(value, native))
 
     out = call.arguments.pop("out", None)
-    with _backend.explain_memory(ADVICE):
+    with _backend.explain_memory(*ADVICE):
         for name in names:
             value = call.arguments.get(name)
             call.arguments[name] = type(value)(map(bring, value)) if isinstance(value, (tuple, list)) else bring(value)
@@ -151,7 +151,8 @@ def _run_tiles(verb: str, call: inspect.BoundArguments, dtype: np.dtype[Any] | N
     except ImportError:
         raise LibraryError(
             "the arrays do not fit on the GPU, and tile by tile the result is kept as zarr until it is whole: "
-            "pip install 'lpa3d[zarr]', or leave out device='cuda'"
+            "pip install 'lpa3d[zarr]', or leave out ",
+            Keyword("device", "cuda"),
         ) from None
     out = call.arguments.pop("out", None)
     with tempfile.TemporaryDirectory(prefix=f"lpa3d-{verb}-") as folder:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..arrays.backend import ADVICE, TWINS, check_device, explain_memory, is_on_device
-from ..errors import InputError, InputTypeError
+from ..errors import InputError, InputTypeError, Keyword
 
 __all__ = ["DEFAULTS", "accepts_stored"]
 
@@ -87,14 +87,15 @@ def accepts_stored(verb: str, *arrays: str) -> Callable[[F], F]:
             if used:
                 given = next(iter(kinds.values()), "the input is no array")
                 raise InputError(
-                    f"{', '.join(used)} {'is' if len(used) == 1 else 'are'} for zarr or dask arrays, and {given}; "
-                    f"leave out, or store the input as zarr"
+                    *[part for key in used for part in (", ", Keyword(key))][1:],
+                    f" {'is' if len(used) == 1 else 'are'} for zarr or dask arrays, and {given}; leave out, or store "
+                    "the input as zarr",
                 )
             if device is not None and "memory" in kinds:
                 from .device import run_on_device
 
                 return run_on_device(verb, function, bound, arrays)
-            with explain_memory(ADVICE):
+            with explain_memory(*ADVICE):
                 return function(*args, **kwargs)
 
         extra = [

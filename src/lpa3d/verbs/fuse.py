@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..arrays.checks import check_array, class_map, instance_ids, same_shape
-from ..errors import InputError
+from ..errors import InputError, Keyword
 from ..linking.fuse import check_rules, count_rows, flag_slices, make_inputs, mark_slices, settle, write_tables
 from ..linking.fused import CLASSES, INSTANCES, SLICES, Fused, Source
 from .dispatch import accepts_stored
@@ -153,11 +153,20 @@ def fuse(
     (slice(1, 2, None), slice(0, 1, None), slice(4, 5, None))
     """
     if out is not None:
-        raise InputError("out is for zarr or dask arrays; of arrays in memory the result is always new: leave it out")
+        raise InputError(
+            Keyword("out"), " is for zarr or dask arrays; of arrays in memory the result is always new: leave it out"
+        )
     given = {CLASSES: classes, INSTANCES: instances, SLICES: slices}
     given = {name: array for name, array in given.items() if array is not None}
     if not given:
-        raise InputError("fuse got no source; pass at least one of classes=, instances= and slices=")
+        raise InputError(
+            "fuse got no source; pass at least one of ",
+            Keyword(CLASSES),
+            ", ",
+            Keyword(INSTANCES),
+            " and ",
+            Keyword(SLICES),
+        )
     for name, array in given.items():
         check_array(array, name)
         same_shape(array, name, next(iter(given.values())), next(iter(given)))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays.checks import as_bits, canonical_out, instance_ids, seal
+from ..arrays.checks import as_bits, canonical_out, instance_ids, seal, stack_axis
 from ..arrays.classes import check_classes
 from ..arrays.threads import num_threads, run_all, split
 from ..arrays.unite import unite_musts
@@ -17,7 +17,6 @@ from ..linking.chains import Chains, Moves, Sections
 from ..linking.stitch import (
     SLAB_VOXELS,
     WIDE,
-    check_axis,
     check_bad,
     check_branching,
     check_gap,
@@ -154,7 +153,7 @@ def stitch(
     """
     ids = instance_ids(slices, "slices")
     shape: tuple[int, int, int] = ids.shape
-    across = check_axis(axis, slices.ndim)
+    across = stack_axis(axis, slices.ndim)
     gap = check_gap(max_gap)
     check_branching(branching)
     usable = check_bad(bad_slices, shape[across])
