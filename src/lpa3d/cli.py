@@ -28,6 +28,7 @@ from .commands.pipeline import add_pipeline_arguments, run_pipeline
 from .commands.propagate import add_propagate_arguments, run_propagate
 from .commands.stitch import add_stitch_arguments, run_stitch
 from .commands.terminal import Terminal
+from .commands.wording import word_options
 
 __all__ = ["main"]
 
@@ -72,8 +73,8 @@ def _main(argv: list[str]) -> int:
         except BrokenPipeError:
             raise
         except Exception as error:
-            return report(error, Terminal())
-    return attend(args.run, args, keywords=args.command == "pipeline")
+            return report(error, Terminal(), args.word)
+    return attend(args.run, args, args.word)
 
 
 # --------------------------------------------------------------------------------------------------------- arguments
@@ -144,12 +145,13 @@ def _parser(argv: Sequence[str]) -> _Parser:
             "-q", "--quiet", action="store_true", help="no progress and no summary; errors and warnings stay"
         )
         sub.add_argument("--version", **version)  # type: ignore[arg-type]
-        sub.set_defaults(run=command.run)
+        sub.set_defaults(run=command.run, word=word_options(sub, keys=command.name == "pipeline"))
     demo = commands.add_parser("demo", help="make a phantom cell, run everything on it, and show what was recovered")
     if "demo" in argv:
         from .demo import add_arguments
 
         add_arguments(demo)
+    demo.set_defaults(word=word_options(demo))
     return parser
 
 

@@ -14,17 +14,28 @@ from typing import Any
 
 __all__ = [
     "DeviceError",
+    "Example",
     "InputError",
     "InputTypeError",
     "Keyword",
     "LibraryError",
     "Lpa3dError",
     "Lpa3dWarning",
+    "Part",
     "RangeError",
 ]
 
 NOTHING: Any = type("Nothing", (), {"__repr__": lambda self: "NOTHING", "__reduce__": lambda self: "NOTHING"})()
 """The value of a keyword that is named without one."""
+
+
+class Example(str):
+    """A value that stands for what the caller puts there, shown as it is: the FOLDER of ``scratch=FOLDER``."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,10 @@ class Keyword:
 
     def __str__(self) -> str:
         return self.name if self.value is NOTHING else f"{self.name}={self.value!r}"
+
+
+Part = str | Keyword
+"""Of a message."""
 
 
 class Worded:

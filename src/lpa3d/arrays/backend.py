@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DeviceError, InputError, InputTypeError
+from ..errors import DeviceError, InputError, InputTypeError, Keyword, Part
 
 if TYPE_CHECKING:
     from ..cuda.device import Device
@@ -35,7 +35,12 @@ __all__ = [
 TWINS = ("label", "propagate", "merge", "contacts", "evaluate")
 """Verbs that a CUDA device can work on."""
 
-ADVICE = "free some of it, or store the arrays as zarr and pass device='cuda' and a tile that fits, such as tile=256"
+ADVICE: tuple[Part, ...] = (
+    "free some of it, or store the arrays as zarr and pass ",
+    Keyword("device", "cuda"),
+    " and a tile that fits, such as ",
+    Keyword("tile", 256),
+)
 
 
 def check_device(verb: str, device: Any) -> str | None:
@@ -43,9 +48,11 @@ def check_device(verb: str, device: Any) -> str | None:
     if device is None:
         return None
     if not isinstance(device, str) or device != "cuda":
-        raise InputError(f"device is {device!r}; 'cuda' is needed, or None to work where the arrays are")
+        raise InputError(Keyword("device"), f" is {device!r}; 'cuda' is needed, or None to work where the arrays are")
     if verb not in TWINS:
-        raise InputError(f"{verb} cannot work on a CUDA device, only {', '.join(TWINS)} can: leave out device='cuda'")
+        raise InputError(
+            f"{verb} cannot work on a CUDA device, only {', '.join(TWINS)} can: leave out ", Keyword("device", "cuda")
+        )
     return device
 
 
@@ -106,7 +113,7 @@ def on_device(device: Device | None) -> Iterator[None]:
 
 
 @contextmanager
-def explain_memory(advice: str) -> Iterator[None]:
+def explain_memory(*advice: Part) -> Iterator[None]:
     """Say in a `DeviceError` what to do where CuPy runs out of the device's memory."""
     try:
         yield
@@ -114,4 +121,4 @@ def explain_memory(advice: str) -> Iterator[None]:
         # Known by its name, as CuPy may not be there: then it was the host's memory.
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        raise DeviceError(f"the GPU's memory is full ({error}); {advice}") from error
+        raise DeviceError(f"the GPU's memory is full ({error}); ", *advice) from error

@@ -16,16 +16,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError, InputTypeError
+from ..errors import Example, InputError, InputTypeError, Keyword
 from .backend import array_module, find_device, is_on_device
 
 __all__ = [
     "MAX_ID",
     "as_bits",
+    "canonical_axis",
     "canonical_connectivity",
     "canonical_out",
     "canonical_spacing",
     "check_array",
+    "check_id_values",
+    "check_index",
     "class_map",
     "instance_ids",
     "is_integral",
@@ -33,6 +36,7 @@ __all__ = [
     "result_dtype",
     "same_shape",
     "seal",
+    "stack_axis",
 ]
 
 
@@ -59,18 +63,21 @@ def check_array(array: Any, name: str) -> npt.NDArray[Any]:
     """Refuse anything but a 2D or 3D array of booleans, integers or floats, NumPy's (masked ones lose their mask) or
     CuPy's."""
     if isinstance(array, np.ma.MaskedArray):
-        raise InputTypeError(f"{name} is a masked array, whose mask would be lost; pass {name}.filled(0)")
+        raise InputTypeError(Keyword(name), f" is a masked array, whose mask would be lost; pass {name}.filled(0)")
     if is_on_device(array):
         find_device(array)
     elif not isinstance(array, np.ndarray):
         raise InputTypeError(
-            f"{name} is a {type(array).__module__}.{type(array).__qualname__}; a NumPy array is needed: pass "
-            + (f"lpa3d.io.read({name})" if isinstance(array, (str, Path)) else f"numpy.asarray({name})")
+            Keyword(name),
+            f" is a {type(array).__module__}.{type(array).__qualname__}; a NumPy array is needed: pass "
+            + (f"lpa3d.io.read({name})" if isinstance(array, (str, Path)) else f"numpy.asarray({name})"),
         )
     if array.dtype.kind not in "buif":
-        raise InputTypeError(f"{name} has dtype {array.dtype}; an array of bool or integers is needed")
+        raise InputTypeError(Keyword(name), f" has dtype {array.dtype}; an array of bool or integers is needed")
     if array.ndim not in (2, 3):
-        raise InputError(f"{name} has {array.ndim} dimensions, shape {array.shape}; (Z, Y, X) or (Y, X) is needed")
+        raise InputError(
+            Keyword(name), f" has {array.ndim} dimensions, shape {array.shape}; (Z, Y, X) or (Y, X) is needed"
+        )
     return array if is_on_device(array) else np.asarray(array)
 
 
@@ -87,8 +94,11 @@ def class_map(volume: Any, name: str = "volume") -> npt.NDArray[Any]:
     array = check_array(volume, name)
     if array.dtype.kind == "f":
         raise InputTypeError(
-            f"{name} has dtype {array.dtype}; a class map is bool or integer. Threshold it ({name} > 0.5), or pass "
-            f"the image as cost= of propagate"
+            Keyword(name),
+            f" has dtype {array.dtype}; a class map is bool or integer. Threshold it ({name} > 0.5), or pass the image "
+            "as ",
+            Keyword("cost"),
+            " of propagate",
         )
     array = _canonical(array)
     return array.view(np.dtype(f"u{array.dtype.itemsize}"))
@@ -99,24 +109,43 @@ def max_id(ids: npt.NDArray[Any]) -> int:
     return int(ids.max()) if ids.size else 0
 
 
-def instance_ids(array: Any, name: str) -> npt.NDArray[Any]:
-    """Return instance ids as canonical integers of their own dtype, none negative, none above 2**63 - 1."""
+def instance_ids(array: Any, name: str, *, spare: str = "") -> npt.NDArray[Any]:
+    """Return instance ids as canonical integers of their own dtype, none negative, none above 2**63 - 1.
+
+    `spare` is a parameter that leaves voxels of a value out.
+    """
     ids = check_array(array, name)
     if ids.dtype.kind == "f":
         if bool((ids == array_module(ids).rint(ids)).all()):
-            raise InputTypeError(f"{name} has dtype {ids.dtype}; ids are integers: pass {name}.astype('int64')")
+            raise InputTypeError(
+                Keyword(name), f" has dtype {ids.dtype}; ids are integers: pass {name}.astype('int64')"
+            )
         raise InputTypeError(
-            f"{name} has dtype {ids.dtype} and values that are no whole numbers; ids are integers: label what it "
-            f"shows, e.g. lpa3d.label({name} > 0.5)"
+            Keyword(name),
+            f" has dtype {ids.dtype} and values that are no whole numbers; ids are integers: label what it shows, "
+            f"e.g. lpa3d.label({name} > 0.5)",
         )
     ids = _canonical(ids)
     if ids.dtype.kind == "b":
         return ids.view(np.uint8)
-    if ids.dtype.kind == "i" and ids.size and int(ids.min()) < 0:
-        raise InputError(f"{name} holds negative ids, the smallest is {int(ids.min())}; 0 is none, ids are > 0")
-    if ids.dtype == np.uint64 and max_id(ids) > MAX_ID:
-        raise InputError(f"{name} holds ids up to {max_id(ids)}; at most 2**63 - 1 is possible")
+    check_id_values(ids, name, spare=spare)
     return ids
+
+
+def check_id_values(ids: npt.NDArray[Any], name: str, at: Any = "", *, spare: str = "") -> None:
+    """Refuse ids that are negative or above 2**63 - 1.
+
+    `at` says which part of the argument `ids` are; `spare` is as in `instance_ids`.
+    """
+    if ids.dtype.kind == "i" and ids.size and (low := int(ids.min())) < 0:
+        place = f" at {at}" if at else ""
+        advice = ("if it marks voxels that do not count, pass ", Keyword(spare, low), "; ") if spare else ()
+        raise InputError(
+            Keyword(name), f" holds negative ids, the smallest{place} is {low}; ", *advice, "0 is none, ids are > 0"
+        )
+    if ids.dtype == np.uint64 and max_id(ids) > MAX_ID:
+        place = f" (at {at})" if at else ""
+        raise InputError(Keyword(name), f" holds ids up to {max_id(ids)}{place}; at most 2**63 - 1 is possible")
 
 
 def as_bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -135,7 +164,10 @@ def same_shape(array: npt.NDArray[Any], name: str, other: npt.NDArray[Any], othe
     """Refuse two arrays of different shapes; call it before either is made canonical."""
     if array.shape != other.shape:
         raise InputError(
-            f"{name} has shape {array.shape} but {other_name} has shape {other.shape}; they must be the same"
+            Keyword(name),
+            f" has shape {array.shape} but ",
+            Keyword(other_name),
+            f" has shape {other.shape}; they must be the same",
         )
 
 
@@ -144,7 +176,35 @@ def canonical_connectivity(connectivity: Any) -> int:
     try:
         return _CONNECTIVITY[operator.index(connectivity)]
     except (TypeError, KeyError):
-        raise InputError(f"connectivity is {connectivity!r}; 6, 18 or 26 is needed (or 1, 2, 3 for the same)") from None
+        raise InputError(
+            Keyword("connectivity"), f" is {connectivity!r}; 6, 18 or 26 is needed (or 1, 2, 3 for the same)"
+        ) from None
+
+
+def check_index(value: Any) -> int:
+    """Return a whole number; True and False are none here."""
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
+def canonical_axis(axis: Any, name: str, count: int, need: str) -> int:
+    """Return one of `count` axes; negative ones count from the last. `need` says what the argument `name` may be."""
+    try:
+        value = check_index(axis)
+    except TypeError:
+        raise InputTypeError(Keyword(name), f" is {axis!r}; {need} is needed") from None
+    if not -count <= value < count:
+        raise InputError(Keyword(name), f" is {axis!r}; {need} is needed")
+    return value % count
+
+
+def stack_axis(axis: Any, ndim: int) -> int:
+    """Return the axis of ``(Z, Y, X)`` that slices lie across."""
+    value = canonical_axis(axis, "axis", 3, "0, 1 or 2")
+    if ndim == 2 and value != 0:
+        raise InputError(Keyword("axis"), f" is {axis!r}; a 2D array is one slice, across ", Keyword("axis", 0))
+    return value
 
 
 def canonical_spacing(spacing: Any, ndim: int) -> tuple[float, float, float]:
@@ -152,15 +212,19 @@ def canonical_spacing(spacing: Any, ndim: int) -> tuple[float, float, float]:
     try:
         values = tuple(float(value) for value in spacing)
     except (TypeError, ValueError):
-        raise InputTypeError(f"spacing is {spacing!r}; three numbers (z, y, x) are needed, e.g. (40, 8, 8)") from None
+        raise InputTypeError(
+            Keyword("spacing"), f" is {spacing!r}; three numbers (z, y, x) are needed, e.g. (40, 8, 8)"
+        ) from None
     if ndim == 2 and len(values) == 2:
         # The one slice has no neighbours along z; its thickness only must not become the smallest side.
         values = (max(values), *values)
     if len(values) != 3:
         needed = "two or three" if ndim == 2 else "three"
-        raise InputError(f"spacing {spacing!r} has {len(values)} values; {needed} are needed for a {ndim}D array")
+        raise InputError(
+            Keyword("spacing"), f" {spacing!r} has {len(values)} values; {needed} are needed for a {ndim}D array"
+        )
     if not all(math.isfinite(value) and value > 0 for value in values):
-        raise InputError(f"spacing is {spacing!r}; every value must be finite and > 0")
+        raise InputError(Keyword("spacing"), f" is {spacing!r}; every value must be finite and > 0")
     return values[0], values[1], values[2]
 
 
@@ -179,15 +243,17 @@ def canonical_out(
         return None
     on_device = is_on_device(inputs[0])
     library = "CuPy" if on_device else "NumPy"
-    need = f"{library.lower()}.empty({shape}, {dtype.name!r})"
+    need = Keyword("out", Example(f"{library.lower()}.empty({shape}, {dtype.name!r})"))
     if not (is_on_device(out) if on_device else isinstance(out, np.ndarray)):
-        raise InputTypeError(f"out is a {type(out).__qualname__}; a {library} array is needed: out={need}")
+        raise InputTypeError(Keyword("out"), f" is a {type(out).__qualname__}; a {library} array is needed: ", need)
     if out.shape != shape or out.dtype != dtype:
-        raise InputError(f"out has shape {out.shape} and dtype {out.dtype}; needed is out={need}")
+        raise InputError(Keyword("out"), f" has shape {out.shape} and dtype {out.dtype}; needed is ", need)
     if not (out.flags.c_contiguous and (on_device or out.flags.writeable)):
-        raise InputError(f"out must be C-contiguous and writeable: out={need}")
+        raise InputError(Keyword("out"), " must be C-contiguous and writeable: ", need)
     kind, may_share = (type(out) if on_device else np.ndarray), array_module(out).may_share_memory
     if any(isinstance(array, kind) and may_share(out, array) for array in inputs):
-        raise InputError(f"out shares memory with an input, which would be overwritten; pass a new array: out={need}")
+        raise InputError(
+            Keyword("out"), " shares memory with an input, which would be overwritten; pass a new array: ", need
+        )
     target: npt.NDArray[Any] = out[np.newaxis] if out.ndim == 2 else out
     return target

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
+from ..errors import InputError, Keyword
 from .checks import class_map, same_shape
 from .overlap import count_overlaps
 from .pairs import flag_first
-from .unite import list_some
+from .text import list_some
 
 __all__ = ["ClassPairs", "check_classes", "find_classes", "group_ids", "list_pairs"]
 
@@ -81,8 +81,10 @@ def group_ids(classes: Any, name: str, ids: Ids, labels_name: str) -> tuple[npt.
     missing = np.array([i for i in ids.tolist() if i not in classes], np.int64)
     if missing.size:
         raise InputError(
-            f"{name} has no entry for {len(missing)} id(s) of {labels_name}: {list_some(missing)}; add them, or pass a "
-            f"class map of the same shape"
+            Keyword(name),
+            f" has no entry for {len(missing)} id(s) of ",
+            Keyword(labels_name),
+            f": {list_some(missing)}; add them, or pass a class map of the same shape",
         )
     values = [classes[i] for i in ids.tolist()]
     positions = {value: k for k, value in enumerate(dict.fromkeys(values))}
@@ -103,9 +105,11 @@ def _name_classes(
         k = several[0] - 1
         spread = np.unique(found[several, 0])
         raise InputError(
-            f"{len(spread)} id(s) of {labels_name} lie on more than one class: {list_some(spread)}; id {found[k, 0]} "
-            f"is on {names[positions[k] + 1]} and {names[positions[k + 1] + 1]}. Split them, or pass "
-            f"{name}={{id: class}}"
+            f"{len(spread)} id(s) of ",
+            Keyword(labels_name),
+            f" lie on more than one class: {list_some(spread)}; id {found[k, 0]} is on {names[positions[k] + 1]} and "
+            f"{names[positions[k + 1] + 1]}. Split them, or give each one class in ",
+            Keyword(name),
         )
     groups = np.zeros(len(ids), np.int64)
     groups[np.searchsorted(ids, found[:, 0])] = positions + 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
+from ..errors import InputError, Keyword
 
 __all__ = ["UNIT", "neighbor_offsets", "step_weights"]
 
@@ -43,8 +43,9 @@ def step_weights(connectivity: int, spacing: tuple[float, float, float]) -> npt.
     smallest, largest = min(spacing), max(spacing)
     if largest > smallest * MAX_RATIO:
         raise InputError(
-            f"spacing {spacing} has a ratio of {largest / smallest:.3g} between its largest and smallest value; "
-            f"at most {MAX_RATIO} is possible"
+            Keyword("spacing"),
+            f" {spacing} has a ratio of {largest / smallest:.3g} between its largest and smallest value; at most "
+            f"{MAX_RATIO} is possible",
         )
     # Scale before squaring: tiny or huge units must not under- or overflow.
     lengths = neighbor_offsets(connectivity) * (np.asarray(spacing, dtype=np.float64) / smallest)

@@ -19,17 +19,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError, InputTypeError
+from ..errors import InputError, InputTypeError, Keyword, Part
 from ..kernels.unite import find_smallest, unite_all, unite_allowed
 from .checks import MAX_ID
 from .pairs import flag_first, sort_pairs
+from .text import list_some
 
-__all__ = ["check_links", "check_pairs", "find_positions", "list_some", "unite_ids", "unite_musts"]
+__all__ = ["check_links", "check_pairs", "find_positions", "unite_ids", "unite_musts"]
 
 Ids = npt.NDArray[np.int64]
 
 
-def check_pairs(rows: Iterable[Any], name: str, need: str) -> Ids:
+def check_pairs(rows: Iterable[Any], name: str, *need: Part) -> Ids:
     """Return pairs of ids as a new ``(n, 2)`` int64 array in the given order, the smaller id of each first.
 
     Raises
@@ -39,19 +40,19 @@ def check_pairs(rows: Iterable[Any], name: str, need: str) -> Ids:
     """
     if isinstance(rows, np.ndarray):
         if rows.size and rows.dtype.kind not in "ui":
-            raise InputTypeError(f"{name} has dtype {rows.dtype}, but ids are integers; {need}")
+            raise InputTypeError(Keyword(name), f" has dtype {rows.dtype}, but ids are integers; ", *need)
         if rows.size and (rows.ndim != 2 or rows.shape[1] != 2):
-            raise InputError(f"{name} has shape {rows.shape}; {need}")
+            raise InputError(Keyword(name), f" has shape {rows.shape}; ", *need)
     else:
         try:
             # Element by element: NumPy would make floats of a uint64 beside an int64.
             rows = np.array([(operator.index(a), operator.index(b)) for a, b in rows], dtype=object)
         except (TypeError, ValueError):
-            raise InputTypeError(f"{name} cannot be read as pairs of integers; {need}") from None
+            raise InputTypeError(Keyword(name), " cannot be read as pairs of integers; ", *need) from None
     if not rows.size:
         return np.empty((0, 2), np.int64)
     if int(rows.min()) < 1 or int(rows.max()) > MAX_ID:
-        raise InputError(f"{name} holds ids from {rows.min()} to {rows.max()}; ids are from 1 to 2**63 - 1")
+        raise InputError(Keyword(name), f" holds ids from {rows.min()} to {rows.max()}; ids are from 1 to 2**63 - 1")
     return np.sort(rows.astype(np.int64), axis=1)
 
 
@@ -63,7 +64,7 @@ def check_links(links: Iterable[Any], name: str) -> Ids:
     InputTypeError, InputError
         If `links` holds anything but pairs of ids from 1 to 2**63 - 1.
     """
-    pairs = check_pairs(links, name, f"pairs of ids are needed, e.g. {name}=[(3, 7), (7, 12)]")
+    pairs = check_pairs(links, name, "pairs of ids are needed, e.g. ", Keyword(name, [(3, 7), (7, 12)]))
     pairs = pairs[sort_pairs(pairs)]
     return pairs[flag_first(pairs)]
 
@@ -76,8 +77,10 @@ def find_positions(ids: Ids, wanted: Ids, name: str) -> npt.NDArray[np.int64]:
     if missing.any():
         absent = np.unique(wanted[missing])
         raise InputError(
-            f"{name} names {len(absent)} id(s) that labels does not hold: {list_some(absent)}; remove their pairs, or "
-            f"pass the labels that the pairs were made for"
+            Keyword(name),
+            f" names {len(absent)} id(s) that ",
+            Keyword("labels"),
+            f" does not hold: {list_some(absent)}; remove their pairs, or pass the labels that the pairs were made for",
         )
     return places
 
@@ -158,8 +161,10 @@ def unite_musts(
     if split.size:
         a, b = must[split[0]].tolist()
         raise InputError(
-            f"must_link joins {show(a)} (class {names[groups[a]]}) and {show(b)} (class {names[groups[b]]}), but "
-            f"different classes never join; {split.size} pair(s) do so: remove them or correct classes"
+            Keyword("must_link"),
+            f" joins {show(a)} (class {names[groups[a]]}) and {show(b)} (class {names[groups[b]]}), but different "
+            f"classes never join; {split.size} pair(s) do so: remove them or correct ",
+            Keyword("classes"),
         )
     parents = np.arange(len(groups))
     unite_all(must, parents)
@@ -169,11 +174,18 @@ def unite_musts(
     if broken.size:
         a, b = apart[broken[0]].tolist()
         chain = " - ".join(map(show, _find_chain(must, a, b)))
+        must_link, cannot_link = Keyword("must_link"), Keyword("cannot_link")
+        if a == b:
+            raise InputError(cannot_link, f" keeps {show(a)} apart from itself; remove the pair ({show(a)}, {show(a)})")
         raise InputError(
-            f"cannot_link keeps {show(a)} and {show(b)} apart, but must_link joins them: {chain}; {broken.size} "
-            f"pair(s) of cannot_link contradict must_link: remove one side"
-            if a != b
-            else f"cannot_link keeps {show(a)} apart from itself; remove the pair ({show(a)}, {show(a)})"
+            cannot_link,
+            f" keeps {show(a)} and {show(b)} apart, but ",
+            must_link,
+            f" joins them: {chain}; {broken.size} pair(s) of ",
+            cannot_link,
+            " contradict ",
+            must_link,
+            ": remove one side",
         )
     return parents
 
@@ -196,8 +208,3 @@ def _find_chain(links: Ids, start: int, end: int) -> list[int]:
     while chain[-1] != start:
         chain.append(came_from[chain[-1]])
     return chain[::-1]
-
-
-def list_some(ids: Ids | Sequence[Any]) -> str:
-    """Return the first few of `ids` as text."""
-    return ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import warnings
 
-from ..errors import Keyword, Lpa3dWarning
+from ..errors import Lpa3dWarning, Part
 
 __all__ = ["warn"]
 
 
-def warn(*parts: str | Keyword) -> None:
+def warn(*parts: Part) -> None:
     """Warn with the line that called into the package."""
     level = 1
     frame = sys._getframe(0)

@@ -13,7 +13,7 @@ __all__ = ["add_contacts_arguments", "run_contacts"]
 
 
 def add_contacts_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="IN", help="instance ids, 0 is background")
+    parser.add_argument("labels", metavar="IN", help="instance ids, 0 is background")
     parser.add_argument("-o", "--output", metavar="CSV", help="file for the table (default standard output)")
     parser.add_argument("--image", metavar="FILE", help="image of the same shape, whose mean on each boundary is added")
     add_connectivity(parser)
@@ -24,7 +24,7 @@ def add_contacts_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_contacts(job: Job) -> None:
     args = job.args
-    source = job.open(args.input)
+    source = job.open(args.labels)
     source.check_integers("labels")
     image = job.open(args.image) if args.image else None
     inputs = [source.path]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import InputError
+from ..errors import Example, InputError, Keyword, Part
 from ..evaluation.conventions import CONVENTIONS
 from ..evaluation.metrics import (
     AGGREGATED,
@@ -44,6 +44,7 @@ from .inputs import (
 )
 from .job import Job
 from .tiling import add_device, add_tiling, find_tiling
+from .wording import Word
 
 if TYPE_CHECKING:
     from ..evaluation.differences import Differences
@@ -181,6 +182,7 @@ def _add_inputs(group: argparse._ActionsContainer) -> None:
 def _add_metrics(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--iou",
+        dest="iou_thresholds",
         type=_threshold,
         nargs="+",
         action="extend",
@@ -249,39 +251,52 @@ def _add_limits(group: argparse._ActionsContainer) -> None:
 def check_options(args: argparse.Namespace) -> None:
     """Refuse options that do not go together."""
     # The default of an option that extends a list would be extended too.
-    args.iou = args.iou or [0.5]
-    if len({f"{threshold:g}" for threshold in args.iou}) < len(args.iou):
-        raise InputError(f"--iou is given {' '.join(f'{value:g}' for value in args.iou)}; each may be given once")
+    args.iou_thresholds = args.iou_thresholds or [0.5]
+    shown = [f"{threshold:g}" for threshold in args.iou_thresholds]
+    if len(set(shown)) < len(shown):
+        raise InputError(Keyword("iou_thresholds"), f" is given {' '.join(shown)}; each may be given once")
     if args.instances == "none":
         options = {name: getattr(args, name) for name in ("scores", "size_strata", "surfaces", "errors", "pairs")}
         for name, value in options.items():
             if value:
                 raise InputError(
-                    f"--{name.replace('_', '-')} is about instances, but --instances is none; pass --instances "
-                    f"components (or ids)"
+                    Keyword(name),
+                    " is about instances, but ",
+                    Keyword("instances"),
+                    " is none; pass ",
+                    *INSTANCES_NEEDED,
                 )
     if args.instances != "ids" and args.classes:
         raise InputError(
-            f"--classes holds the classes of ids, but --instances is {args.instances}, which takes the volumes "
-            f"themselves for classes; leave one of the two out"
+            Keyword("classes"),
+            " holds the classes of ids, but ",
+            Keyword("instances"),
+            f" is {args.instances}, which takes the volumes themselves for classes; leave one of the two out",
         )
     if not _has_classes(args):
-        for option, value in (("--class-names", args.class_names), ("--per-class", args.per_class)):
+        for name, value in (("class_names", args.class_names), ("per_class", args.per_class)):
             if value:
-                raise InputError(f"{option} needs classes: pass {CLASSES_NEEDED}")
+                raise InputError(Keyword(name), " needs classes: pass ", *CLASSES_NEEDED)
     if args.size_strata and not 0 <= args.size_strata[0] <= args.size_strata[1] < math.inf:
-        raise InputError("--size-strata needs two sizes in voxels, the smaller one first, such as 5000 15000")
-    for option, limits in _list_limits(args):
+        raise InputError(
+            Keyword("size_strata"), " needs two sizes in voxels, the smaller one first, such as 5000 15000"
+        )
+    for side, limits in _list_limits(args):
         for limit in limits:
-            _check_limit(limit, option, args)
-    check_text_name(args.output, "--output", SUFFIXES)
-    check_text_name(args.errors, "--errors")
-    check_text_name(args.pairs, "--pairs")
+            _check_limit(limit, side, args)
+    check_text_name(args.output, "output", SUFFIXES)
+    check_text_name(args.errors, "errors")
+    check_text_name(args.pairs, "pairs")
 
 
-CLASSES_NEEDED = (
-    "--classes REFERENCE_CLASSES PREDICTION_CLASSES, or --instances components if the volumes hold classes, not ids"
+CLASSES_NEEDED: tuple[Part, ...] = (
+    Keyword("classes", (Example("REFERENCE_CLASSES"), Example("PREDICTION_CLASSES"))),
+    ", or ",
+    Keyword("instances", "components"),
+    " if the volumes hold classes, not ids",
 )
+INSTANCES_NEEDED: tuple[Part, ...] = Keyword("instances", "components"), " (or ids)"
+"""What messages say is to be passed."""
 
 
 def _has_classes(args: argparse.Namespace) -> bool:
@@ -289,39 +304,39 @@ def _has_classes(args: argparse.Namespace) -> bool:
 
 
 def _list_limits(args: argparse.Namespace) -> list[tuple[str, list[Limit]]]:
-    return [("--fail-under", args.fail_under), ("--fail-over", args.fail_over)]
+    return [("fail_under", args.fail_under), ("fail_over", args.fail_over)]
 
 
-def _check_limit(limit: Limit, option: str, args: argparse.Namespace) -> None:
+def _check_limit(limit: Limit, side: str, args: argparse.Namespace) -> None:
     """Refuse a limit on what is not measured, one on the wrong side, and one that no value can reach."""
-    asked = f"{option} {limit.text}"
-    metric = limit.metric.removesuffix(f"@{args.iou[0]:g}")
+    asked: tuple[Part, ...] = Keyword(side), f" {limit.text}: "
+    metric = limit.metric.removesuffix(f"@{args.iou_thresholds[0]:g}")
     base, at, threshold = metric.partition("@")
     known = _list_metrics(args)
     if metric not in known:
         advice = _advise(metric, args)
         if advice:
-            raise InputError(f"{asked}: {metric} is not measured; pass {advice}")
+            raise InputError(*asked, f"{metric} is not measured; pass ", *advice)
         every = (*SEMANTIC, *PARTITION, *MATCHING, *RANKING, *AGGREGATED, *STRATIFIED, *DISTANCES, *WARPING)
-        raise InputError(f"{asked}: {metric} is no metric; {_hint(base, every)}")
-    if (base in LESS_IS_BETTER) == (option == "--fail-under"):
-        less, other = ("less", "--fail-over") if option == "--fail-under" else ("more", "--fail-under")
-        raise InputError(f"{asked}: of {base}, {less} is better; pass {other} {limit.text}")
+        raise InputError(*asked, f"{metric} is no metric; {_hint(base, every)}")
+    if (base in LESS_IS_BETTER) == (side == "fail_under"):
+        less, other = ("less", "fail_over") if side == "fail_under" else ("more", "fail_under")
+        raise InputError(*asked, f"of {base}, {less} is better; pass ", Keyword(other), f" {limit.text}")
     least, most = find_range(base)
     if not least <= limit.value <= most:
         bound = f"at least {least:g}" if limit.value < least else f"at most {most:g}"
         percent = f"; did you mean {base}{at}{threshold}={limit.value / 100:g}?" if 1 < limit.value <= 100 else ""
-        raise InputError(f"{asked}: {base} is always {bound}{percent}")
+        raise InputError(*asked, f"{base} is always {bound}{percent}")
     if limit.name is not None and not _has_classes(args):
-        raise InputError(f"{asked}: there are no classes; pass {CLASSES_NEEDED}")
+        raise InputError(*asked, "there are no classes; pass ", *CLASSES_NEEDED)
 
 
 def check_limited_classes(names: Iterable[str], args: argparse.Namespace) -> None:
     """Refuse a limit on a class that is not measured."""
-    for option, limits in _list_limits(args):
+    for side, limits in _list_limits(args):
         for limit in limits:
             if limit.name is not None and limit.name not in names:
-                raise InputError(f"{option} {limit.text}: {_deny_class(limit.name, names)}")
+                raise InputError(Keyword(side), f" {limit.text}: {_deny_class(limit.name, names)}")
 
 
 def _deny_class(name: str, names: Iterable[str]) -> str:
@@ -337,27 +352,27 @@ def _list_metrics(args: argparse.Namespace) -> list[str]:
     names = list(SEMANTIC)
     if args.instances != "none":
         names += [*PARTITION, *MATCHING, *RANKING, *AGGREGATED]
-        names += [f"{name}@{threshold:g}" for threshold in args.iou[1:] for name in MATCHING]
+        names += [f"{name}@{threshold:g}" for threshold in args.iou_thresholds[1:] for name in MATCHING]
         names += STRATIFIED if args.size_strata or CONVENTIONS[args.convention].size_strata else ()
         names += DISTANCES if args.surfaces else ()
     return names + (list(WARPING) if args.warping else [])
 
 
-def _advise(metric: str, args: argparse.Namespace) -> str | None:
-    """Return the option that adds a metric which a run with these lacks; None if there is none."""
+def _advise(metric: str, args: argparse.Namespace) -> tuple[Part, ...]:
+    """Return the option that adds a metric which a run with these lacks; nothing if there is none."""
     base, _, threshold = metric.partition("@")
     if metric in WARPING:
-        return "--warping 2d or --warping 3d"
+        return Keyword("warping", "2d"), " or ", Keyword("warping", "3d")
     if args.instances == "none":
         about_instances = {*PARTITION, *MATCHING, *RANKING, *STRATIFIED, *AGGREGATED, *DISTANCES}
-        return "--instances components (or ids)" if base in about_instances else None
+        return INSTANCES_NEEDED if base in about_instances else ()
     if metric in DISTANCES:
-        return "--surfaces"
+        return (Keyword("surfaces"),)
     if metric in STRATIFIED:
-        return "--size-strata SMALL LARGE"
+        return (Keyword("size_strata", (Example("SMALL"), Example("LARGE"))),)
     if threshold and base in MATCHING:
-        return f"--iou {' '.join(f'{value:g}' for value in args.iou)} {threshold}"
-    return None
+        return (Keyword("iou_thresholds", (*args.iou_thresholds, Example(threshold))),)
+    return ()
 
 
 def read_class_names(given: Sequence[tuple[int, str] | str]) -> dict[int, str]:
@@ -371,12 +386,12 @@ def read_class_names(given: Sequence[tuple[int, str] | str]) -> dict[int, str]:
         )
         for value, name in rows:
             if value in names:
-                raise InputError(f"--class-names has class {value} twice, as {names[value]} and {name}")
+                raise InputError(Keyword("class_names"), f" has class {value} twice, as {names[value]} and {name}")
             if name in names.values():
-                raise InputError(f"--class-names calls two classes {name}; names must differ")
+                raise InputError(Keyword("class_names"), f" calls two classes {name}; names must differ")
             names[value] = name
     if not names:
-        raise InputError(f"--class-names: no class is in {', '.join(map(str, given))}")
+        raise InputError(Keyword("class_names"), f": no class is in {', '.join(map(str, given))}")
     return names
 
 
@@ -427,7 +442,7 @@ def run_evaluate(job: Job) -> None:
     tiling = find_tiling(job, "evaluate", [reference, *others], whole=whole)
     keywords = {
         "spacing": spacing,
-        "iou_thresholds": args.iou,
+        "iou_thresholds": args.iou_thresholds,
         "instances": None if args.instances == "none" else args.instances,
         "class_names": names,
         "connectivity": args.connectivity,
@@ -470,7 +485,7 @@ def run_evaluate(job: Job) -> None:
         job.write_text(errors, errors_to_csv(result))
     if pairs is not None:
         job.write_text(pairs, pairs_to_csv(result))
-    job.misses += find_misses(result, args)
+    job.misses += find_misses(result, args, job.word)
     summary = format_count(len(result.pairs), "matched pair") if "tp" in result else f"dice {result['dice']:.4f}"
     files = [file.name for file in (output, errors, pairs) if file is not None]
     job.finish("; ".join([summary, *([f"wrote {', '.join(files)}"] if files else [])]))
@@ -565,15 +580,15 @@ def pairs_to_csv(result: Evaluation) -> str:
     return format_csv([*table], rows)
 
 
-def find_misses(result: Evaluation, args: argparse.Namespace) -> list[str]:
+def find_misses(result: Evaluation, args: argparse.Namespace, word: Word) -> list[str]:
     """Return a line for each limit that is missed; what cannot be compared misses its limit."""
     classes = {str(name): one for name, one in result.per_class.items()}
     misses = []
-    for option, limits in _list_limits(args):
-        sign = 1 if option == "--fail-under" else -1
+    for side, limits in _list_limits(args):
+        sign = 1 if side == "fail_under" else -1
         for limit in limits:
             name = f"{limit.name}:{limit.metric}" if limit.name is not None else limit.metric
-            asked = f"{option} {limit.text}"
+            asked = f"{word(Keyword(side))} {limit.text}"
             if limit.name is not None and limit.name not in classes:
                 misses.append(f"{asked}: {_deny_class(limit.name, classes)}")
                 continue
@@ -581,7 +596,7 @@ def find_misses(result: Evaluation, args: argparse.Namespace) -> list[str]:
             if not one.present and limit.name is not None:
                 misses.append(f"{asked}: no voxel is of class {limit.name}")
                 continue
-            value = one[limit.metric.removesuffix(f"@{args.iou[0]:g}")]
+            value = one[limit.metric.removesuffix(f"@{args.iou_thresholds[0]:g}")]
             if math.isnan(value):
                 want = "matched pairs" if one.present or not classes else "a voxel of any class"
                 misses.append(f"{asked}: {name} is not known, for want of {want}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..arrays.tables import format_columns
-from ..errors import InputError
+from ..errors import InputError, Keyword
 from ..files.volume import Volume
 from ..files.writers import plan
 from .counts import count_labels
@@ -24,7 +24,7 @@ from .inputs import (
     format_count,
     format_csv,
     format_share,
-    parse_slice_axis,
+    parse_axis,
     parse_slices,
     read_table,
     suggest,
@@ -87,7 +87,7 @@ def add_fuse_arguments(parser: argparse.ArgumentParser) -> None:
     )
     trust.add_argument(
         "--axis",
-        type=parse_slice_axis,
+        type=parse_axis,
         default=0,
         metavar="{z,y,x}",
         help="axis that slices lie across; 0, 1, 2 are z, y, x (default z)",
@@ -118,11 +118,18 @@ def run_fuse(job: Job) -> None:
     args = job.args
     names = {name: getattr(args, name) for name in ROLES if getattr(args, name)}
     if not names:
-        raise InputError("nothing to fuse; pass at least one of --instances, --slices and --classes")
-    priority = check_priority(args.priority, "--priority", names)
+        raise InputError(
+            "nothing to fuse; pass at least one of ",
+            Keyword("instances"),
+            ", ",
+            Keyword("slices"),
+            " and ",
+            Keyword("classes"),
+        )
+    priority = check_priority(args.priority, names)
     for source in ("instance", "slice"):
         if getattr(args, f"{source}_classes") and f"{source}s" not in names:
-            raise InputError(f"--{source}-classes is about --{source}s, which is not given")
+            raise InputError(Keyword(f"{source}_classes"), " is about ", Keyword(f"{source}s"), ", which is not given")
     files = {name: job.open(file) for name, file in names.items()}
     first, *others = files.values()
     for name, file in files.items():
@@ -130,22 +137,28 @@ def run_fuse(job: Job) -> None:
     for file in others:
         check_same_shape(first, file)
         check_same_place(job, first, file)
-    check_slices(args.complete_slices, "--complete-slices", first.shape, args.axis)
+    check_slices(args.complete_slices, "complete_slices", first.shape, args.axis)
     if args.complete_slices and not {"instances", "slices"} & set(files):
-        raise InputError("--complete-slices is about labels, but there are none; pass --instances or --slices")
+        raise InputError(
+            Keyword("complete_slices"),
+            " is about labels, but there are none; pass ",
+            Keyword("instances"),
+            " or ",
+            Keyword("slices"),
+        )
     tables = [text for name in ("instance", "slice") for text in getattr(args, f"{name}_classes") if "=" not in text]
     inputs = [file.path for file in files.values()] + [Path(name) for name in tables]
     places = {name: getattr(args, name) for name in ("volume", "seeds", "provenance") if getattr(args, name)}
     tiling = find_tiling(job, "fuse", list(files.values()), list(places.values()))
     planned = tiling.outputs if tiling else job.outputs
     targets = {name: plan(planned, place, first.shape, inputs) for name, place in places.items()}
-    check_text_name(args.conflicts, "--conflicts", (".csv", ".txt"))
+    check_text_name(args.conflicts, "conflicts", (".csv", ".txt"))
     listing = job.add_text(args.conflicts, inputs) if args.conflicts else None
     mappings: dict[str, Any] = {
-        f"{name}_classes": read_classes(getattr(args, f"{name}_classes"), f"--{name}-classes") or None
+        f"{name}_classes": read_classes(getattr(args, f"{name}_classes"), f"{name}_classes") or None
         for name in ("instance", "slice")
     }
-    check_mappings({f"--{name.replace('_', '-')}": mapping for name, mapping in mappings.items()}, files)
+    check_mappings(mappings, files)
     keywords = {"complete_slices": args.complete_slices, "axis": args.axis, "priority": priority} | mappings
     geometry = find_geometry(*files.values())
     if tiling:
@@ -172,21 +185,27 @@ def run_fuse(job: Job) -> None:
         job.finish(summary)
 
 
-def check_priority(given: Iterable[str] | None, name: str, sources: Iterable[str]) -> tuple[Any, ...]:
-    """Return the order of trust; it names every one of `sources` once, and may name others."""
+def check_priority(given: Iterable[str] | None, sources: Iterable[str], place: str = "") -> tuple[Any, ...]:
+    """Return the order of trust; it names every one of `sources` once, and may name others.
+
+    Messages say `place` before the name of the parameter.
+    """
     if given is None:
         return SOURCES
+    name = Keyword("priority")
     order = tuple(one for word in given for one in word.split(",") if one)
     for one in order:
         if one not in SOURCES:
             hint = suggest(one, SOURCES) or f"there are {', '.join(SOURCES)}"
-            raise InputError(f"{name} names {one}, which is no source; {hint}")
+            raise InputError(place, name, f" names {one}, which is no source; {hint}")
     twice = [one for one in SOURCES if order.count(one) > 1]
     if twice:
-        raise InputError(f"{name} names {twice[0]} twice; each source once is needed, the most trusted first")
+        raise InputError(place, name, f" names {twice[0]} twice; each source once is needed, the most trusted first")
     missing = [one for one in sources if one not in order]
     if missing:
-        raise InputError(f"{name} is {' '.join(order)}, without {missing[0]}; all sources that are given are needed")
+        raise InputError(
+            place, name, f" is {' '.join(order)}, without {missing[0]}; all sources that are given are needed"
+        )
     return order
 
 
@@ -196,7 +215,7 @@ def read_classes(texts: Iterable[str], name: str) -> dict[int, int]:
     for text in texts:
         match = _CLASS.fullmatch(text)
         if not match and ("=" in text or (":" in text and not Path(text).exists())):
-            raise InputError(f"{name}: {text!r} is no id with its class, such as 7=1")
+            raise InputError(Keyword(name), f": {text!r} is no id with its class, such as 7=1")
         rows: Iterable[Any] = (
             [(int(match[1]), int(match[2]))]
             if match
@@ -204,7 +223,9 @@ def read_classes(texts: Iterable[str], name: str) -> dict[int, int]:
         )
         for one_id, value in rows:
             if classes.setdefault(one_id, value) != value:
-                raise InputError(f"{name} gives id {one_id} two classes, {classes[one_id]} and {value}; one is needed")
+                raise InputError(
+                    Keyword(name), f" gives id {one_id} two classes, {classes[one_id]} and {value}; one is needed"
+                )
     return classes
 
 

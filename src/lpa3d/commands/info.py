@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays.text import format_bytes
 from ..files.volume import Volume
 from .counts import count_values
 from .inputs import format_count, format_share, format_sizes
@@ -85,7 +86,7 @@ def _info_values(job: Job, source: Volume) -> dict[str, Any]:
 def _info_text(facts: dict[str, Any]) -> str:
     """Return the facts as lines for a person."""
     total = math.prod(facts["shape"])
-    size = f"{total:,} voxels, {_bytes(facts['bytes'])} in memory"
+    size = f"{total:,} voxels, {format_bytes(facts['bytes'])} in memory"
     lines = {
         "file": facts["file"],
         "format": ", ".join(text for text in (facts["format"], facts["compression"]) if text),
@@ -104,9 +105,3 @@ def _info_text(facts: dict[str, Any]) -> str:
     for value, count in facts.get("voxels", {}).items():
         lines[f"  {value}"] = format_share(count, total)
     return "\n".join(f"{key + ':':<12} {text}".rstrip() for key, text in lines.items())
-
-
-def _bytes(number: int) -> str:
-    units = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-    power = min(max(number.bit_length() - 1, 0) // 10, len(units) - 1)
-    return f"{number / 1024**power:.{1 if power else 0}f} {units[power]}"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.checks import canonical_spacing
-from ..errors import InputError
+from ..errors import InputError, Keyword
 from ..files.geometry import Geometry
 from ..files.volume import Volume
 from .job import Job
@@ -31,6 +31,7 @@ __all__ = [
     "format_csv",
     "format_share",
     "format_sizes",
+    "parse_axis",
     "parse_slice_axis",
     "parse_slices",
     "read_table",
@@ -70,12 +71,19 @@ def parse_slices(text: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def parse_slice_axis(text: str) -> int:
+AXES: Mapping[str, Any] = {"z": 0, "y": 1, "x": 2, "0": 0, "1": 1, "2": 2}
+
+
+def parse_axis(text: str, known: Mapping[str, Any] = AXES) -> Any:
     """Parse the axis that slices lie across: a letter or a number."""
-    axes = {"z": 0, "y": 1, "x": 2, "0": 0, "1": 1, "2": 2}
-    if text.lower() not in axes:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of z, y, x, 0, 1, 2")
-    return axes[text.lower()]
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
+    return known[text.lower()]
+
+
+def parse_slice_axis(text: str) -> Any:
+    """Parse an axis, ``auto``, or ``none``, which is None."""
+    return parse_axis(text, {"auto": "auto", "none": None, **AXES})
 
 
 def check_same_shape(volume: Volume, other: Volume) -> None:
@@ -131,11 +139,11 @@ def find_geometry(volume: Volume, *others: Volume) -> Geometry:
     return next((file.geometry for file in (volume, *others) if file.geometry.spacing), volume.geometry)
 
 
-def check_text_name(name: str | None, option: str, suffixes: Sequence[str] = ("", ".txt", ".csv")) -> None:
+def check_text_name(name: str | None, key: str, suffixes: Sequence[str] = ("", ".txt", ".csv")) -> None:
     """Refuse to write text to a file whose name is that of a volume."""
     if name and Path(name).suffix.lower() not in suffixes:
         known = ", ".join(suffix for suffix in suffixes if suffix)
-        raise InputError(f"cannot write {name}: what {option} writes is text; its name may end in {known}")
+        raise InputError(f"cannot write {name}: what ", Keyword(key), f" writes is text; its name may end in {known}")
 
 
 def format_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

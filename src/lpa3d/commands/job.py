@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import sys
 import threading
@@ -31,6 +30,7 @@ from ..files.readers import open_volume
 from ..files.volume import Volume
 from ..files.writers import Target
 from .terminal import Terminal
+from .wording import Word
 
 __all__ = ["BROKEN_PIPE", "FAILED", "INTERRUPTED", "UNUSABLE", "Job", "attend", "report"]
 
@@ -40,13 +40,12 @@ TILES_END = 10.0
 """Seconds that tiles in flight have to end after an interruption. What they leave unfinished is done again."""
 
 Array = npt.NDArray[Any]
-Phrase = Callable[[str], str]
 
 
 @dataclass
 class Job:
     """One run: what was asked, where messages go, the outputs in the making, what standard output will get, and which
-    of the user's limits the results miss.
+    of the user's limits the results miss. `word` is how messages name parameters.
 
     While a verb works tile by tile `tiled` is set, and `advice` says how to go on with what it leaves, if it does.
     """
@@ -55,6 +54,7 @@ class Job:
     terminal: Terminal
     outputs: Outputs
     files: ExitStack
+    word: Word
     results: list[str] = field(default_factory=list)
     misses: list[str] = field(default_factory=list)
     tiled: bool = False
@@ -137,12 +137,14 @@ def _signals() -> Iterator[None]:
 
 
 @contextmanager
-def _warnings_to(terminal: Terminal, phrase: Phrase) -> Iterator[None]:
+def _warnings_to(terminal: Terminal, word: Word) -> Iterator[None]:
     """Print the library's own warnings as messages; other libraries' remarks are for developers."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if issubclass(category, Lpa3dWarning) or _debugging():
-            terminal.message(f"warning: {phrase(str(message))}")
+        if isinstance(message, Lpa3dWarning):
+            terminal.message(f"warning: {message.word(word)}")
+        elif _debugging():
+            terminal.message(f"warning: {message}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -150,44 +152,12 @@ def _warnings_to(terminal: Terminal, phrase: Phrase) -> Iterator[None]:
         yield
 
 
-def _as_options(text: str) -> str:
-    """Turn the keywords that the library's messages name into the options and arguments of the same name."""
-    text = re.sub(
-        r"\b(unseeded|seed_conflicts|slice_axis|sweeps|max_distance|connectivity|min_contact|tile|memory|scratch|device)='?([\w.]+)'?",
-        lambda match: f"--{match[1].replace('_', '-')} {match[2]}",
-        text,
-    )
-    text = text.replace("resume=False", "--no-resume").replace("resume='force'", "--force-resume")
-    text = re.sub(r", or pass classes\[\d\]=\{id: class\}", "", text)
-    text = re.sub(r"\bclasses\[(\d)\]", lambda match: ("REFERENCE_CLASSES", "PREDICTION_CLASSES")[int(match[1])], text)
-    text = re.sub(r"\bscores (?=has |holds )", "--scores ", text)
-    text = re.sub(
-        r"\b(max_gap|(?:bad|complete)_slices|(?:must|cannot)_link)\b(?!=)",
-        lambda match: f"--{match[1].replace('_', '-')}",
-        text,
-    )
-    text = re.sub(r"\b(instance|slice)_classes=\{(\d+): (\d+), \.\.\.\}", r"--\1-classes \2=\3 and so on", text)
-    text = text.replace(" in priority", " in --priority")
-    text = _without_python(text)
-    mark = r"(reference holds negative ids, the smallest is (-\d+);)"
-    return re.sub(mark, r"\1 if it marks voxels that do not count, pass --ignore \2;", text)
-
-
-def _without_python(text: str) -> str:
-    """Leave out what is for callers of the library."""
-    return text.replace(" (in Python: overwrite=True)", "")
-
-
 def _debugging() -> bool:
     return os.environ.get("LPA3D_DEBUG", "") not in ("", "0")
 
 
-def attend(run: Callable[[Job], None], args: argparse.Namespace, *, keywords: bool = False) -> int:
-    """Run a command in a thread, draw its progress, and clean up whatever ends it.
-
-    With `keywords` the user gave keywords rather than options, and messages keep them.
-    """
-    phrase = _without_python if keywords else _as_options
+def attend(run: Callable[[Job], None], args: argparse.Namespace, word: Word) -> int:
+    """Run a command in a thread, draw its progress, and clean up whatever ends it."""
     terminal = Terminal(quiet=args.quiet)
     outputs = Outputs(overwrite=getattr(args, "overwrite", False))
     jobs: list[Job] = []
@@ -195,8 +165,8 @@ def attend(run: Callable[[Job], None], args: argparse.Namespace, *, keywords: bo
 
     def work() -> None:
         try:
-            with _warnings_to(terminal, phrase), outputs, ExitStack() as files:
-                jobs.append(Job(args, terminal, outputs, files))
+            with _warnings_to(terminal, word), outputs, ExitStack() as files:
+                jobs.append(Job(args, terminal, outputs, files, word))
                 run(jobs[0])
         except BaseException as error:
             failures.append(error)
@@ -230,7 +200,7 @@ def attend(run: Callable[[Job], None], args: argparse.Namespace, *, keywords: bo
         return code
     terminal.finish()
     if failures:
-        code = report(failures[0], terminal, phrase)
+        code = report(failures[0], terminal, word)
         if jobs and jobs[0].advice and not isinstance(failures[0], Lpa3dError):
             terminal.message(f"finished tiles are kept; mend the cause and {jobs[0].advice}")
         return code
@@ -244,12 +214,12 @@ def attend(run: Callable[[Job], None], args: argparse.Namespace, *, keywords: bo
     return MISSED if job.misses else OK
 
 
-def report(error: BaseException, terminal: Terminal, phrase: Phrase | None = None) -> int:
+def report(error: BaseException, terminal: Terminal, word: Word) -> int:
     """Print what went wrong and return the exit code."""
     if _debugging():
         traceback.print_exception(error)
     if isinstance(error, Lpa3dError):
-        terminal.message(f"error: {(phrase or _as_options)(str(error))}")
+        terminal.message(f"error: {error.word(word)}")
         return UNUSABLE if isinstance(error, (ValueError, TypeError)) else FAILED
     if isinstance(error, MemoryError):
         terminal.message(f"error: not enough memory{f' ({error})' if str(error) else ''}")

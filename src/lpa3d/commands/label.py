@@ -21,20 +21,20 @@ __all__ = ["add_label_arguments", "run_label"]
 
 
 def add_label_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="IN", help="class map: bool or integers, 0 is background")
-    parser.add_argument("output", metavar="OUT", help="labels: uint32, or uint64 from 2**32 voxels on")
+    parser.add_argument("volume", metavar="IN", help="class map: bool or integers, 0 is background")
+    parser.add_argument("out", metavar="OUT", help="labels: uint32, or uint64 from 2**32 voxels on")
     add_connectivity(parser)
     add_device(parser)
     add_tiling(parser)
 
 
 def run_label(job: Job) -> None:
-    source = job.open(job.args.input)
+    source = job.open(job.args.volume)
     source.check_integers("a class map")
     keywords = {"connectivity": job.args.connectivity, "device": job.args.device}
-    tiling = find_tiling(job, "label", [source], [job.args.output])
+    tiling = find_tiling(job, "label", [source], [job.args.out])
     outputs = tiling.outputs if tiling else job.outputs
-    target = plan(outputs, job.args.output, source.shape, [source.path])
+    target = plan(outputs, job.args.out, source.shape, [source.path])
     if tiling:
         _label_tiles(job, tiling, source, keywords)
         return
@@ -50,7 +50,7 @@ def run_label(job: Job) -> None:
 
 
 def _label_tiles(job: Job, tiling: Tiling, source: Volume, keywords: dict[str, Any]) -> None:
-    labels = tiling.run("labelling", "labelled", source, geometry=source.geometry, out=job.args.output, **keywords)
+    labels = tiling.run("labelling", "labelled", source, geometry=source.geometry, out=job.args.out, **keywords)
 
     def describe() -> str:
         count, voxels = tiling.count_numbered(labels)

@@ -28,8 +28,8 @@ __all__ = ["add_merge_arguments", "run_merge"]
 
 
 def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="IN", help="instance ids, 0 is background")
-    parser.add_argument("output", metavar="OUT", help="labels with fragments united, of the same dtype")
+    parser.add_argument("labels", metavar="IN", help="instance ids, 0 is background")
+    parser.add_argument("out", metavar="OUT", help="labels with fragments united, of the same dtype")
     parser.add_argument("--classes", metavar="FILE", help="class map of the same shape; different classes never join")
     add_connectivity(parser)
     add_spacing(parser)
@@ -56,7 +56,7 @@ def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_merge(job: Job) -> None:
     args = job.args
-    source = job.open(args.input)
+    source = job.open(args.labels)
     source.check_integers("labels")
     classes = job.open(args.classes) if args.classes else None
     if classes is not None:
@@ -68,8 +68,8 @@ def run_merge(job: Job) -> None:
     tables += [args.scores] if args.scores else []
     inputs = [file.path for file in (source, classes) if file is not None] + [Path(name) for name in tables]
     spacing, geometry = find_spacing(job, source)
-    tiling = find_tiling(job, "merge", [file for file in (source, classes) if file is not None], [args.output])
-    target = plan(tiling.outputs if tiling else job.outputs, args.output, source.shape, inputs)
+    tiling = find_tiling(job, "merge", [file for file in (source, classes) if file is not None], [args.out])
+    target = plan(tiling.outputs if tiling else job.outputs, args.out, source.shape, inputs)
     must, cannot = (read_links(texts) for texts in links.values())
     scores = (
         read_table(args.scores, _LINK | {"score": float}, "two ids and a score are needed, such as 3,7,0.9")
@@ -86,9 +86,7 @@ def run_merge(job: Job) -> None:
         "device": args.device,
     }
     if tiling:
-        result = tiling.run(
-            "merging", "merged", source, geometry=geometry, classes=classes, out=args.output, **keywords
-        )
+        result = tiling.run("merging", "merged", source, geometry=geometry, classes=classes, out=args.out, **keywords)
         if result is not None:
             tiling.finish(
                 lambda: f"{format_count(tiling.count_labels(source)[0], 'instance')} became {tiling.summarize(result)}"

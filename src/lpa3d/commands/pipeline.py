@@ -13,7 +13,6 @@ import inspect
 import json
 import math
 import platform
-import re
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._version import __version__
-from ..errors import InputError, Lpa3dError
+from ..arrays.text import format_bytes
+from ..errors import InputError, Keyword, Lpa3dError
 from ..files.geometry import Geometry
 from ..files.outputs import Beside
 from ..files.volume import Volume
@@ -133,7 +133,7 @@ def _check_mappings(config: Config, files: Mapping[str, Volume]) -> None:
 
 def _check_memory(config: Config, files: Mapping[str, Volume]) -> None:
     """Refuse volumes that memory cannot hold: the inputs, and what the greediest step needs at the least."""
-    from ..tiled.driver.budget import available_memory, format_bytes
+    from ..tiled.driver.budget import available_memory
 
     # A .npy file is mapped, not read.
     held = sum(file.dtype.itemsize for file in files.values() if file.format != "npy")
@@ -157,7 +157,7 @@ def _check_slices(config: Config, shape: tuple[int, ...]) -> None:
             for key in ("bad_slices", "complete_slices", "missing_slices"):
                 check_slices(keywords.get(key, ()), key, shape, _find_axis(config, step))
             if len(shape) == 2 and keywords.get("missing_slices"):
-                raise InputError("missing_slices needs a volume (Z, Y, X); the files hold one slice")
+                raise InputError(Keyword("missing_slices"), " needs a volume (Z, Y, X); the files hold one slice")
 
 
 def _find_axis(config: Config, step: str) -> int:
@@ -182,24 +182,21 @@ def _in_section(config: Config, step: str) -> Iterator[None]:
     try:
         yield
     except Lpa3dError as error:
-        advice = "; classes = false leaves the class map aside" if "on more than one class" in str(error) else ""
-        raise type(error)(f"{_name_section(config, step)} {_as_keys(str(error))}{advice}") from error
+        # Steps that get a class map unless the file says otherwise.
+        spare = step in ("stitch", "merge") and Keyword("classes") in error.args
+        advice = "; classes = false leaves the class map aside" if spare else ""
+        raise type(error)(f"{_name_section(config, step)} ", *error.args, advice) from error
 
 
 def _name_section(config: Config, step: str) -> str:
     return f"{config.name}: [{step}]"
 
 
-def _as_keys(text: str) -> str:
-    """Turn options into the keys of the same name."""
-    return re.sub(r"--(?=[a-z])([a-z-]+)", lambda match: match[1].replace("-", "_"), text)
-
-
 def _evaluate_options(config: Config) -> argparse.Namespace:
     """Return what `lpa3d evaluate` would have been asked for."""
     keywords = config.steps["evaluate"]
     return argparse.Namespace(
-        iou=keywords.get("iou_thresholds", [0.5]),
+        iou_thresholds=keywords.get("iou_thresholds", [0.5]),
         instances="ids",
         classes="reference_classes" in config.inputs,
         class_names=keywords.get("class_names"),
@@ -362,7 +359,7 @@ class _Chain:
         self._keep("errors", errors_to_csv(result))
         self._keep("pairs", pairs_to_csv(result))
         section = _name_section(self.config, "evaluate")
-        self.job.misses += [f"{section} {_as_keys(text)}" for text in find_misses(result, args)]
+        self.job.misses += [f"{section} {text}" for text in find_misses(result, args, self.job.word)]
         return result.to_dict(), f"pq {result['pq']:.4f}, {format_count(len(result.pairs), 'matched pair')}"
 
     def write(self, targets: Mapping[str, Target | Beside], files: Mapping[str, Volume]) -> None:

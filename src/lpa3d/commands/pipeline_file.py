@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..evaluation.conventions import CONVENTIONS
 from .evaluate import parse_limit, read_class_names
 from .fuse import ROLES, SOURCES, check_priority, read_classes
-from .inputs import parse_slices, read_table, suggest
+from .inputs import parse_axis, parse_slice_axis, parse_slices, read_table, suggest
 from .stitch import read_links
 
 __all__ = ["OUTPUTS", "STEPS", "SUFFIXES", "Config", "read_config"]
@@ -148,18 +148,9 @@ def _choice(*choices: Any) -> Parse:
     return parse
 
 
-_AXES = {"z": 0, "y": 1, "x": 2, 0: 0, 1: 1, 2: 2}
-
-
-def _axis(value: Any) -> int:
-    if isinstance(value, bool | float):
-        raise ValueError
-    return _AXES[value]
-
-
-def _slice_axis(value: Any) -> Any:
-    # TOML has no null.
-    return {"auto": "auto", "none": None}[value] if value in ("auto", "none") else _axis(value)
+def _axis(parse: Callable[[str], Any]) -> Parse:
+    """Return what takes text, as `parse` does, and whole numbers. TOML has no null, so that "none" is text, too."""
+    return lambda value: parse(str(_whole(0)(value)) if not isinstance(value, str) else value)
 
 
 def _slices(value: Any) -> tuple[int, ...]:
@@ -220,7 +211,7 @@ def _limits(value: Any) -> list[Any]:
 _FILE = Key(_file, "the name of a file")
 _FLAG = Key(_flag, "true or false")
 _CONNECTIVITY = Key(_choice(6, 18, 26, 1, 2, 3), "6, 18 or 26")
-_AXIS = Key(_axis, '"z", "y" or "x" (or 0, 1, 2)')
+_AXIS = Key(_axis(parse_axis), '"z", "y" or "x" (or 0, 1, 2)')
 _SLICES = Key(_slices, 'a list of slices such as [17, 203], or text such as "17,203-205",')
 _LINKS = Key(_pairs, "a list of pairs of ids such as [[3, 7]], or a CSV file with columns id_a,id_b,")
 _SECTIONS = Key(
@@ -257,7 +248,7 @@ STEPS: dict[str, dict[str, Key]] = {
         "connectivity": _CONNECTIVITY,
         "max_distance": Key(_number(0), "a length, at least 0, in the unit of the spacing"),
         "sweeps": Key(_whole(0, 10_000), "a whole number from 0 to 10000"),
-        "slice_axis": Key(_slice_axis, '"auto", "none", "z", "y" or "x" (or 0, 1, 2)'),
+        "slice_axis": Key(_axis(parse_slice_axis), '"auto", "none", "z", "y" or "x" (or 0, 1, 2)'),
         "missing_slices": _SLICES,
         "unseeded": Key(_choice("drop", "label"), '"drop" or "label"'),
         "seed_conflicts": Key(_choice("raise", "majority"), '"raise" or "majority"'),
@@ -345,7 +336,7 @@ def read_config(name: str) -> Config:
         _check_steps(steps, inputs, outputs)
         tables = list(_read_tables(steps))
     except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+        raise InputError(f"{name}: ", *error.args) from error
     return Config(name, inputs, outputs, spacing, steps, (Path(name), *tables))
 
 
@@ -429,7 +420,7 @@ def _check_keywords(steps: Mapping[str, Any], inputs: Mapping[str, str], outputs
     """Refuse keywords that do not go together."""
     fuse, merge = steps.get("fuse", {}), steps.get("merge", {})
     if "priority" in fuse:
-        fuse["priority"] = check_priority(fuse["priority"], "[fuse] priority", [key for key in ROLES if key in inputs])
+        fuse["priority"] = check_priority(fuse["priority"], [key for key in ROLES if key in inputs], "[fuse] ")
     if fuse.get("complete_slices") and not {"instances", "slices"} & set(inputs):
         raise InputError(
             "[fuse] complete_slices is about labels, but there are none; give [inputs] instances or slices"

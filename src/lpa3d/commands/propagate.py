@@ -6,19 +6,19 @@ import argparse
 
 from ..files.writers import plan
 from .counts import summarize
-from .inputs import add_connectivity, add_spacing, check_same_place, check_same_shape, find_spacing, parse_slices
+from .inputs import (
+    add_connectivity,
+    add_spacing,
+    check_same_place,
+    check_same_shape,
+    find_spacing,
+    parse_slice_axis,
+    parse_slices,
+)
 from .job import Job
 from .tiling import add_device, add_tiling, find_tiling
 
 __all__ = ["add_propagate_arguments", "run_propagate"]
-
-
-def _axis(text: str) -> int | str | None:
-    """Parse a slice axis: auto, none, a number or a letter."""
-    axes: dict[str, int | str | None] = {"auto": "auto", "none": None, "z": 0, "y": 1, "x": 2, "0": 0, "1": 1, "2": 2}
-    if text.lower() not in axes:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, none, z, y, x, 0, 1, 2")
-    return axes[text.lower()]
 
 
 # ---------------------------------------------------------------------------------------------------------- propagate
@@ -27,7 +27,7 @@ def _axis(text: str) -> int | str | None:
 def add_propagate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("volume", metavar="VOLUME", help="class map: bool or integers, 0 is background")
     parser.add_argument("seeds", metavar="SEEDS", help="instance ids of the same shape, 0 is unlabelled")
-    parser.add_argument("output", metavar="OUT", help="labels, of the seeds' dtype")
+    parser.add_argument("out", metavar="OUT", help="labels, of the seeds' dtype")
     add_connectivity(parser)
     add_spacing(parser)
     parser.add_argument(
@@ -37,7 +37,7 @@ def add_propagate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sweeps", type=int, metavar="N", help="rounds of diffusion that smooth borders; 0 for none")
     parser.add_argument(
         "--slice-axis",
-        type=_axis,
+        type=parse_slice_axis,
         default="auto",
         metavar="{auto,none,z,y,x}",
         help="axis across which slices were annotated; 0, 1, 2 are z, y, x (default auto: found from the seeds)",
@@ -78,9 +78,9 @@ def run_propagate(job: Job) -> None:
         check_same_place(job, volume, file)
     spacing, geometry = find_spacing(job, volume)
     paths = [file.path for file in inputs]
-    tiling = find_tiling(job, "propagate", inputs, [args.output, args.confidence])
+    tiling = find_tiling(job, "propagate", inputs, [args.out, args.confidence])
     outputs = tiling.outputs if tiling else job.outputs
-    target = plan(outputs, args.output, volume.shape, paths)
+    target = plan(outputs, args.out, volume.shape, paths)
     sureness = plan(outputs, args.confidence, volume.shape, paths) if args.confidence else None
     keywords = {
         "connectivity": args.connectivity,
@@ -95,7 +95,7 @@ def run_propagate(job: Job) -> None:
         "device": args.device,
     }
     if tiling:
-        places = (args.output, args.confidence) if sureness else args.output
+        places = (args.out, args.confidence) if sureness else args.out
         result = tiling.run(
             "propagating", "propagated", volume, seeds, geometry=geometry, cost=cost, out=places, **keywords
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
+from ..errors import InputError, Keyword
 from ..files.geometry import Geometry
 from ..files.volume import Volume
 from ..files.writers import plan
@@ -21,7 +21,7 @@ from .inputs import (
     check_same_shape,
     find_geometry,
     format_count,
-    parse_slice_axis,
+    parse_axis,
     parse_slices,
     read_table,
 )
@@ -42,11 +42,11 @@ def add_stitch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "slices", metavar="SLICES", help="2D instance ids slice by slice: a volume, or a folder of PNG or TIFF images"
     )
-    parser.add_argument("output", metavar="OUT", help="3D ids 1..n: uint32, or uint64 from 2**32 voxels on")
+    parser.add_argument("out", metavar="OUT", help="3D ids 1..n: uint32, or uint64 from 2**32 voxels on")
     parser.add_argument("--classes", metavar="FILE", help="class map of the same shape; different classes never join")
     parser.add_argument(
         "--axis",
-        type=parse_slice_axis,
+        type=parse_axis,
         default=0,
         metavar="{z,y,x}",
         help="axis that slices lie across; 0, 1, 2 are z, y, x (default z)",
@@ -87,7 +87,7 @@ def run_stitch(job: Job) -> None:
     """Read, stitch, write."""
     args = job.args
     if args.max_gap < 1:
-        raise InputError(f"--max-gap is {args.max_gap}; a whole number of slices, at least 1, is needed")
+        raise InputError(Keyword("max_gap"), f" is {args.max_gap}; a whole number of slices, at least 1, is needed")
     source = job.open(args.slices)
     source.check_integers("slices")
     classes = job.open(args.classes) if args.classes else None
@@ -99,10 +99,10 @@ def run_stitch(job: Job) -> None:
     tables = [text for texts in given.values() for text in texts if not _LINK.fullmatch(text)]
     inputs = [file.path for file in (source, classes) if file is not None] + [Path(name) for name in tables]
     geometry = find_geometry(*(file for file in (source, classes) if file is not None))
-    tiling = find_tiling(job, "stitch", [file for file in (source, classes) if file is not None], [args.output])
-    target = plan(tiling.outputs if tiling else job.outputs, args.output, source.shape, inputs)
-    check_slices(args.bad_slices, "--bad-slices", source.shape, args.axis)
-    must, cannot = (read_links(texts, f"--{name}-link") for name, texts in given.items())
+    tiling = find_tiling(job, "stitch", [file for file in (source, classes) if file is not None], [args.out])
+    target = plan(tiling.outputs if tiling else job.outputs, args.out, source.shape, inputs)
+    check_slices(args.bad_slices, "bad_slices", source.shape, args.axis)
+    must, cannot = (read_links(texts, f"{name}_link") for name, texts in given.items())
     keywords = {
         "axis": args.axis,
         "max_gap": args.max_gap,
@@ -112,7 +112,7 @@ def run_stitch(job: Job) -> None:
         "cannot_link": cannot,
     }
     if tiling:
-        _stitch_tiles(tiling, source, geometry, classes=classes, out=args.output, **keywords)
+        _stitch_tiles(tiling, source, geometry, classes=classes, out=args.out, **keywords)
         return
     slices = job.read(source, "slices")
     class_map = None if classes is None else job.read(classes, "a class map")
@@ -143,7 +143,7 @@ def check_slices(slices: Sequence[int], name: str, shape: Sequence[int], axis: i
     length = shape[axis] if len(shape) == 3 else 1
     beyond = [z for z in slices if not 0 <= z < length]
     if beyond:
-        raise InputError(f"{name} holds {beyond[0]}; slices across {'zyx'[axis]} are 0 to {length - 1}")
+        raise InputError(Keyword(name), f" holds {beyond[0]}; slices across {'zyx'[axis]} are 0 to {length - 1}")
 
 
 def read_links(texts: Iterable[str], name: str) -> list[tuple[Section, Section]]:
@@ -152,7 +152,7 @@ def read_links(texts: Iterable[str], name: str) -> list[tuple[Section, Section]]
     for text in texts:
         match = _LINK.fullmatch(text)
         if not match and ":" in text and not Path(text).exists():
-            raise InputError(f"{name}: {text!r} is no pair of sections, such as 3:17,4:9, and no file")
+            raise InputError(Keyword(name), f": {text!r} is no pair of sections, such as 3:17,4:9, and no file")
         rows: Iterable[Sequence[int]] = (
             [tuple(map(int, match.groups()))]
             if match

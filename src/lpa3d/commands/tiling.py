@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import backend as _backend
+from ..arrays.text import parse_memory
 from ..arrays.threads import num_threads, run_all
 from ..errors import InputError
 from ..files.geometry import Geometry
@@ -48,8 +49,6 @@ def _tile(text: str) -> tuple[int, ...]:
 
 
 def _memory(text: str) -> str:
-    from ..tiled.driver.budget import parse_memory
-
     try:
         parse_memory(text)
     except InputError:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DeviceError, InputError
+from ..errors import DeviceError, InputError, Keyword
 
 __all__ = ["BLOCK", "Device", "Kernel", "ceil_div", "open_device", "read_source"]
 
@@ -225,23 +225,26 @@ def open_device() -> Device:
     DeviceError
         If there is no CuPy, no driver, no device, or an older one than the kernels can be compiled for.
     """
+    needed = Keyword("device", "cuda")
     try:
         import cupy
     except ImportError as error:
         raise DeviceError(
-            f"device='cuda' needs CuPy, which cannot be imported ({error}): pip install 'lpa3d[cuda13]', or "
-            "'lpa3d[cuda12]' for a driver of CUDA 12"
+            needed,
+            f" needs CuPy, which cannot be imported ({error}): pip install 'lpa3d[cuda13]', or 'lpa3d[cuda12]' for a "
+            "driver of CUDA 12",
         ) from None
     runtime = cupy.cuda.runtime
     try:
         count = runtime.getDeviceCount()
     except runtime.CUDARuntimeError as error:
         raise DeviceError(
-            f"device='cuda' needs an NVIDIA GPU and its driver, and CuPy finds none ({error}): see what nvidia-smi "
-            "says; a driver older than CuPy's CUDA needs lpa3d[cuda12] in place of lpa3d[cuda13]"
+            needed,
+            f" needs an NVIDIA GPU and its driver, and CuPy finds none ({error}): see what nvidia-smi says; a driver "
+            "older than CuPy's CUDA needs lpa3d[cuda12] in place of lpa3d[cuda13]",
         ) from None
     if count == 0:
-        raise DeviceError("device='cuda' needs an NVIDIA GPU, and there is none: CUDA_VISIBLE_DEVICES may hide it")
+        raise DeviceError(needed, " needs an NVIDIA GPU, and there is none: CUDA_VISIBLE_DEVICES may hide it")
     capability = cupy.cuda.Device().compute_capability
     if (int(capability[:-1]), int(capability[-1])) < OLDEST:
         raise DeviceError(

@@ -14,9 +14,9 @@ from ..arrays.backend import is_on_device
 from ..arrays.classes import find_classes, group_ids
 from ..arrays.components import WIDE, Components, Slab, find_components
 from ..arrays.overlap import Overlaps, add_overlaps, count_overlaps, count_rows
+from ..arrays.text import list_some
 from ..arrays.threads import run_all
-from ..arrays.unite import list_some
-from ..errors import InputError
+from ..errors import InputError, Keyword
 from ..kernels.overlap import VOID
 
 __all__ = [
@@ -171,8 +171,11 @@ def classify_ids(overlaps: Overlaps, classes: tuple[Any, Any] | None) -> Classif
         nowhere = ids[[names[number] == 0 for number in of.tolist()]]
         if nowhere.size:
             raise InputError(
-                f"{len(nowhere)} id(s) of {name} have class 0 in {source}: {list_some(nowhere)}; give them a class, or "
-                f"set them to 0"
+                f"{len(nowhere)} id(s) of ",
+                Keyword(name),
+                " have class 0 in ",
+                Keyword(source),
+                f": {list_some(nowhere)}; give them a class, or set them to 0",
             )
         found.append((of, names))
     return _classify(overlaps, found)

@@ -18,10 +18,10 @@ from ..arrays.checks import as_bits, seal
 from ..arrays.neighbors import neighbor_offsets
 from ..arrays.overlap import Overlaps, add_overlaps, find_boxes
 from ..arrays.relabel import relabel
+from ..arrays.text import list_some
 from ..arrays.threads import num_threads, run_all, split
-from ..arrays.unite import list_some
 from ..arrays.warn import warn
-from ..errors import InputError
+from ..errors import InputError, Keyword
 from ..kernels.overlap import VOID
 from ..kernels.touching import separate_slab
 from .classified import Classified, Sides
@@ -116,8 +116,11 @@ def report(
     present = [name for name, one in per_class.items() if one.present]
     if not present:
         warn(
-            f"none of the classes {list_some(list(request.names or ()))} is in reference or prediction, so there is "
-            f"nothing to average; they have {list_some(table.classes) or 'none at all'}"
+            f"none of the classes {list_some(request.names or ())} is in ",
+            Keyword("reference"),
+            " or ",
+            Keyword("prediction"),
+            f", so there is nothing to average; they have {list_some(table.classes) or 'none at all'}",
         )
     return Evaluation(
         _average([values[name] for name in present], list(values[next(iter(numbers))]), request.convention),
@@ -258,4 +261,9 @@ def _check_scored(scores: Scores | None, overlaps: Overlaps) -> None:
     ids = np.unique(overlaps.pairs[:, 1])
     missing = np.setdiff1d(ids[ids > 0], scores[0], assume_unique=True)
     if missing.size:
-        raise InputError(f"scores has none for {len(missing)} id(s) of prediction: {list_some(missing)}; add them")
+        raise InputError(
+            Keyword("scores"),
+            f" has none for {len(missing)} id(s) of ",
+            Keyword("prediction"),
+            f": {list_some(missing)}; add them",
+        )

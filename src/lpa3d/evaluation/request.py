@@ -14,8 +14,8 @@ import numpy.typing as npt
 from .._version import __version__
 from ..arrays.backend import array_module, is_on_device
 from ..arrays.checks import MAX_ID, canonical_connectivity, canonical_spacing
-from ..arrays.unite import list_some
-from ..errors import InputError, InputTypeError
+from ..arrays.text import list_some
+from ..errors import Example, InputError, InputTypeError, Keyword, Part
 from .conventions import CONVENTIONS, Convention
 
 __all__ = ["Request", "check_ignore", "check_mode", "check_request", "mark_value", "pair_classes"]
@@ -23,6 +23,8 @@ __all__ = ["Request", "check_ignore", "check_mode", "check_request", "mark_value
 Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]
 Scores = tuple[Ids, npt.NDArray[np.float64]]
+
+PAIR = Keyword("classes", Example("(classes of reference, classes of prediction)"))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -117,7 +119,8 @@ def check_mode(instances: Any) -> str | None:
 
 def _check_choice(value: Any, name: str, choices: tuple[Any, ...]) -> Any:
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
-        raise InputError(f"{name} is {value!r}; {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r} is needed")
+        needed = f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
+        raise InputError(Keyword(name), f" is {value!r}; {needed} is needed")
     return value
 
 
@@ -127,7 +130,8 @@ def _check_convention(convention: Any) -> tuple[str, Convention]:
         return "custom", convention
     if not isinstance(convention, str) or convention not in CONVENTIONS:
         raise InputError(
-            f"convention is {convention!r}; one of {', '.join(map(repr, CONVENTIONS))} is needed, or a lpa3d.Convention"
+            Keyword("convention"),
+            f" is {convention!r}; one of {', '.join(map(repr, CONVENTIONS))} is needed, or a lpa3d.Convention",
         )
     return convention, CONVENTIONS[convention]
 
@@ -140,8 +144,11 @@ def check_ignore(ignore: Any, shape: tuple[int, ...]) -> int:
         return operator.index(ignore)
     except TypeError:
         raise InputTypeError(
-            f"ignore is {ignore!r}; an array of bool of the shape {shape} is needed, or one value of reference, e.g. "
-            f"ignore=255"
+            Keyword("ignore"),
+            f" is {ignore!r}; an array of bool of the shape {shape} is needed, or one value of ",
+            Keyword("reference"),
+            ", e.g. ",
+            Keyword("ignore", 255),
         ) from None
 
 
@@ -164,48 +171,64 @@ def pair_classes(classes: Any, mode: str | None) -> tuple[Any, Any] | None:
         return None
     if mode != "ids":
         raise InputError(
-            f'classes are those of instance ids, but instances={mode!r}; leave it out, or pass instances="ids"'
+            Keyword("classes"),
+            " are those of instance ids, but ",
+            Keyword("instances", mode),
+            "; leave it out, or pass ",
+            Keyword("instances", "ids"),
         )
-    need = "a pair is needed: classes=(classes of reference, classes of prediction), each a class map or {id: class}"
+    need = "; a pair is needed: ", PAIR, ", each a class map or {id: class}"
+    given = Keyword("classes")
     if isinstance(classes, (np.ndarray, Mapping, str)) or is_on_device(classes):
-        raise InputTypeError(f"classes is a {type(classes).__qualname__}; {need}")
+        raise InputTypeError(given, f" is a {type(classes).__qualname__}", *need)
     try:
         first, second = classes
     except (TypeError, ValueError):
-        raise InputTypeError(f"classes cannot be read as two; {need}") from None
+        raise InputTypeError(given, " cannot be read as two", *need) from None
     if first is None or second is None:
-        raise InputTypeError(f"classes holds None; {need}")
+        raise InputTypeError(given, " holds None", *need)
     return first, second
 
 
 def _check_names(names: Any, mode: str | None, classes: Any) -> Mapping[Any, Any] | None:
     if names is None:
         return None
+    given = Keyword("class_names")
     if not isinstance(names, Mapping) or not names:
-        raise InputTypeError(f"class_names is {names!r}; a mapping is needed, e.g. class_names={{1: 'mitochondria'}}")
+        raise InputTypeError(
+            given, f" is {names!r}; a mapping is needed, e.g. ", Keyword("class_names", {1: "mitochondria"})
+        )
     if mode == "ids" and classes is None:
-        raise InputError("class_names needs classes: pass classes=(classes of reference, classes of prediction)")
+        raise InputError(given, " needs classes: pass ", PAIR)
     if len({str(name) for name in names.values()}) < len(names):
-        raise InputError(f"class_names gives one name to several classes: {list(names.values())}; names must differ")
+        raise InputError(given, f" gives one name to several classes: {list(names.values())}; names must differ")
     return names
 
 
 def _check_unused(**arguments: Any) -> None:
     given = [name for name, value in arguments.items() if value is not None]
     if given:
-        raise InputError(f'{given[0]} is about instances, but instances=None; pass instances="components" (or "ids")')
+        raise InputError(
+            Keyword(given[0]),
+            " is about instances, but ",
+            Keyword("instances", None),
+            "; pass ",
+            Keyword("instances", "components"),
+            " (or 'ids')",
+        )
 
 
 def _check_thresholds(thresholds: Any) -> tuple[float, ...]:
-    need = "numbers from 0 to 1 are needed, e.g. iou_thresholds=(0.5, 0.75)"
+    need = f" is {thresholds!r}; numbers from 0 to 1 are needed, e.g. ", Keyword("iou_thresholds", (0.5, 0.75))
+    given = Keyword("iou_thresholds")
     try:
         values = tuple(float(value) for value in np.atleast_1d(thresholds).tolist())
     except (TypeError, ValueError):
-        raise InputTypeError(f"iou_thresholds is {thresholds!r}; {need}") from None
+        raise InputTypeError(given, *need) from None
     if not values or not all(0 <= value <= 1 for value in values):
-        raise InputError(f"iou_thresholds is {thresholds!r}; {need}")
+        raise InputError(given, *need)
     if len({f"{value:g}" for value in values}) < len(values):
-        raise InputError(f"iou_thresholds is {thresholds!r}; each may be given once")
+        raise InputError(given, f" is {thresholds!r}; each may be given once")
     return values
 
 
@@ -213,22 +236,24 @@ def _check_scores(scores: Any) -> Scores | None:
     """Return sorted ids and the score of each."""
     if scores is None:
         return None
-    need = "scores are {id of prediction: score}, or rows (id, score)"
+    given = Keyword("scores")
     try:
         pairs = scores.items() if isinstance(scores, Mapping) else scores
         # Ids may come as the whole numbers of a float array.
         rows = [(int(i) if float(i).is_integer() else operator.index(i), float(value)) for i, value in pairs]
     except (TypeError, ValueError):
-        raise InputTypeError(f"scores cannot be read; {need}") from None
+        raise InputTypeError(
+            given, " cannot be read; scores are {id of prediction: score}, or rows (id, score)"
+        ) from None
     if not all(0 < i <= MAX_ID and math.isfinite(value) for i, value in rows):
         i, value = next(row for row in rows if not (0 < row[0] <= MAX_ID and math.isfinite(row[1])))
-        raise InputError(f"scores has {value} for the id {i}; finite scores of ids from 1 to 2**63 - 1 are needed")
+        raise InputError(given, f" has {value} for the id {i}; finite scores of ids from 1 to 2**63 - 1 are needed")
     rows.sort()
     ids = np.array([i for i, _ in rows], np.int64)
     twice = ids[1:][ids[1:] == ids[:-1]]
     if twice.size:
         raise InputError(
-            f"scores has more than one score for {len(twice)} id(s): {list_some(twice)}; one each is needed"
+            given, f" has more than one score for {len(twice)} id(s): {list_some(twice)}; one each is needed"
         )
     return ids, np.array([value for _, value in rows], np.float64)
 
@@ -236,11 +261,15 @@ def _check_scores(scores: Any) -> Scores | None:
 def _check_strata(strata: Any) -> tuple[float, float] | None:
     if strata is None:
         return None
-    need = "two sizes in voxels are needed, the smaller one first, e.g. size_strata=(5000, 15000)"
+    need: tuple[Part, ...] = (
+        Keyword("size_strata"),
+        f" is {strata!r}; two sizes in voxels are needed, the smaller one first, e.g. ",
+        Keyword("size_strata", (5000, 15000)),
+    )
     try:
         small, large = (float(value) for value in strata)
     except (TypeError, ValueError):
-        raise InputTypeError(f"size_strata is {strata!r}; {need}") from None
+        raise InputTypeError(*need) from None
     if not 0 <= small <= large < math.inf:
-        raise InputError(f"size_strata is {strata!r}; {need}")
+        raise InputError(*need)
     return small, large

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays.text import list_some
 from ..arrays.threads import num_threads, run_all
 from ..errors import InputError, Lpa3dWarning
 from .places import LIBRARIES, Location, load_library, reading
@@ -74,7 +75,7 @@ def open_images(location: Location) -> Volume:
     if len(chosen) < len(names):
         remarks.append(f"{len(names) - len(chosen)} images with other numbers are left out")
     if others:
-        remarks.append(f"other files are ignored: {_some(others)}")
+        remarks.append(f"other files are ignored: {list_some(others)}")
     paths = list(chosen.values())
     ordered = f"{paths[0].name} to {paths[-1].name}, by their numbers" if len(paths) > 1 else paths[0].name
     # Options name slices by position, whatever the names begin with.
@@ -114,11 +115,6 @@ def _images(kind: str, count: int) -> str:
     return f"{count} {kind.upper()} image{'' if count == 1 else 's'}"
 
 
-def _some(items: Sequence[object], most: int = 4) -> str:
-    """Return the first of many items, separated by commas."""
-    return ", ".join(map(str, items[:most])) + (f", ... ({len(items)})" if len(items) > most else "")
-
-
 def _list_images(location: Location) -> tuple[str, list[str], list[str]]:
     """Return the kind and the names of the images in a folder, and the names of everything else."""
     groups: dict[str, list[str]] = {"png": [], "tiff": [], "": []}
@@ -147,7 +143,7 @@ def _list_images(location: Location) -> tuple[str, list[str], list[str]]:
         advice = "; JPEG and WebP change the values of labels: export PNG or TIFF"
     elif len(others) == 1:
         advice = f"; if that is the volume, pass {location.path / others[0]}"
-    raise InputError(f"{what}, but {_some(others)}{advice}")
+    raise InputError(f"{what}, but {list_some(others)}{advice}")
 
 
 def _find_numbers(location: Location, names: Sequence[str]) -> list[int]:
@@ -156,7 +152,7 @@ def _find_numbers(location: Location, names: Sequence[str]) -> list[int]:
     texts = Counter(tuple(part[::2]) for part in parts)
     if len(names) > 1 and all(len(text) == 1 for text in texts):
         raise InputError(
-            f"{location.name} holds images without a number, such as {_some(names, 2)}; name them by their slices: "
+            f"{location.name} holds images without a number, such as {list_some(names, 2)}; name them by their slices: "
             f"0001{Path(names[0]).suffix}, 0002{Path(names[0]).suffix}, ..."
         )
     if len(texts) > 1:
@@ -166,7 +162,7 @@ def _find_numbers(location: Location, names: Sequence[str]) -> list[int]:
         ]
         common = "*[0-9]".join(texts.most_common()[0][0]) + Path(names[0]).suffix
         raise InputError(
-            f"{location.name} holds images whose names differ in more than numbers: {_some(examples)}; choose one "
+            f"{location.name} holds images whose names differ in more than numbers: {list_some(examples)}; choose one "
             f"series with a pattern in quotes: '{location.path / common}', or name all images alike"
         )
     numbers = [[int(digits) for digits in part[1::2]] for part in parts]
@@ -179,13 +175,13 @@ def _find_numbers(location: Location, names: Sequence[str]) -> list[int]:
         number = Counter(best).most_common()[0][0]
         again = [name for name, each in zip(names, best, strict=True) if each == number]
         raise InputError(
-            f"{location.name} holds {len(again)} images for slice {number}: {_some(again)}; choose one series with a "
-            f"pattern in quotes, such as '{location.path}/*_labels{Path(again[0]).suffix}'"
+            f"{location.name} holds {len(again)} images for slice {number}: {list_some(again)}; choose one series with "
+            f"a pattern in quotes, such as '{location.path}/*_labels{Path(again[0]).suffix}'"
         )
     if len(orders) > 1:
         raise InputError(
             f"{location.name} holds images with several numbers in their names, which give different orders, such as "
-            f"{_some(names, 2)}; name them by the slice number alone"
+            f"{list_some(names, 2)}; name them by the slice number alone"
         )
     # Of several numbers that agree (slice_0001_z=0.0080um) the one that counts in the smallest steps is the slice's.
     return list(min(columns, key=lambda column: max(column) - min(column)))
@@ -204,7 +200,7 @@ def _agree(
             odd = [f"{p.name} ({value})" for p, value in zip(paths, values, strict=True) if value != most]
             raise InputError(
                 f"{location.name} holds images of different {what}: {counts[most]} as {usual.name} ({most}), but "
-                f"{_some(odd)}; {advice}"
+                f"{list_some(odd)}; {advice}"
             )
 
     sizes = [f"{image.shape[0]} x {image.shape[1]}" for image in images]
@@ -226,9 +222,7 @@ def _say_missing(location: Location, missing: Sequence[int], length: int) -> str
     """Return the warning about slices whose number no image has."""
     cuts = [0, *(i for i in range(1, len(missing)) if missing[i] != missing[i - 1] + 1), len(missing)]
     runs = [(missing[lo], missing[hi - 1]) for lo, hi in itertools.pairwise(cuts)]
-    listed = ", ".join(f"{lo}" if lo == hi else f"{lo}-{hi}" for lo, hi in runs[:8]) + (
-        ", ..." if len(runs) > 8 else ""
-    )
+    listed = list_some([f"{lo}" if lo == hi else f"{lo}-{hi}" for lo, hi in runs], 8)
     verbs = "has no image and is" if len(missing) == 1 else "have no image and are"
     return (
         f"{location.name}: {len(missing)} of {length} slices {verbs} read as empty (0): {listed}; if no slice is "

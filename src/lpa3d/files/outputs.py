@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from ..errors import InputError, Lpa3dError
+from ..errors import InputError, Keyword, Lpa3dError
 
 __all__ = [
     "ASIDE",
@@ -159,7 +159,7 @@ class Beside:
         Where what it replaces waits.
     overwrite : bool
         Whether it may replace anything.
-    advice : str
+    advice : tuple of str and Keyword
         What to do where it may not; for the message.
     """
 
@@ -168,7 +168,7 @@ class Beside:
     temp: Path
     aside: Path
     overwrite: bool
-    advice: str = ""
+    advice: tuple[str | Keyword, ...] = ()
 
     def flush(self) -> None:
         """Flush what was made."""
@@ -180,7 +180,7 @@ class Beside:
             return
         if os.path.lexists(self.target) and not self.overwrite:
             # Hours of work are not thrown away for that.
-            raise Appeared(f"{self.name} appeared while the work ran; the result was kept as {self.temp}{self.advice}")
+            raise Appeared(f"{self.name} appeared while the work ran; the result was kept as {self.temp}", *self.advice)
         try:
             if self.target.is_dir():
                 self.target.rename(self.aside)
@@ -265,7 +265,7 @@ class Outputs:
         if target.exists() and not (target.is_dir() if folder else target.is_file()):
             raise InputError(f"{name} exists and is no {'folder' if folder else 'file'}; choose another output")
         if target.exists() and not self.overwrite:
-            raise InputError(f"{name} exists; pass --overwrite to replace it (in Python: overwrite=True)")
+            raise InputError(f"{name} exists; pass ", Keyword("overwrite", True), " to replace it")
         temp, aside = (target.with_name(f"{kind}{secrets.token_hex(4)}{suffix}") for kind in (TEMPORARY, ASIDE))
         output = Beside(name, target, temp, aside, self.overwrite)
         self._outputs.append(output)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays.text import list_some
 from ..errors import InputError
 from .geometry import Geometry, attribute_geometry, tiff_geometry, zarr_geometry
 from .images import open_images
@@ -123,7 +124,7 @@ def _choose(location: Location, arrays: Sequence[str], joint: str) -> str:
         return arrays[0]
     if not arrays:
         raise InputError(f"{location.name} holds no array")
-    listed = ", ".join(f"{location.path}{joint}{name}" for name in arrays[:8]) + (", ..." if len(arrays) > 8 else "")
+    listed = list_some([f"{location.path}{joint}{name}" for name in arrays], 8)
     raise InputError(f"{location.name} holds {len(arrays)} arrays; name one of them: {listed}")
 
 

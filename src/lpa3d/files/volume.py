@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError, InputTypeError
+from ..errors import InputError, InputTypeError, Keyword
 from .geometry import Geometry
 from .places import reading
 
@@ -123,7 +123,8 @@ class Volume:
         if self.dtype.kind == "f" and self.format != "nifti":
             raise InputTypeError(
                 f"{self.name} holds {self.dtype}; {role} must be bool or integers: threshold the image first "
-                f"(image > 0.5), or pass it to propagate with --cost"
+                "(image > 0.5), or pass it to propagate with ",
+                Keyword("cost"),
             )
         if self.dtype.kind not in "buif":
             raise InputTypeError(f"{self.name} holds {self.dtype}; {role} must be bool or integers")

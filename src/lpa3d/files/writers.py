@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.backend import is_on_device
+from ..arrays.text import list_some
 from ..errors import InputError, InputTypeError
 from .geometry import NANOMETRES, Geometry
 from .outputs import Beside, Outputs
@@ -134,8 +135,8 @@ def _check_hdf5_loss(location: Location) -> None:
     others = [name for name in found if name != (location.inner or HDF5_DEFAULT)]
     if others:
         raise InputError(
-            f"{location.path} also holds /{', /'.join(others[:8])}, and an HDF5 file is replaced as a whole; choose "
-            f"another file"
+            f"{location.path} also holds {list_some(others, 8, show='/{}'.format)}, and an HDF5 file is replaced as a "
+            f"whole; choose another file"
         )
 
 

@@ -23,7 +23,7 @@ from ..arrays.neighbors import neighbor_offsets
 from ..arrays.pairs import flag_first, sort_pairs
 from ..arrays.tables import Table
 from ..arrays.threads import num_threads, run_all, split
-from ..errors import InputError
+from ..errors import InputError, Keyword
 from ..kernels.contacts import COLUMNS, LIMB, count_contacts
 
 __all__ = [
@@ -226,7 +226,9 @@ def check_spacing(spacing: Any, ndim: int) -> tuple[float, float, float]:
     """Return `spacing` as `canonical_spacing` does; the faces of voxels must have areas that float64 can hold."""
     sizes = canonical_spacing(spacing, ndim)
     if not all(1e-70 < size < 1e70 for size in sizes):
-        raise InputError(f"spacing is {spacing!r}; every value must lie between 1e-70 and 1e70: choose another unit")
+        raise InputError(
+            Keyword("spacing"), f" is {spacing!r}; every value must lie between 1e-70 and 1e70: choose another unit"
+        )
     return sizes
 
 
@@ -249,11 +251,14 @@ def canonical_image(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if array.size:
         low, high = (array.dtype.type(end().item()) for end in (array.min, array.max))
         if dtype.kind == "f" and not (np.isfinite(low) and np.isfinite(high)):
-            raise InputError("image holds NaN or infinite values; pass numpy.nan_to_num(image), or fill them otherwise")
+            raise InputError(
+                Keyword("image"), " holds NaN or infinite values; pass numpy.nan_to_num(image), or fill them otherwise"
+            )
         limit = LARGEST_FLOAT if dtype.kind == "f" else LARGEST_INTEGER
         if int(low) <= -limit or int(high) >= limit:
             raise InputError(
-                f"image holds values from {low} to {high}; they must be below {limit} in magnitude: divide the image"
+                Keyword("image"),
+                f" holds values from {low} to {high}; they must be below {limit} in magnitude: divide the image",
             )
     canonical: npt.NDArray[Any] = array_module(array).ascontiguousarray(array, dtype)
     return canonical

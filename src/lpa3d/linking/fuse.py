@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays.checks import MAX_ID, as_bits, seal
+from ..arrays.checks import MAX_ID, as_bits, seal, stack_axis
+from ..arrays.text import list_some
 from ..arrays.threads import num_threads, run_all, split
-from ..arrays.unite import list_some
-from ..errors import InputError, InputTypeError
+from ..errors import InputError, InputTypeError, Keyword
 from ..kernels import fuse as kernels
 from .fused import (
     CLASSES,
@@ -148,7 +148,7 @@ def check_rules(
     """Check the options of `fuse` for sources of some dtypes and a shape of 2 or 3 sides."""
     order = _check_priority(priority, dtypes)
     labels = [name for name in order if name in LABELS]
-    side = _check_axis(axis, len(shape))
+    side = stack_axis(axis, len(shape))
     complete = _check_slices(complete_slices, (1, *shape)[-3:][side], labels)
     native = {name: dtype.newbyteorder("=") for name, dtype in dtypes.items()}
     maps = {}
@@ -156,7 +156,14 @@ def check_rules(
         name = f"{source[:-1]}_classes"
         maps[source] = check_mapping(mapping, name, dtypes.get(CLASSES))
         if mapping is not None and source not in dtypes:
-            raise InputError(f"{name} gives classes to the ids of {source}, which are not given; pass {source}= too")
+            raise InputError(
+                Keyword(name),
+                " gives classes to the ids of ",
+                Keyword(source),
+                ", which are not given; pass ",
+                Keyword(source),
+                " too",
+            )
     return Rules(order, labels, side, complete, maps, native, math.prod(shape), len(shape))
 
 
@@ -195,48 +202,45 @@ def settle(rules: Rules, rows: Rows) -> tuple[tuple[Array, Array, Array], Confli
 
 def _check_priority(priority: Any, given: Mapping[str, Any]) -> list[str]:
     """Return the given sources, the most trusted first."""
-    need = "the sources in the order of trust are needed, e.g. priority=('instances', 'slices', 'classes')"
+    given_as = Keyword("priority")
+    need = "; the sources in the order of trust are needed, e.g. ", Keyword("priority", (INSTANCES, SLICES, CLASSES))
     # A set has no order: it would change from run to run.
     names = None if isinstance(priority, (str, Set)) or not isinstance(priority, Iterable) else list(priority)
     if names is None or not all(isinstance(name, str) for name in names):
-        raise InputTypeError(f"priority is {priority!r}; {need}")
+        raise InputTypeError(given_as, f" is {priority!r}", *need)
     unknown = [name for name in names if name not in (CLASSES, *LABELS)]
     if unknown or len(set(names)) < len(names):
         wrong = f"is unknown: {unknown[0]!r}" if unknown else "stands twice"
-        raise InputError(f"priority is {priority!r}, in which a name {wrong}; {need}")
+        raise InputError(given_as, f" is {priority!r}, in which a name {wrong}", *need)
     absent = [name for name in given if name not in names]
     if absent:
-        raise InputError(f"priority is {priority!r}, without {absent[0]!r}, which is given; {need}")
+        raise InputError(given_as, f" is {priority!r}, without {absent[0]!r}, which is given", *need)
     return [name for name in names if name in given]
-
-
-def _check_axis(axis: Any, ndim: int) -> int:
-    """Return the axis of (Z, Y, X) that slices lie across."""
-    try:
-        value = operator.index(axis)
-    except TypeError:
-        raise InputTypeError(f"axis is {axis!r}; 0, 1 or 2 is needed") from None
-    if not 0 <= value < (3 if ndim == 3 else 1):
-        need = "0, 1 or 2 is needed" if ndim == 3 else "a 2D array is one slice, across axis=0"
-        raise InputError(f"axis is {axis!r}; {need}")
-    return value
 
 
 def _check_slices(complete: Any, depth: int, labels: Sequence[str]) -> Ints:
     """Return the positions of complete slices."""
-    need = f"positions from 0 to {depth - 1} across the axis are needed, e.g. complete_slices=range(0, {depth}, 16)"
+    given = Keyword("complete_slices")
+    need = (
+        f"; positions from 0 to {depth - 1} across the axis are needed, e.g. ",
+        Keyword("complete_slices", range(0, depth, 16)),
+    )
     try:
         listed = list(complete)
         slices = {operator.index(z) for z in listed}
     except TypeError:
         listed, slices = [True], set()
     if any(isinstance(z, bool) for z in listed):
-        raise InputTypeError(f"complete_slices is {complete!r}; {need}")
+        raise InputTypeError(given, f" is {complete!r}", *need)
     if slices and not 0 <= min(slices) <= max(slices) < depth:
-        raise InputError(f"complete_slices holds {min(slices)} to {max(slices)}; {need}")
+        raise InputError(given, f" holds {min(slices)} to {max(slices)}", *need)
     if slices and not labels:
         raise InputError(
-            "complete_slices says where labels are complete, but there are none; pass instances= or slices="
+            given,
+            " says where labels are complete, but there are none; pass ",
+            Keyword(INSTANCES),
+            " or ",
+            Keyword(SLICES),
         )
     return np.array(sorted(slices), np.int64)
 
@@ -248,29 +252,33 @@ def check_mapping(mapping: Any, name: str, dtype: np.dtype[Any] | None) -> dict[
     """
     if mapping is None:
         return {}
+    given, example = Keyword(name), Keyword(name, {7: 1})
     if not isinstance(mapping, Mapping):
         raise InputTypeError(
-            f"{name} is a {type(mapping).__qualname__}; a mapping of id to class is needed, e.g. {name}={{7: 1}}"
+            given, f" is a {type(mapping).__qualname__}; a mapping of id to class is needed, e.g. ", example
         )
     try:
         pairs = {operator.index(key): operator.index(value) for key, value in mapping.items()}
     except TypeError:
         raise InputTypeError(
-            f"{name} holds an id or a class that is no integer; e.g. {name}={{7: 1}} is needed"
+            given, " holds an id or a class that is no integer; e.g. ", example, " is needed"
         ) from None
     held = np.dtype(np.uint64) if dtype is None else dtype
     low, high = (0, 1) if held.kind == "b" else (int(np.iinfo(held).min), int(np.iinfo(held).max))
     for key, value in pairs.items():
         if not 1 <= key <= MAX_ID:
-            raise InputError(f"{name} gives a class to id {key}; ids are from 1 to 2**63 - 1")
+            raise InputError(given, f" gives a class to id {key}; ids are from 1 to 2**63 - 1")
         if value == 0:
-            raise InputError(f"{name} gives id {key} the class 0, which is background; to drop it, set its voxels to 0")
+            raise InputError(
+                given, f" gives id {key} the class 0, which is background; to drop it, set its voxels to 0"
+            )
         if not low <= value <= high:
             fitting = np.result_type(held, np.min_scalar_type(value))
             wider = f": make it wider, e.g. by classes.astype({fitting.name!r})" if fitting.kind in "iu" else ""
             raise InputError(
-                f"{name} gives id {key} the class {value}; classes from {low} to {high} are possible"
-                + (f" in the dtype {dtype} of classes{wider}" if dtype is not None else "")
+                given,
+                f" gives id {key} the class {value}; classes from {low} to {high} are possible",
+                *((f" in the dtype {dtype} of ", Keyword(CLASSES), wider) if dtype is not None else ()),
             )
     return pairs
 
@@ -583,10 +591,13 @@ def _refuse_unknown(decided: _Decided, objects: _Objects, rows: Rows, values: Ar
         ids = np.unique(rows.keys[here, column])
         if ids.size:
             raise InputError(
-                f"{len(ids)} object(s) of {source} have no class: {list_some(ids)}. No mapping names them, they lie on "
-                f"no class of a class map, and there are several classes: {list_some(values[1:].tolist())}. Pass "
-                f"{source[:-1]}_classes={{{ids[0]}: {values[1]}, ...}}; or, to leave objects on background out, name "
-                f"'classes' before {source!r} in priority"
+                f"{len(ids)} object(s) of ",
+                Keyword(source),
+                f" have no class: {list_some(ids)}. No mapping names them, they lie on no class of a class map, and "
+                f"there are several classes: {list_some(values[1:].tolist())}. Pass ",
+                Keyword(f"{source[:-1]}_classes", {int(ids[0]): values[1].item()}),
+                f" and so on; or, to leave objects on background out, name 'classes' before {source!r} in ",
+                Keyword("priority"),
             )
 
 

@@ -22,7 +22,7 @@ from ..arrays.checks import canonical_connectivity
 from ..arrays.classes import group_ids
 from ..arrays.pairs import flag_first, sort_pairs
 from ..arrays.unite import check_links, check_pairs, find_positions, unite_ids
-from ..errors import InputError, InputTypeError
+from ..errors import InputError, InputTypeError, Keyword
 from .contacts import Contacts, Counts, check_spacing, tabulate
 
 __all__ = ["Rules", "check_rules", "decide"]
@@ -100,21 +100,23 @@ def _check_threshold(min_contact: Any, scored: bool) -> float:
     """Return the least evidence that unites a pair."""
     if min_contact is None:
         return MIN_CONTACT
+    parts, example = (Keyword("min_contact"), f" is {min_contact!r}; "), Keyword("min_contact", 0.5)
     try:
         value = float(min_contact)
     except (TypeError, ValueError):
-        raise InputTypeError(f"min_contact is {min_contact!r}; a number is needed, e.g. min_contact=0.5") from None
+        raise InputTypeError(*parts, "a number is needed, e.g. ", example) from None
     if scored and math.isfinite(value):
         return value
     if not scored and 0 <= value <= 1:
         return value
     need = "a finite number is needed" if scored else "a share of the surface, 0 to 1, is needed"
-    raise InputError(f"min_contact is {min_contact!r}; {need}, e.g. min_contact=0.5")
+    raise InputError(*parts, f"{need}, e.g. ", example)
 
 
 def _check_scores(scores: Any) -> tuple[Ids, Floats]:
     """Return the scored pairs, sorted and each once, and their scores."""
     need = "scores are {(3, 7): 0.9}, rows (id_a, id_b, score), or (table of contacts, one score per row)"
+    given = Keyword("scores")
     rows: Any
     values: Any
     if isinstance(scores, tuple) and len(scores) == 2 and isinstance(scores[0], Contacts):
@@ -127,20 +129,20 @@ def _check_scores(scores: Any) -> tuple[Ids, Floats]:
         try:
             columns = [(a, b, score) for a, b, score in scores]
         except (TypeError, ValueError):
-            raise InputTypeError(f"scores cannot be read; {need}") from None
+            raise InputTypeError(given, f" cannot be read; {need}") from None
         rows, values = [row[:2] for row in columns], [row[2] for row in columns]
     pairs = check_pairs(rows, "scores", need)
     try:
         values = np.asarray(values, np.float64)
     except (TypeError, ValueError):
-        raise InputTypeError(f"scores holds a score that is no number; {need}") from None
+        raise InputTypeError(given, f" holds a score that is no number; {need}") from None
     if values.shape != (len(pairs),):
-        raise InputError(f"scores has scores of shape {values.shape} for {len(pairs)} pairs; {need}")
+        raise InputError(given, f" has scores of shape {values.shape} for {len(pairs)} pairs; {need}")
     bad = np.flatnonzero(~np.isfinite(values) | (pairs[:, 0] == pairs[:, 1]))
     if bad.size:
         a, b = pairs[bad[0]].tolist()
         raise InputError(
-            f"scores has {values[bad[0]]} for the pair ({a}, {b}); finite scores of two different ids are needed"
+            given, f" has {values[bad[0]]} for the pair ({a}, {b}); finite scores of two different ids are needed"
         )
     order = sort_pairs(pairs)
     pairs, values = pairs[order], values[order]
@@ -149,8 +151,9 @@ def _check_scores(scores: Any) -> tuple[Ids, Floats]:
     if differ.size:
         k = differ[0]
         raise InputError(
-            f"scores has {values[k]} and {values[k + 1]} for the pair {tuple(pairs[k].tolist())}, whose order does not "
-            f"matter; one score per pair is needed"
+            given,
+            f" has {values[k]} and {values[k + 1]} for the pair {tuple(pairs[k].tolist())}, whose order does not "
+            "matter; one score per pair is needed",
         )
     return pairs[first], values[first]
 
@@ -158,16 +161,17 @@ def _check_scores(scores: Any) -> tuple[Ids, Floats]:
 def _split_columns(scores: npt.NDArray[Any], need: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return the ids and the scores of an ``(n, 3)`` array."""
     if scores.dtype.kind not in "uif":
-        raise InputTypeError(f"scores has dtype {scores.dtype}; {need}")
+        raise InputTypeError(Keyword("scores"), f" has dtype {scores.dtype}; {need}")
     if scores.ndim != 2 or scores.shape[1] != 3:
-        raise InputError(f"scores has shape {scores.shape}; {need}")
+        raise InputError(Keyword("scores"), f" has shape {scores.shape}; {need}")
     ids = scores[:, :2]
     if scores.dtype.kind == "f":
         exact = 2 ** (np.finfo(scores.dtype).nmant + 1)
         if not ((ids == np.rint(ids)) & (np.abs(ids) <= exact)).all():
             raise InputError(
-                f"scores holds ids that {scores.dtype} cannot hold exactly (whole numbers up to {exact}); pass a "
-                f"mapping {{(id_a, id_b): score}} or a list of rows"
+                Keyword("scores"),
+                f" holds ids that {scores.dtype} cannot hold exactly (whole numbers up to {exact}); pass a mapping "
+                "{(id_a, id_b): score} or a list of rows",
             )
         ids = ids.astype(np.int64)
     return ids, scores[:, 2]

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays.checks import MAX_ID, as_bits, seal
+from ..arrays.checks import MAX_ID, as_bits, check_index, seal, stack_axis
 from ..arrays.overlap import count_overlaps
 from ..arrays.pairs import flag_first, sort_pairs
+from ..arrays.text import list_some
 from ..arrays.threads import num_threads, run_all, split
-from ..arrays.unite import list_some
 from ..arrays.warn import warn
-from ..errors import InputError, InputTypeError
+from ..errors import InputError, InputTypeError, Keyword, Part
 from ..kernels import stitch as kernels
 from ..kernels.unite import find_smallest
 from .chains import Chains, Sections, gather_pairs
@@ -217,7 +217,7 @@ def name_classes(chosen: Chosen, dtype: np.dtype[Any], sections: Sections) -> tu
         warn(
             f"{len(chosen.several)} of {len(sections)} sections lie on more than one class, and have that of most of "
             f"their voxels; {chosen.voxels} voxels lie on others: (slice, id) "
-            f"{list_some([sections.name(section) for section in chosen.several[:6].tolist()])}"
+            f"{list_some(chosen.several.tolist(), show=lambda section: str(sections.name(section)))}"
         )
     return groups, names
 
@@ -232,12 +232,16 @@ def find_sections(links: Ints, name: str, sections: Sections, usable: Flags) -> 
     found = {(int(sections.slices[k]), int(sections.ids[k])): int(k) for k in rows}
     absent = sorted(wanted - found.keys())
     if absent:
-        shown = list_some(absent)
+        left_out: tuple[Part, ...] = ()
         if not usable[absent[0][0]]:
-            shown += f" (slice {absent[0][0]} is one of bad_slices)"
+            left_out = f" (slice {absent[0][0]} is one of ", Keyword("bad_slices"), ")"
         raise InputError(
-            f"{name} names {len(absent)} section(s) (slice, id) that slices does not hold: {shown}; remove their "
-            f"pairs, or correct them"
+            Keyword(name),
+            f" names {len(absent)} section(s) (slice, id) that ",
+            Keyword("slices"),
+            f" does not hold: {list_some(absent)}",
+            *left_out,
+            "; remove their pairs, or correct them",
         )
     pairs = np.sort(np.array([found[z, i] for z, i in ends.tolist()], np.int64).reshape(-1, 2), axis=1)
     return np.unique(pairs, axis=0)
@@ -262,13 +266,6 @@ def number_groups(chains: Chains, max_gap: int, branching: bool) -> Ints:
     rank[roots[np.argsort(start[roots])]] = np.arange(1, len(roots) + 1)
     numbers[1:] = rank[smallest]
     return numbers
-
-
-def _check_index(value: Any) -> int:
-    """Return a whole number; True and False are none here."""
-    if isinstance(value, bool):
-        raise TypeError
-    return operator.index(value)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -307,7 +304,7 @@ def check_rules(
     cannot_link: Any,
 ) -> Rules:
     """Check the arguments of `stitch` that are no volumes, for slices of `shape`, of `ndim` dimensions as given."""
-    across = _check_axis(axis, ndim)
+    across = stack_axis(axis, ndim)
     gap = _check_gap(max_gap)
     _check_branching(branching)
     depth = shape[across]
@@ -316,49 +313,43 @@ def check_rules(
     return Rules(across, gap, bool(branching), usable, must, cannot)
 
 
-def _check_axis(axis: Any, ndim: int) -> int:
-    """Return the axis of ``(Z, Y, X)`` that slices lie across."""
-    try:
-        value = _check_index(axis)
-    except TypeError:
-        raise InputTypeError(f"axis is {axis!r}; 0, 1 or 2 is needed") from None
-    if ndim == 2 and value != 0:
-        raise InputError(f"axis is {axis!r}; a 2D array is one slice, across axis=0")
-    if not -3 <= value <= 2:
-        raise InputError(f"axis is {axis!r}; 0, 1 or 2 is needed")
-    return value % 3
-
-
 def _check_gap(max_gap: Any) -> int:
     """Return the largest distance of slices whose sections are united."""
-    need = "a whole number of slices, at least 1, is needed, e.g. max_gap=5"
+    parts = (
+        Keyword("max_gap"),
+        f" is {max_gap!r}; a whole number of slices, at least 1, is needed, e.g. ",
+        Keyword("max_gap", 5),
+    )
     try:
-        value = _check_index(max_gap)
+        value = check_index(max_gap)
     except TypeError:
-        raise InputTypeError(f"max_gap is {max_gap!r}; {need}") from None
+        raise InputTypeError(*parts) from None
     if value < 1:
-        raise InputError(f"max_gap is {max_gap!r}; {need}")
+        raise InputError(*parts)
     return value
 
 
 def _check_branching(branching: Any) -> None:
     """Refuse anything but True and False."""
     if not isinstance(branching, (bool, np.bool_)):
-        raise InputTypeError(f"branching is {branching!r}; True or False is needed")
+        raise InputTypeError(Keyword("branching"), f" is {branching!r}; True or False is needed")
 
 
 def _check_bad(bad_slices: Any, depth: int) -> Flags:
     """Return which slices are usable."""
-    need = f"positions from 0 to {depth - 1} across the axis are needed, e.g. bad_slices=[7, 31]"
+    given_as, need = Keyword("bad_slices"), f"positions from 0 to {depth - 1} across the axis are needed, e.g. "
+    example = Keyword("bad_slices", [7, 31])
     try:
         given = list(bad_slices)
         bad = sorted({operator.index(z) for z in given})
     except TypeError:
-        raise InputTypeError(f"bad_slices is {bad_slices!r}; {need}") from None
+        raise InputTypeError(given_as, f" is {bad_slices!r}; {need}", example) from None
     if any(isinstance(z, bool) for z in given):
-        raise InputTypeError(f"bad_slices holds True or False; {need} (numpy.flatnonzero makes them of a mask)")
+        raise InputTypeError(
+            given_as, f" holds True or False; {need}", example, " (numpy.flatnonzero makes them of a mask)"
+        )
     if bad and not 0 <= bad[0] <= bad[-1] < depth:
-        raise InputError(f"bad_slices holds {bad[0]} to {bad[-1]}; {need}")
+        raise InputError(given_as, f" holds {bad[0]} to {bad[-1]}; {need}", example)
     usable = np.ones(depth, np.bool_)
     usable[bad] = False
     return usable
@@ -366,17 +357,19 @@ def _check_bad(bad_slices: Any, depth: int) -> Flags:
 
 def _check_links(links: Any, name: str, depth: int) -> Ints:
     """Return pairs of sections as rows ``(slice, id, slice, id)``."""
-    need = f"pairs of sections (slice, id) are needed, e.g. {name}=[((3, 7), (4, 12))]"
+    given = Keyword(name)
+    need = "pairs of sections (slice, id) are needed, e.g. ", Keyword(name, [((3, 7), (4, 12))])
     if isinstance(links, np.ndarray) and links.size and links.dtype.kind not in "ui":
-        raise InputTypeError(f"{name} has dtype {links.dtype}, but slices and ids are integers; {need}")
+        raise InputTypeError(given, f" has dtype {links.dtype}, but slices and ids are integers; ", *need)
     try:
         rows = [tuple(map(operator.index, (z, a, w, b))) for (z, a), (w, b) in links]
     except (TypeError, ValueError):
-        raise InputTypeError(f"{name} cannot be read as pairs of sections; {need}") from None
+        raise InputTypeError(given, " cannot be read as pairs of sections; ", *need) from None
     for z, a, w, b in rows:
         if not (0 <= min(z, w) <= max(z, w) < depth and 1 <= min(a, b) <= max(a, b) <= MAX_ID):
             raise InputError(
-                f"{name} holds (({z}, {a}), ({w}, {b})); slices are from 0 to {depth - 1}, ids from 1 to 2**63 - 1"
+                given,
+                f" holds (({z}, {a}), ({w}, {b})); slices are from 0 to {depth - 1}, ids from 1 to 2**63 - 1",
             )
     return np.array(rows, np.int64).reshape(-1, 4)
 
@@ -385,6 +378,8 @@ def refuse_mapping(classes: Any) -> None:
     """Refuse a mapping in the place of a class map."""
     if isinstance(classes, Mapping):
         raise InputTypeError(
-            "classes is a mapping, but an id means something else on each slice; a class map of the shape of slices "
-            "is needed"
+            Keyword("classes"),
+            " is a mapping, but an id means something else on each slice; a class map of the shape of ",
+            Keyword("slices"),
+            " is needed",
         )

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from ..arrays.backend import device_of
 from ..arrays.pairs import flag_first, sort_pairs
+from ..arrays.text import list_some
 from ..arrays.threads import num_threads, run_all, split
-from ..errors import InputError
+from ..errors import InputError, Keyword
 from ..kernels import census as kernels
 from .fronts import flat_strides
 
@@ -48,7 +49,6 @@ DENSE = 4
 COMPLETE = 16
 """The usual labelled share of an annotated slice is at least a sixteenth: fewer are scattered clicks."""
 
-SHOWN = 10
 """Ids that a message names before it says how many more there are."""
 
 Ints = npt.NDArray[np.int64]
@@ -81,11 +81,6 @@ class Census:
     def class_of(self, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Return the class of each rank, at index 0 the background, as it stands in a canonical class map."""
         return np.concatenate([[0], self.classes]).astype(np.uint64).astype(dtype)
-
-
-def _name(ids: Ints) -> str:
-    shown = ", ".join(str(i) for i in ids[:SHOWN])
-    return shown if len(ids) <= SHOWN else f"{shown} and {len(ids) - SHOWN} more"
 
 
 @dataclass(frozen=True)
@@ -181,17 +176,17 @@ def settle_census(count: Count, seed_conflicts: str, class_dtype: np.dtype[Any])
     kept_ids, kept_classes, kept_counts = ids[inside], classes[inside], counts[inside]
     conflicting = np.unique(kept_ids[1:][kept_ids[1:] == kept_ids[:-1]])
     if len(conflicting) and seed_conflicts == "raise":
-        shown = "; ".join(
-            f"id {i} on classes "
-            + ", ".join(
-                str(c) for c in kept_classes[kept_ids == i].astype(f"u{class_dtype.itemsize}").view(class_dtype)
-            )
-            for i in conflicting[:SHOWN]
-        )
-        more = f"; and {len(conflicting) - SHOWN} more ids" if len(conflicting) > SHOWN else ""
+
+        def show(i: int) -> str:
+            bits = kept_classes[kept_ids == i].astype(f"u{class_dtype.itemsize}")
+            return f"id {i} on classes {', '.join(map(str, bits.view(class_dtype)))}"
+
         raise InputError(
-            f"an instance has one class, but seeds have {shown}{more}. Correct them, or pass "
-            "seed_conflicts='majority' to keep each id on the class where it has most voxels"
+            "an instance has one class, but ",
+            Keyword("seeds"),
+            f" have {list_some(conflicting, show=show, joint='; ')}. Correct them, or pass ",
+            Keyword("seed_conflicts", "majority"),
+            " to keep each id on the class where it has most voxels",
         )
     if len(conflicting):
         # Most voxels first; a tie goes to the smaller class.
@@ -200,13 +195,15 @@ def settle_census(count: Count, seed_conflicts: str, class_dtype: np.dtype[Any])
         lost = int(kept_counts[order][~lead].sum())
         kept_ids, kept_classes = kept_ids[order][lead], kept_classes[order][lead]
         notes.append(
-            f"{lost} seed voxels of {len(conflicting)} ids ({_name(conflicting)}) lie on a class where their id has "
-            "fewer voxels than on another; they were dropped"
+            f"{lost} seed voxels of {len(conflicting)} ids ({list_some(conflicting)}) lie on a class where their id "
+            "has fewer voxels than on another; they were dropped"
         )
     if not inside.all():
         vanished = np.setdiff1d(ids[~inside], kept_ids)
         gone = (
-            f"; {len(vanished)} ids vanish by that: {_name(vanished)}" if len(vanished) else "; no id vanishes by that"
+            f"; {len(vanished)} ids vanish by that: {list_some(vanished)}"
+            if len(vanished)
+            else "; no id vanishes by that"
         )
         notes.append(f"{int(counts[~inside].sum())} seed voxels lie on the background and were dropped{gone}")
     dropped = len(conflicting) > 0

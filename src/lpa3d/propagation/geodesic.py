@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..arrays.backend import find_device
 from ..arrays.neighbors import UNIT, neighbor_offsets
 from ..arrays.threads import num_threads, run_all, split
-from ..errors import RangeError
+from ..errors import Keyword, RangeError
 from ..kernels import geodesic as kernels
 from ..kernels.fronts import clear_marks, find_frontier
 from ..kernels.links import cut_slab, link_slab
@@ -152,7 +152,8 @@ def range_error(voxel: Sequence[Any]) -> RangeError:
     z, y, x = (int(i) for i in voxel)
     return RangeError(
         f"voxel ({z}, {y}, {x}) can be reached only by paths longer than 2**32 - 2 units (the smallest voxel "
-        f"side is {UNIT}): lower the cost, or pass max_distance"
+        f"side is {UNIT}): lower the cost, or pass ",
+        Keyword("max_distance"),
     )
 
 

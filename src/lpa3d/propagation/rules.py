@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.backend import array_module
-from ..arrays.checks import MAX_ID, canonical_connectivity, canonical_spacing
+from ..arrays.checks import MAX_ID, canonical_axis, canonical_connectivity, canonical_spacing
 from ..arrays.neighbors import UNIT, step_weights
-from ..errors import InputError, InputTypeError
+from ..errors import InputError, InputTypeError, Keyword, Part
 
 __all__ = [
     "Rules",
@@ -55,12 +55,12 @@ def check_cost(ranges: Iterable[tuple[float, float]]) -> None:
     low, high = 0.0, 0.0
     for smallest, largest in ranges:
         if not (math.isfinite(smallest) and math.isfinite(largest)):
-            raise InputError("cost holds NaN or infinite values; pass numpy.nan_to_num(cost) or mend them")
+            raise InputError(Keyword("cost"), " holds NaN or infinite values; pass numpy.nan_to_num(cost) or mend them")
         low, high = min(low, smallest), max(high, largest)
     if low < 0 or high > MOST_COST:
         raise InputError(
-            f"cost holds values from {low:g} to {high:g}; 0 to {MOST_COST} are possible, and 1 leaves a step at its "
-            "length"
+            Keyword("cost"),
+            f" holds values from {low:g} to {high:g}; 0 to {MOST_COST} are possible, and 1 leaves a step at its length",
         )
 
 
@@ -70,33 +70,31 @@ def _axes(slice_axis: Any, ndim: int) -> tuple[int, ...]:
         return ()
     if isinstance(slice_axis, str) and slice_axis == "auto":
         return (0, 1, 2)
-    try:
-        axis = operator.index(slice_axis)
-    except TypeError:
-        axis = ndim
-    if not -ndim <= axis < ndim:
-        raise InputError(f"slice_axis is {slice_axis!r}; 'auto', None or an axis from 0 to {ndim - 1} is needed")
-    return (axis % ndim + 3 - ndim,)
+    axis = canonical_axis(slice_axis, "slice_axis", ndim, f"'auto', None or an axis from 0 to {ndim - 1}")
+    return (axis + 3 - ndim,)
 
 
 def _missing(missing_slices: Any, depth: int, ndim: int) -> list[int]:
     """Check `missing_slices` and return the slices, ascending."""
+    given = Keyword("missing_slices")
     try:
         slices = sorted({operator.index(z) for z in missing_slices})
     except TypeError:
         raise InputTypeError(
-            f"missing_slices is {missing_slices!r}; positions along z are needed, e.g. missing_slices=[7, 31]"
+            given,
+            f" is {missing_slices!r}; positions along z are needed, e.g. ",
+            Keyword("missing_slices", [7, 31]),
         ) from None
     if slices and ndim == 2:
-        raise InputError("missing_slices needs a volume (Z, Y, X); this array is one slice")
+        raise InputError(given, " needs a volume (Z, Y, X); this array is one slice")
     if slices and not 0 <= slices[0] <= slices[-1] < depth:
-        raise InputError(f"missing_slices holds {slices[0]} to {slices[-1]}; the volume has slices 0 to {depth - 1}")
+        raise InputError(given, f" holds {slices[0]} to {slices[-1]}; the volume has slices 0 to {depth - 1}")
     return slices
 
 
 def _choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise InputError(f"{name} is {value!r}; one of {', '.join(map(repr, choices))} is needed")
+        raise InputError(Keyword(name), f" is {value!r}; one of {', '.join(map(repr, choices))} is needed")
 
 
 @dataclass(frozen=True)
@@ -141,13 +139,25 @@ def check_rules(
     _choice(unseeded, "unseeded", ("drop", "label"))
     _choice(seed_conflicts, "seed_conflicts", ("raise", "majority"))
     if sweeps is not None and not (_is_index(sweeps) and 0 <= sweeps <= MOST_SWEEPS):
-        raise InputError(f"sweeps is {sweeps!r}; a whole number from 0 to {MOST_SWEEPS} is needed")
+        raise InputError(Keyword("sweeps"), f" is {sweeps!r}; a whole number from 0 to {MOST_SWEEPS} is needed")
     if return_confidence and sweeps == 0:
-        raise InputError("confidence comes from diffusion, but sweeps is 0; leave sweeps out, or return_confidence")
+        raise InputError(
+            "confidence comes from diffusion, but ",
+            Keyword("sweeps"),
+            " is 0; leave ",
+            Keyword("sweeps"),
+            " out, or ",
+            Keyword("return_confidence"),
+        )
     limit = None
     if max_distance is not None:
         if not (isinstance(max_distance, int | float | np.number) and max_distance >= 0):
-            raise InputError(f"max_distance is {max_distance!r}; a length >= 0 in the unit of spacing is needed")
+            raise InputError(
+                Keyword("max_distance"),
+                f" is {max_distance!r}; a length >= 0 in the unit of ",
+                Keyword("spacing"),
+                " is needed",
+            )
         reach = float(max_distance) / min(sides) * UNIT
         limit = None if math.isinf(reach) else int(reach)
     return Rules(
@@ -156,9 +166,9 @@ def check_rules(
     )  # fmt: skip
 
 
-def missing_note(lost: int) -> str:
+def missing_note(lost: int) -> tuple[Part, ...]:
     """Return what the caller is told of seeds on missing slices."""
-    return f"{lost} seed voxels lie on missing_slices and were dropped"
+    return f"{lost} seed voxels lie on ", Keyword("missing_slices"), " and were dropped"
 
 
 def _is_index(value: Any) -> bool:
@@ -172,11 +182,12 @@ def sweeps_of_labels(drawn: npt.NDArray[np.bool_], rules: Rules) -> npt.NDArray[
     return np.where(drawn, SWEEPS_SECTIONS, SWEEPS).astype(np.int64)
 
 
-def lone_note(count: int, voxels: int) -> str:
+def lone_note(count: int, voxels: int) -> tuple[Part, ...]:
     """Return what the caller is told of components without a seed."""
     return (
-        f"{count} components ({voxels} voxels) hold no seed and stay 0; pass unseeded='label' to give them ids of "
-        "their own"
+        f"{count} components ({voxels} voxels) hold no seed and stay 0; pass ",
+        Keyword("unseeded", "label"),
+        " to give them ids of their own",
     )
 
 

@@ -25,7 +25,7 @@ from ..arrays.checks import check_array
 from ..arrays.components import find_components
 from ..arrays.threads import run_all, split
 from ..arrays.warn import warn
-from ..errors import InputError
+from ..errors import InputError, Keyword
 from .census import (
     annotated_slices,
     any_unlabelled,
@@ -59,7 +59,12 @@ def cost_steps(cost: Any, volume: npt.NDArray[Any], shape: tuple[int, ...]) -> n
     """Check `cost` and return it in fixed point, 16 for 1."""
     array = check_array(cost, "cost")
     if array.shape != shape:
-        raise InputError(f"cost has shape {array.shape} but volume has shape {shape}; they must be the same")
+        raise InputError(
+            Keyword("cost"),
+            f" has shape {array.shape} but ",
+            Keyword("volume"),
+            f" has shape {shape}; they must be the same",
+        )
     array = array.reshape(volume.shape)
     steps: npt.NDArray[np.uint16] = array_module(volume).empty(volume.shape, dtype=np.uint16)
     depth = volume.shape[0]
@@ -191,7 +196,7 @@ def _settle_unseeded(
     if not job.rules.fresh_ids:
         if count:
             components.clear(rest, lone)
-            warn(lone_note(count, int(xp.count_nonzero(rest))))
+            warn(*lone_note(count, int(xp.count_nonzero(rest))))
         count = 0
     ids = fresh_ids(count, job.most)
     if count:

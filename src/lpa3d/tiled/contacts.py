@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.call import Call
-from ..arrays.checks import canonical_connectivity
+from ..arrays.checks import canonical_connectivity, check_id_values
 from ..arrays.classes import list_pairs
 from ..arrays.neighbors import neighbor_offsets
 from ..linking.contacts import (
@@ -35,7 +35,7 @@ from .driver.grid import Box, Grid
 from .driver.run import Run, open_run
 from .driver.scratch import Scratch
 from .driver.stages import Stage
-from .driver.stored import Source, check_id_values, check_ids, open_source, same_shape
+from .driver.stored import Source, check_ids, open_source, same_shape
 from .driver.tables import fold
 
 __all__ = ["contacts", "fold_counts", "map_counts", "tile_key"]

@@ -22,11 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.call import Call
+from ..arrays.checks import check_id_values
 from ..arrays.classes import ClassPairs, list_pairs
 from ..arrays.components import number_dtype
 from ..arrays.overlap import Overlaps, add_overlaps, count_overlaps, shift_overlaps
 from ..arrays.threads import split
-from ..errors import InputError, InputTypeError
+from ..errors import InputError, InputTypeError, Keyword
 from ..evaluation.classified import Classified, Sides, classify_classes, classify_components, classify_ids
 from ..evaluation.report import Foreground, report, separate_masks
 from ..evaluation.request import Request, check_ignore, check_mode, check_request, mark_value, pair_classes
@@ -46,7 +47,7 @@ from .driver.grid import Box, Grid
 from .driver.run import Run, open_run
 from .driver.scratch import Scratch
 from .driver.stages import Stage
-from .driver.stored import Source, check_classes, check_id_values, check_ids, open_source, same_shape
+from .driver.stored import Source, check_classes, check_ids, open_source, same_shape
 from .driver.tables import digest, fold, unite_rows
 from .surfaces import measure_surfaces, surface_stages
 
@@ -87,7 +88,7 @@ class Volumes:
         elif self.ignore is not None:
             reference, mask = mark_value(reference, self.ignore)
         for array, name in zip((reference, prediction), SIDES, strict=True):
-            check_id_values(array, name, box)
+            check_id_values(array, name, box, spare="ignore" if name == "reference" else "")
         return Sides(_plain(reference), _plain(prediction), mask)
 
     def read_tile(self, tile: int) -> Sides:
@@ -148,7 +149,7 @@ def evaluate(call: Call) -> Evaluation:
         inputs["ignore"] = ignore = open_source(ignore, "ignore")
         if ignore.dtype.kind == "f":
             raise InputTypeError(
-                f"ignore has dtype {ignore.dtype}; an array of bool or integers is needed, or one value"
+                Keyword("ignore"), f" has dtype {ignore.dtype}; an array of bool or integers is needed, or one value"
             )
         same_shape(ignore, "ignore", first, "reference")
     elif ignore is not None:
@@ -156,9 +157,11 @@ def evaluate(call: Call) -> Evaluation:
     request = check_request(first.ndim, classes=classes, **call.keywords)
     if request.warping == "3d":
         raise InputError(
-            'warping="3d" deforms the volume as one, which cannot be done tile by tile; pass warping="2d", or read '
-            "both into memory first: lpa3d.evaluate(lpa3d.io.read(REFERENCE), lpa3d.io.read(PREDICTION), "
-            'warping="3d")'
+            Keyword("warping", "3d"),
+            " deforms the volume as one, which cannot be done tile by tile; pass ",
+            Keyword("warping", "2d"),
+            ", or read both into memory first: lpa3d.evaluate(lpa3d.io.read(REFERENCE), lpa3d.io.read(PREDICTION), "
+            "warping='3d')",
         )
     sources = _open_classes(classes, mode, inputs)
     parameters = request.describe() | {

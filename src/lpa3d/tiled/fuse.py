@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.call import Call
-from ..arrays.checks import MAX_ID, class_map, instance_ids, seal
+from ..arrays.checks import MAX_ID, check_id_values, class_map, instance_ids, seal
 from ..arrays.threads import run_all
-from ..errors import InputError, InputTypeError
+from ..errors import InputError, InputTypeError, Keyword
 from ..kernels.fuse import find_keys, index_combinations
 from ..linking.fuse import (
     Rows,
@@ -45,7 +45,7 @@ from .driver.outputs import Sink, Wanted
 from .driver.run import open_run
 from .driver.scratch import Scratch
 from .driver.stages import Stage
-from .driver.stored import Source, check_classes, check_id_values, check_ids, is_url, open_source, same_shape
+from .driver.stored import Source, check_classes, check_ids, is_url, open_source, same_shape
 from .driver.tables import digest, fold
 
 __all__ = ["fuse"]
@@ -148,19 +148,20 @@ def fuse(call: Call) -> Fused:
 
 def _find_places(out: Any) -> dict[str, Any]:
     """Return where each result will be."""
-    need = "a folder for the results, or the place of each is needed: out={'volume': 'a.zarr', 'seeds': 'b.zarr', "
-    need += "'provenance': 'c.zarr'}"
+    given, example = Keyword("out"), Keyword("out", {name: f"{name}.zarr" for name in RESULTS})
+    need = "a folder for the results, or the place of each is needed: ", example
     if out is None:
-        raise InputError(f"stored arrays need a place for the result: {need}")
+        raise InputError("stored arrays need a place for the result: ", *need)
     if isinstance(out, Mapping):
         if not {"volume", "seeds"} <= set(out) <= set(RESULTS):
-            raise InputError(f"out names {', '.join(map(repr, out)) or 'nothing'}; {need} (provenance may be left out)")
+            names = ", ".join(map(repr, out)) or "nothing"
+            raise InputError(given, f" names {names}; ", *need, " (provenance may be left out)")
         return {name: out[name] for name in RESULTS if name in out}
     if not isinstance(out, (str, os.PathLike)):
-        raise InputTypeError(f"out is a {type(out).__module__}.{type(out).__qualname__}; {need}")
+        raise InputTypeError(given, f" is a {type(out).__module__}.{type(out).__qualname__}; ", *need)
     folder = os.fspath(out)
     if folder.rstrip("/\\").lower().endswith(".zarr"):
-        raise InputError(f"out is {folder!r}, one array, but there are three results; {need}")
+        raise InputError(given, f" is {folder!r}, one array, but there are three results; ", *need)
     join = "/".join if is_url(folder) else lambda parts: os.path.join(*parts)
     return {name: join([folder.rstrip("/") if is_url(folder) else folder, f"{name}.zarr"]) for name in RESULTS}
 

@@ -35,7 +35,7 @@ from ..arrays.checks import instance_ids, result_dtype
 from ..arrays.components import Components, find_components
 from ..arrays.threads import run_all
 from ..arrays.warn import warn
-from ..errors import InputError
+from ..errors import InputError, Keyword
 from ..kernels.census import join_seeds, split_seeds
 from ..propagation.census import (
     Count,
@@ -329,7 +329,9 @@ def _take_census(context: _Census, rules: Rules, tables: _Tables) -> dict[str, A
     check_cost([(float(costs[0]), float(costs[1]))])
     census = settle_census(Count(add_rows([rows, *batch]), seeded), rules.seed_conflicts, context.volume.dtype)
     if len(census.ids) > RANK:
-        raise InputError(f"seeds hold {len(census.ids)} ids; at most 2**31 - 1 are possible for stored arrays")
+        raise InputError(
+            Keyword("seeds"), f" hold {len(census.ids)} ids; at most 2**31 - 1 are possible for stored arrays"
+        )
     places = _places(context.grid.shape[0], context.missing)
     tables.put(ids=np.concatenate([[0], census.ids]), classes=census.class_of(_canonical(context.volume)))
     context.scratch.put(
@@ -338,7 +340,8 @@ def _take_census(context: _Census, rules: Rules, tables: _Tables) -> dict[str, A
         **_pack("masked", (masked[0][places], *masked[1:])),
     )
     return {
-        "notes": ([missing_note(lost)] if lost else []) + census.notes,
+        "lost": lost,
+        "notes": census.notes,
         "dropped": census.dropped,
         "most": high,
     }
@@ -710,7 +713,11 @@ def propagate(call: Call) -> Any:
     places = {"labels": out}
     if rules.return_confidence:
         if not (isinstance(out, (tuple, list)) and len(out) == 2):
-            raise InputError("return_confidence needs two places: out=('labels.zarr', 'confidence.zarr')")
+            raise InputError(
+                Keyword("return_confidence"),
+                " needs two places: ",
+                Keyword("out", ("labels.zarr", "confidence.zarr")),
+            )
         places = {"labels": out[0], "confidence": out[1]}
     dtypes = {"labels": _choose_dtype(ids, rules), "confidence": np.dtype(np.uint16)}
     wanted = {name: Wanted(place, classes.shape, classes.ndim, dtypes[name]) for name, place in places.items()}
@@ -773,6 +780,8 @@ def _run(run: Run, rules: Rules, classes: Source, seeds: Source, cost: Source | 
     run.map("census", _count, census)
     tables = _Tables(run.scratch, run.once("token", lambda: {"token": secrets.token_hex(8)})["token"])
     found = run.once("ranks", _take_census, census, rules, tables)
+    if found["lost"]:
+        warn(*missing_note(found["lost"]))
     for note in found["notes"]:
         warn(note)
 
@@ -824,7 +833,7 @@ class _Stages:
         lone = rest.components[0]
         fresh = None
         if lone and not rules.fresh_ids:
-            warn(lone_note(lone, rest.voxels[0]))
+            warn(*lone_note(lone, rest.voxels[0]))
         elif lone:
             stop = fresh_ids(lone, most).stop
             fresh = self._create("fresh", np.uint32 if stop <= 2**32 else np.int64)

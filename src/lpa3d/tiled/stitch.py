@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.call import Call
-from ..arrays.checks import as_bits, class_map, seal
+from ..arrays.checks import as_bits, check_id_values, class_map, seal
 from ..arrays.overlap import count_overlaps
 from ..arrays.unite import unite_musts
 from ..kernels import stitch as kernels
@@ -50,7 +50,7 @@ from .driver.outputs import Sink, Wanted
 from .driver.run import Run, open_run
 from .driver.scratch import Scratch
 from .driver.stages import Stage
-from .driver.stored import Source, check_classes, check_id_values, check_ids, open_source, same_shape
+from .driver.stored import Source, check_classes, check_ids, open_source, same_shape
 from .driver.tables import digest
 
 __all__ = ["stitch"]

@@ -16,7 +16,7 @@ from ..arrays import backend as _backend
 from ..arrays.backend import ADVICE
 from ..arrays.call import Call
 from ..arrays.checks import canonical_out, check_array, max_id, result_dtype
-from ..errors import LibraryError
+from ..errors import Keyword, LibraryError
 
 if TYPE_CHECKING:
     from ..cuda.device import Device
@@ -68,7 +68,7 @@ def run_on_device(call: Call, whole: Callable[[Call], Any]) -> Any:
         return _run_tiles(call, dtype)
     if call.keywords.get("surfaces") or call.keywords.get("warping") is not None:
         # They are the CPU's work, on arrays in memory, of which the device's stages make copies of their own.
-        with _backend.explain_memory(ADVICE), _backend.on_device(device):
+        with _backend.explain_memory(*ADVICE), _backend.on_device(device):
             return whole(call)
     return _run_whole(device, call, whole, dtype)
 
@@ -111,7 +111,7 @@ def _run_whole(device: Device, call: Call, whole: Callable[[Call], Any], dtype: 
         native = np.float64 if value.dtype.kind == "f" and value.dtype.itemsize > 8 else value.dtype.newbyteorder("=")
         return device.bring(np.ascontiguousarray(value, native))
 
-    with _backend.explain_memory(ADVICE):
+    with _backend.explain_memory(*ADVICE):
         brought = {name: bring(value) for name, value in call.arrays.items()}
         result = whole(call.on(brought, out=None) if call.out else call.on(brought))
     if dtype is None:
@@ -135,7 +135,8 @@ def _run_tiles(call: Call, dtype: np.dtype[Any] | None) -> Any:
     except ImportError:
         raise LibraryError(
             "the arrays do not fit on the GPU, and tile by tile the result is kept as zarr until it is whole: "
-            "pip install 'lpa3d[zarr]', or leave out device='cuda'"
+            "pip install 'lpa3d[zarr]', or leave out ",
+            Keyword("device", "cuda"),
         ) from None
     with tempfile.TemporaryDirectory(prefix=f"lpa3d-{call.verb}-") as folder:
         places = Path(folder, "labels.zarr"), Path(folder, "confidence.zarr")

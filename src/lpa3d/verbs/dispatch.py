@@ -15,7 +15,7 @@ import numpy as np
 
 from ..arrays.backend import ADVICE, TWINS, check_device, explain_memory, is_on_device
 from ..arrays.call import Call, Options
-from ..errors import InputError, InputTypeError
+from ..errors import InputError, InputTypeError, Keyword
 
 __all__ = ["OPTIONS", "run"]
 
@@ -46,14 +46,15 @@ def run(call: Call, whole: Callable[[Call], Any], *, takes: tuple[str, ...] = ()
     if used:
         given = next(iter(kinds.values()), "the input is no array")
         raise InputError(
-            f"{', '.join(used)} {'is' if len(used) == 1 else 'are'} for zarr or dask arrays, and {given}; "
-            f"leave out, or store the input as zarr"
+            *[part for name in used for part in (", ", Keyword(name))][1:],
+            f" {'is' if len(used) == 1 else 'are'} for zarr or dask arrays, and {given}; leave out, or store the input "
+            "as zarr",
         )
     if call.options.device is not None and "memory" in kinds:
         from .device import run_on_device
 
         return run_on_device(call, whole)
-    with explain_memory(ADVICE):
+    with explain_memory(*ADVICE):
         return whole(call)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..arrays.backend import check_device, is_on_device
-from ..errors import InputError, InputTypeError
-from ..tiled.driver.budget import COMPRESSED, VERBS, choose_tile, format_bytes, weigh
+from ..arrays.text import format_bytes
+from ..errors import InputError, InputTypeError, Keyword
+from ..tiled.driver.budget import COMPRESSED, VERBS, choose_tile, weigh
 from ..tiled.driver.grid import Grid
 from ..tiled.driver.stored import Source, open_source
 
@@ -139,7 +140,7 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
     (8000, 8000000000000)
     """
     if verb not in VERBS:
-        raise InputError(f"verb is {verb!r}; one of {', '.join(VERBS)} is needed")
+        raise InputError(Keyword("verb"), f" is {verb!r}; one of {', '.join(VERBS)} is needed")
     function = getattr(importlib.import_module(f"lpa3d.verbs.{verb}"), verb)
     try:
         given = inspect.signature(function).bind(*args, **keywords).arguments
@@ -186,7 +187,8 @@ def _open_sources(verb: str, values: Mapping[str, Any]) -> dict[str, Source]:
         for k, part in enumerate(value if isinstance(value, (tuple, list)) else (value,)):
             if isinstance(part, np.ndarray) or is_on_device(part):
                 raise InputTypeError(
-                    f"{name} is in memory, where {verb} takes no tiles; estimate() is about zarr and dask arrays"
+                    Keyword(name),
+                    f" is in memory, where {verb} takes no tiles; estimate() is about zarr and dask arrays",
                 )
             if isinstance(part, (Mapping, int, np.integer)):
                 continue

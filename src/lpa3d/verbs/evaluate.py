@@ -23,7 +23,7 @@ from ..arrays.backend import array_module, device_of, is_on_device
 from ..arrays.call import Call, Options
 from ..arrays.checks import check_array, class_map, instance_ids, same_shape
 from ..arrays.classes import check_classes
-from ..errors import InputTypeError
+from ..errors import InputTypeError, Keyword
 from ..evaluation.classified import Sides, count_classes, count_components, count_ids, write_components
 from ..evaluation.conventions import Convention
 from ..evaluation.report import Foreground, report, separate_masks
@@ -281,13 +281,13 @@ def _check_sides(reference: Any, prediction: Any, ignore: Any, mode: str | None)
     if (isinstance(ignore, np.ndarray) or is_on_device(ignore)) and ignore.ndim:
         if ignore.dtype.kind not in "bui":
             raise InputTypeError(
-                f"ignore has dtype {ignore.dtype}; an array of bool or integers is needed, or one value"
+                Keyword("ignore"), f" has dtype {ignore.dtype}; an array of bool or integers is needed, or one value"
             )
         same_shape(ignore, "ignore", reference, "reference")
         mask = array_module(ignore).ascontiguousarray(ignore != 0)
     elif ignore is not None:
         reference, mask = mark_value(reference, check_ignore(ignore, reference.shape))
-    ids = [instance_ids(reference, "reference"), instance_ids(prediction, "prediction")]
+    ids = [instance_ids(reference, "reference", spare="ignore"), instance_ids(prediction, "prediction")]
     return Sides(ids[0], ids[1], None if mask is None else mask.reshape(ids[0].shape))
 
 
@@ -306,6 +306,10 @@ def _check_on_device(**arguments: Any) -> None:
     given = [name for name, value in arguments.items() if value is not None]
     if given:
         raise InputTypeError(
-            f"{given[0]} goes back to the voxels, which only the CPU does, and the arrays are on a CUDA device; pass "
-            f"cupy.asnumpy(...) of them and no device='cuda', or leave out {given[0]}"
+            Keyword(given[0]),
+            " goes back to the voxels, which only the CPU does, and the arrays are on a CUDA device; pass "
+            "cupy.asnumpy(...) of them and no ",
+            Keyword("device", "cuda"),
+            ", or leave out ",
+            Keyword(given[0]),
         )

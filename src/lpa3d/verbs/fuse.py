@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..arrays.call import Call, Options
 from ..arrays.checks import check_array, class_map, instance_ids, same_shape
-from ..errors import InputError
+from ..errors import InputError, Keyword
 from ..linking.fuse import check_rules, count_rows, flag_slices, make_inputs, mark_slices, settle, write_tables
 from ..linking.fused import CLASSES, INSTANCES, SLICES, Fused, Source
 from .dispatch import run
@@ -201,10 +201,19 @@ def fuse(
 def _fuse(call: Call) -> Fused:
     """Do what `fuse` does in memory, or for arrays on a device."""
     if call.place is not None:
-        raise InputError("out is for zarr or dask arrays; of arrays in memory the result is always new: leave it out")
+        raise InputError(
+            Keyword("out"), " is for zarr or dask arrays; of arrays in memory the result is always new: leave it out"
+        )
     given = {name: array for name, array in call.arrays.items() if array is not None}
     if not given:
-        raise InputError("fuse got no source; pass at least one of classes=, instances= and slices=")
+        raise InputError(
+            "fuse got no source; pass at least one of ",
+            Keyword(CLASSES),
+            ", ",
+            Keyword(INSTANCES),
+            " and ",
+            Keyword(SLICES),
+        )
     for name, array in given.items():
         check_array(array, name)
         same_shape(array, name, next(iter(given.values())), next(iter(given)))

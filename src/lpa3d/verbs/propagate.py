@@ -211,7 +211,7 @@ def _propagate(call: Call) -> Any:
         present = np.setdiff1d(np.arange(shape[0]), rules.missing)
         lost = sum(int(xp.count_nonzero(given[z])) for z in rules.missing)
         if lost:
-            warn(missing_note(lost))
+            warn(*missing_note(lost))
         slices, lead = run_stages(job.take(present), None, tell)
         result = xp.empty(shape, dtype) if target is None else target
         confidence = None if lead is None else xp.zeros(shape, np.uint16)

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpa3d.arrays.call import Options
+from lpa3d.arrays.text import parse_memory
 from lpa3d.errors import InputError, InputTypeError, Lpa3dError
-from lpa3d.tiled.driver.budget import choose_tile, parse_memory
+from lpa3d.tiled.driver.budget import choose_tile
 from lpa3d.tiled.driver.grid import Box, Grid
 from lpa3d.tiled.driver.journal import Journal
 from lpa3d.tiled.driver.outputs import Wanted, check_storage, choose_layout

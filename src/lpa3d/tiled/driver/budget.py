@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import numbers
 import operator
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...arrays.text import format_bytes, parse_memory
 from ...arrays.threads import num_threads
-from ...errors import InputError, InputTypeError
+from ...errors import Example, InputError, Keyword
 from .grid import Place
 from .stored import Source
 
@@ -35,8 +34,6 @@ __all__ = [
     "check_room",
     "choose_tile",
     "find_cost",
-    "format_bytes",
-    "parse_memory",
     "weigh",
 ]
 
@@ -81,9 +78,6 @@ def weigh(verb: str, sources: Mapping[str, Source], keywords: Mapping[str, Any])
     made = VERBS[verb][1](sources, keywords)
     return made, find_cost(verb, {name: source.dtype for name, source in sources.items()}, made, keywords)
 
-
-UNITS = {"": 1, "b": 1} | {f"{letter}b": 1000**k for k, letter in enumerate("kmgt", 1)}
-UNITS |= {f"{letter}ib": 1024**k for k, letter in enumerate("kmgt", 1)}
 
 LARGEST = 2**24
 """Voxels of a tile, 256 cubed, beyond which larger ones gain nothing (without a halo)."""
@@ -214,20 +208,6 @@ def find_cost(
     return COSTS[verb](Asked(sizes, sum(np.dtype(dtype).itemsize for dtype in results), keywords))
 
 
-def parse_memory(memory: Any) -> int:
-    """Return a budget such as ``"4GB"``, ``"512 MiB"`` or a number of bytes."""
-    if isinstance(memory, bool) or not isinstance(memory, (numbers.Real, str)):
-        raise InputTypeError(f"memory is {memory!r}; a budget is needed, e.g. memory='4GB'")
-    if isinstance(memory, str):
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", memory)
-        if not match or match[2].lower() not in UNITS:
-            raise InputError(f"memory is {memory!r}; a budget is needed, e.g. memory='4GB' or '512MiB'")
-        memory = float(match[1]) * UNITS[match[2].lower()]
-    if not (math.isfinite(memory) and memory > 0):
-        raise InputError(f"memory is {memory!r}; a budget > 0 is needed, e.g. memory='4GB'")
-    return int(memory)
-
-
 def available_memory(root: Path = Path("/")) -> int:
     """Return the bytes that this process may still use: what is free of the machine, of its control groups (a
     container's, a batch job's) and of the address space that it may have.
@@ -310,14 +290,10 @@ def check_room(verb: str, needs: Iterable[tuple[Path, str, float]]) -> None:
             listed = " and ".join(f"{format_bytes(SAFETY * size)} for {what}" for _, what, size in parts)
             raise InputError(
                 f"{verb} needs about {listed} on the disk of {folder}, where {format_bytes(free)} are free; make room, "
-                f"or choose a folder on another disk with scratch=FOLDER (or another place for the result)"
+                "or choose a folder on another disk with ",
+                Keyword("scratch", Example("FOLDER")),
+                " (or another place for the result)",
             )
-
-
-def format_bytes(size: float) -> str:
-    """Return a number of bytes for a person, in powers of 1000."""
-    power = min(max(len(str(int(size))) - 1, 0) // 3, 5)
-    return f"{size / 1000**power:.{1 if power else 0}f} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"
 
 
 @dataclass(frozen=True)
@@ -414,17 +390,20 @@ def choose_tile(
     workers = min(most, (budget - FIXED) // one)
     if workers < 1:
         advice = "a smaller tile, or more memory" if tile is not None else "more memory"
-        given = f"memory={memory!r}" if memory is not None else f"half of the free memory, {budget / 1e9:.1f} GB,"
+        half = f"half of the free memory, {format_bytes(budget)},"
         raise InputError(
-            f"{given} is too little: a tile of {chosen} with its halo of {halo} needs {one / 1e9:.2f} GB besides "
-            f"{FIXED / 1e9:.2f} GB for the process; pass {advice}, e.g. "
-            f"memory='{math.ceil((one + FIXED) / 1e8) / 10}GB'"
+            half if memory is None else Keyword("memory", memory),
+            f" is too little: a tile of {chosen} with its halo of {halo} needs {format_bytes(one)} besides "
+            f"{format_bytes(FIXED)} for the process; pass {advice}, e.g. ",
+            # Rounded up: it is to suffice.
+            Keyword("memory", f"{math.ceil((one + FIXED) / 1e8) / 10}GB"),
         )
     if room is not None and voxels > room.voxels:
         raise InputError(
             f"a tile of {chosen} with its halo of {halo} needs about {format_bytes(room.bytes_per_voxel * voxels)} on "
             f"the GPU, where {format_bytes(SHARE * room.memory)} can be used; free some of it, pass a smaller tile "
-            f"(of zarr or dask arrays), or leave out device='cuda'"
+            "(of zarr or dask arrays), or leave out ",
+            Keyword("device", "cuda"),
         )
     if room is not None and voxels:
         workers = int(min(workers, room.voxels / voxels))
@@ -441,8 +420,9 @@ def canonical_sides(value: Any, name: str, ndim: int) -> Place:
         given = [1, *given]
     if len(given) != 3 or min(given) < 1 or isinstance(value, bool):
         raise InputError(
-            f"{name} is {value!r}; a side or sides {'(z, y, x)' if ndim == 3 else '(y, x)'} of 1 or more are needed, "
-            f"e.g. 128"
+            Keyword(name),
+            f" is {value!r}; a side or sides {'(z, y, x)' if ndim == 3 else '(y, x)'} of 1 or more are needed, e.g. "
+            "128",
         )
     return given[0], given[1], given[2]
 

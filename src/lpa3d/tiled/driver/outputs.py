@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError, InputTypeError
+from ...errors import InputError, InputTypeError, Keyword
 from ...files.outputs import ASIDE, TEMPORARY, Beside, flush, overlaps, remove
 from .budget import canonical_sides
 from .grid import Box, Grid, Place
@@ -100,11 +100,12 @@ def check_storage(storage: Any, ndim: int) -> dict[str, Any]:
     """Return `storage` with its chunks and shards as three sides."""
     if storage is None:
         return {}
+    given = Keyword("storage")
     if not isinstance(storage, Mapping):
-        raise InputTypeError(f"storage is {storage!r}; a mapping is needed, e.g. storage={{'chunks': 128}}")
+        raise InputTypeError(given, f" is {storage!r}; a mapping is needed, e.g. ", Keyword("storage", {"chunks": 128}))
     unknown = [key for key in storage if key not in TAKEN]
     if unknown:
-        raise InputError(f"storage has {', '.join(map(repr, unknown))}; it may hold {', '.join(TAKEN)}")
+        raise InputError(given, f" has {', '.join(map(repr, unknown))}; it may hold {', '.join(TAKEN)}")
     found = dict(storage)
     for key in ("chunks", "shards"):
         if found.get(key) is not None:
@@ -116,7 +117,7 @@ def check_storage(storage: Any, ndim: int) -> dict[str, Any]:
         json.dumps(dict(attributes))
     except TypeError:
         raise InputError(
-            f"storage has attributes={attributes!r}; a mapping that JSON can hold, without 'lpa3d', is needed"
+            given, f" has attributes={attributes!r}; a mapping that JSON can hold, without 'lpa3d', is needed"
         ) from None
     return found
 
@@ -138,13 +139,14 @@ def choose_layout(shape: Place, tile: Place, storage: Mapping[str, Any], name: s
             if count > MANY and fits and tile != chunks:
                 shards = tile
     if shards is not None and any(s % c for s, c in zip(shards, chunks, strict=True)):
-        raise InputError(f"storage has shards {shards}, which are no multiple of the chunks {chunks}")
+        raise InputError(Keyword("storage"), f" has shards {shards}, which are no multiple of the chunks {chunks}")
     unit = shards or chunks
     for axis in range(3):
         if tile[axis] < shape[axis] and tile[axis] % unit[axis]:
             raise InputError(
-                f"tile {tile} cuts the {'shards' if shards else 'chunks'} {unit} of {name}, so that two tiles would "
-                f"write one file; choose a tile of whole ones"
+                Keyword("tile"),
+                f" {tile} cuts the {'shards' if shards else 'chunks'} {unit} of {name}, so that two tiles would write "
+                "one file; choose a tile of whole ones",
             )
     return Layout(chunks, shards, more)
 
@@ -254,7 +256,7 @@ class Output:
         if self.final is None and overwrite:
             raise InputError(f"{self.shown} exists; in object storage nothing is replaced in one step: delete it first")
         if not overwrite:
-            raise InputError(f"{self.shown} exists; pass --overwrite to replace it (in Python: overwrite=True)")
+            raise InputError(f"{self.shown} exists; pass ", Keyword("overwrite", True), " to replace it")
 
     def settle_place(self, home: Path | None, token: str, *, overwrite: bool) -> None:
         """Decide where it is built: with the run, or beside its place if only there it can be renamed."""
@@ -264,7 +266,7 @@ class Output:
         temp = home / token / "result" / self.name
         if os.stat(home).st_dev != os.stat(self.anchor).st_dev:
             temp = self._find_beside(token) or self.anchor / f"{TEMPORARY}{token}-{self.name}"
-        advice = "; move one of them away and run the same again, or pass --overwrite (in Python: overwrite=True)"
+        advice = "; move one of them away and run the same again, or pass ", Keyword("overwrite", True)
         aside = self.final.with_name(f"{ASIDE}{token}-{self.name}")
         self.beside = Beside(self.shown, self.final, temp, aside, overwrite, advice)
 
@@ -322,8 +324,9 @@ class Output:
             array = None
         if array is None or (moved and array.attrs.get("lpa3d") != {**about, "complete": True}):
             raise InputError(
-                f"what an interrupted run made for {self.shown} is not at {place} any more; pass resume=False to "
-                f"delete what is left of the run and start anew"
+                f"what an interrupted run made for {self.shown} is not at {place} any more; pass ",
+                Keyword("resume", False),
+                " to delete what is left of the run and start anew",
             )
         return self._open(array)
 
@@ -438,7 +441,9 @@ def place_outputs(outputs: Mapping[str, Wanted], inputs: Mapping[str, Source]) -
         for role, source in inputs.items():
             own = local_folder(source.array)
             if folder is not None and own is not None and overlaps(folder, own):
-                raise InputError(f"{output.shown} is also an input ({role}), which would be lost; choose another place")
+                raise InputError(
+                    f"{output.shown} is also an input (", Keyword(role), "), which would be lost; choose another place"
+                )
         found[name] = output
     return found
 
@@ -452,7 +457,7 @@ def _place(name: str, wanted: Wanted) -> Output:
     """Find out where an output will be."""
     place = wanted.place
     if place is None:
-        raise InputError(f"stored arrays need a place for the result: pass out='{name}.zarr'")
+        raise InputError("stored arrays need a place for the result: pass ", Keyword("out", f"{name}.zarr"))
     if hasattr(place, "supports_writes"):  # a zarr store
         if place.read_only:
             raise InputError(f"{name} is a store that is read-only; open it for writing")
@@ -470,14 +475,20 @@ def _place(name: str, wanted: Wanted) -> Output:
             raise InputError(f"{place} is no place that can be written: {error}") from error
     if not isinstance(place, (str, os.PathLike)):
         raise InputTypeError(
-            f"out is a {type(place).__module__}.{type(place).__qualname__}; a path, a URL or a zarr store is needed, "
-            f"e.g. out='{name}.zarr'"
+            Keyword("out"),
+            f" is a {type(place).__module__}.{type(place).__qualname__}; a path, a URL or a zarr store is needed, "
+            "e.g. ",
+            Keyword("out", f"{name}.zarr"),
         )
     from ...files.places import locate, zarr_target
 
     location = locate(os.path.expanduser(as_path(place)))
     if location.format != "zarr":
-        raise InputError(f"out is {os.fspath(place)!r}; results of this size are zarr arrays: out='{name}.zarr'")
+        raise InputError(
+            Keyword("out"),
+            f" is {os.fspath(place)!r}; results of this size are zarr arrays: ",
+            Keyword("out", f"{name}.zarr"),
+        )
     zarr_target(location)
     output = Output(name, wanted, Path(os.path.realpath(location.path)))
     check_folder(output.anchor, output.shown)
@@ -496,5 +507,8 @@ def check_apart(home: Path, inputs: Mapping[str, Source]) -> None:
         own = local_folder(source.array)
         if own is not None and overlaps(home, own):
             raise InputError(
-                f"scratch {home} lies in an input ({role}), which would change by it; choose another folder"
+                Keyword("scratch"),
+                f" {home} lies in an input (",
+                Keyword(role),
+                "), which would change by it; choose another folder",
             )

@@ -2,8 +2,8 @@
 
 A run goes through stages, which are declared (`lpa3d.tiled.driver.stages`): what no stage reads any more is cleared.
 Three patterns serve every verb: *map* (`Run.map`: a task for each tile), *map, reduce, map* (`Run.once` between two
-maps) and the *worklist* (`Run.start` and `Run.wait`, between `Run.begin` and `Run.end`). Items are handed out as workers
-come free, so no graph of the volume is ever built; the driver keeps one bit or a few bytes for a tile.
+maps) and the *worklist* (`Run.start` and `Run.wait`, between `Run.begin` and `Run.end`). Items are handed out as
+workers come free, so no graph of the volume is ever built; the driver keeps one bit or a few bytes for a tile.
 
 Where a run lives: ``OUT.lpa3d/run.json`` says what is computed from what; ``OUT.lpa3d/ID/`` holds the journal, the
 scratch and the unfinished outputs. Only when all is done are the outputs moved to their places, and the folder is
@@ -36,7 +36,7 @@ import numpy.typing as npt
 from ..._version import __version__
 from ...arrays import backend as _backend
 from ...arrays.call import Options, Progress
-from ...errors import InputError, InputTypeError, Lpa3dError
+from ...errors import Example, InputError, InputTypeError, Keyword, Lpa3dError, Part
 from ...files.outputs import publish
 from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_tile, find_cost
 from .grid import Grid
@@ -325,7 +325,7 @@ def open_run(
     device = None if options.device is None else _backend.open_device()
     first = next(iter(inputs.values()))
     if options.progress is not None and not callable(options.progress):
-        raise InputTypeError(f"progress is {options.progress!r}; a function (stage, fraction) is needed")
+        raise InputTypeError(Keyword("progress"), f" is {options.progress!r}; a function (stage, fraction) is needed")
     if bytes_per_voxel is not None:
         cost = Cost(0.0, bytes_per_voxel)
     else:
@@ -424,8 +424,9 @@ def open_run(
         changed = [name for name, source in inputs.items() if source.describe() != asked["inputs"][name]]
         if changed:
             raise InputError(
-                f"{', '.join(changed)} changed while {verb} read it, so the result would be of neither state; run it "
-                f"again with resume=False"
+                *[part for name in changed for part in (", ", Keyword(name))][1:],
+                f" changed while {verb} read it, so the result would be of neither state; run it again with ",
+                Keyword("resume", False),
             )
         for output in places.values():
             output.flush()
@@ -466,7 +467,7 @@ def _home(
     depth = next((i for i, part in enumerate(parts) if part.lower().endswith(".zarr")), len(parts) - 1)
     if options.scratch is not None:
         if not isinstance(options.scratch, (str, os.PathLike)) or is_url(options.scratch):
-            raise InputTypeError(f"scratch is {options.scratch!r}; a local or shared folder is needed")
+            raise InputTypeError(Keyword("scratch"), f" is {options.scratch!r}; a local or shared folder is needed")
         scratch = Path(os.path.realpath(os.path.expanduser(options.scratch)))
         # Runs of other places, or of other inputs where there is no output, have folders of their own.
         of = str(output.final or output.store) if output is not None else " ".join(
@@ -489,7 +490,8 @@ def _make_home(home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"cannot make the folder of the run, {home}: {error.strerror}; choose another one with scratch=FOLDER"
+            f"cannot make the folder of the run, {home}: {error.strerror}; choose another one with ",
+            Keyword("scratch", Example("FOLDER")),
         ) from error
     check_folder(home, str(home))
 
@@ -555,14 +557,15 @@ def _compare(before: dict[str, Any], now: dict[str, Any], options: Options, ndim
         if tile != before["tile"]:
             differences.append(f"tile was {before['tile']} and is {tile}")
     if differences:
-        mended = (
-            ". If only what no finished tile has read was mended, pass resume='force'"
-            if any(".digest was" in text for text in differences)
-            else ""
-        )
+        mended: tuple[Part, ...] = ()
+        if any(".digest was" in text for text in differences):
+            mended = ". If only what no finished tile has read was mended, pass ", Keyword("resume", "force")
         raise InputError(
-            f"an unfinished run at this place was another one: {'; '.join(differences)}{mended}. Pass the same to go "
-            f"on, or resume=False to delete what it did and start anew"
+            f"an unfinished run at this place was another one: {'; '.join(differences)}",
+            *mended,
+            ". Pass the same to go on, or ",
+            Keyword("resume", False),
+            " to delete what it did and start anew",
         )
 
 
@@ -575,6 +578,7 @@ def _check_reach(scheduler: Scheduler, inputs: Mapping[str, Source], places: Map
     for name, store in stores.items():
         if type(store).__name__ == "MemoryStore":
             raise InputError(
-                f"{name} lies in the memory of this process, which the workers of the dask client cannot see; use "
-                f"a path that they share, or close the client"
+                Keyword(name),
+                " lies in the memory of this process, which the workers of the dask client cannot see; use a path that "
+                "they share, or close the client",
             )

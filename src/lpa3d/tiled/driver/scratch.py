@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import Lpa3dError
+from ...errors import Keyword, Lpa3dError
 from .grid import Box, Grid, Place
 
 __all__ = ["Blobs", "Folder", "Scratch", "ScratchError", "ScratchVolume", "StoreFolder"]
@@ -247,7 +247,9 @@ class Scratch:
             return self._get(key, names)
         except (ValueError, RuntimeError, TypeError) as error:
             raise ScratchError(
-                f"the scratch of this run is damaged ({key}: {error}); pass resume=False to start the run anew"
+                f"the scratch of this run is damaged ({key}: {error}); pass ",
+                Keyword("resume", False),
+                " to start the run anew",
             ) from error
 
     def _get(self, key: str, names: tuple[str, ...]) -> dict[str, Array]:

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...arrays.checks import MAX_ID
-from ...errors import InputError, InputTypeError
+from ...errors import InputError, InputTypeError, Keyword
 from .grid import Box, Place
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "as_path",
     "canonical_shape",
     "check_classes",
-    "check_id_values",
     "check_ids",
     "is_url",
     "local_folder",
@@ -152,17 +150,19 @@ def open_source(array: Any, role: str) -> Source:
         name = os.fspath(array)
         array = _open_url(name) if is_url(name) else _open_path(os.path.expanduser(as_path(name)))
     if any(not math.isfinite(n) for n in array.shape):
-        raise InputError(f"{role} is a dask array of unknown shape {array.shape}; pass {role}.compute_chunk_sizes()")
+        raise InputError(
+            Keyword(role), f" is a dask array of unknown shape {array.shape}; pass {role}.compute_chunk_sizes()"
+        )
     shape = tuple(int(n) for n in array.shape)
     lead = 0
     while len(shape) - lead > 3 and shape[lead] == 1:
         lead += 1
     shape = shape[lead:]
     if len(shape) not in (2, 3):
-        raise InputError(f"{role} has {len(shape)} dimensions, shape {shape}; (Z, Y, X) or (Y, X) is needed")
+        raise InputError(Keyword(role), f" has {len(shape)} dimensions, shape {shape}; (Z, Y, X) or (Y, X) is needed")
     dtype = np.dtype(array.dtype)
     if dtype.kind not in "buif":
-        raise InputTypeError(f"{role} has dtype {dtype}; an array of bool or integers is needed")
+        raise InputTypeError(Keyword(role), f" has dtype {dtype}; an array of bool or integers is needed")
     if hasattr(array, "dask"):
         chunks = tuple(max(sizes, default=1) for sizes in array.chunks)
     elif isinstance(array, np.ndarray):
@@ -214,29 +214,28 @@ def check_classes(source: Source, role: str) -> None:
     """Refuse a class map of floats."""
     if source.dtype.kind == "f":
         raise InputTypeError(
-            f"{role} has dtype {source.dtype}; a class map is bool or integer. Threshold it first, or pass the image "
-            f"as cost= of propagate"
+            Keyword(role),
+            f" has dtype {source.dtype}; a class map is bool or integer. Threshold it first, or pass the image as ",
+            Keyword("cost"),
+            " of propagate",
         )
 
 
 def check_ids(source: Source, role: str) -> None:
     """Refuse instance ids of floats."""
     if source.dtype.kind == "f":
-        raise InputTypeError(f"{role} has dtype {source.dtype}; ids are integers: store {role} as int64 first")
-
-
-def check_id_values(ids: Array, role: str, box: Box) -> None:
-    """Refuse ids that are negative or above 2**63 - 1."""
-    if ids.dtype.kind == "i" and ids.size and int(ids.min()) < 0:
-        raise InputError(
-            f"{role} holds negative ids, the smallest at {box} is {int(ids.min())}; 0 is none, ids are > 0"
+        raise InputTypeError(
+            Keyword(role), f" has dtype {source.dtype}; ids are integers: store ", Keyword(role), " as int64 first"
         )
-    if ids.dtype == np.uint64 and ids.size and int(ids.max()) > MAX_ID:
-        raise InputError(f"{role} holds ids up to {int(ids.max())} (at {box}); at most 2**63 - 1 is possible")
 
 
 def same_shape(source: Source, role: str, other: Source, other_role: str) -> None:
     """Refuse two inputs of different shapes."""
     if source.shape != other.shape or source.ndim != other.ndim:
         shapes = [one.shape[3 - one.ndim :] for one in (source, other)]
-        raise InputError(f"{role} has shape {shapes[0]} but {other_role} has shape {shapes[1]}; they must be the same")
+        raise InputError(
+            Keyword(role),
+            f" has shape {shapes[0]} but ",
+            Keyword(other_role),
+            f" has shape {shapes[1]}; they must be the same",
+        )
