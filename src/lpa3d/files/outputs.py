@@ -204,10 +204,10 @@ class Beside:
         if not os.path.lexists(self.temp):
             self.target.rename(self.temp)
         if os.path.lexists(self.aside):
-            if os.path.lexists(self.target):
-                self.aside.unlink()  # a second name of what is still there
-            else:
+            if not os.path.lexists(self.target):
                 self.aside.rename(self.target)
+            elif self.aside.samefile(self.target):
+                self.aside.unlink()  # a second name of what is still there
 
     def settle(self) -> None:
         """Delete what was replaced, also by an earlier call that was killed before it did."""

@@ -352,6 +352,42 @@ def test_a_failed_tile_is_retried_then_named(volume: Path, calls: Path, tmp_path
     np.testing.assert_array_equal(result[:], 2 * zarr.open_array(str(volume))[:])
 
 
+def leave(context: Any, tile: int) -> None:
+    raise SystemExit(3)
+
+
+def test_a_task_that_would_end_its_thread_is_named(volume: Path, calls: Path, tmp_path: Path) -> None:
+    source = open_source(volume, "volume")
+    options = Options(tile=8, scratch=tmp_path / "run")
+    with (
+        pytest.raises(TileError, match="failed 3 times in stage 'leave': SystemExit: 3"),
+        open_run("leave", {"volume": source}, {}, {}, options, stages=[Stage("leave")], bytes_per_voxel=20) as run,
+    ):
+        run.map("leave", leave, None)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_a_run_that_fails_leaves_no_file_open(volume: Path, calls: Path, tmp_path: Path) -> None:
+    def fail() -> int:
+        with pytest.raises(TileError):
+            run_double(volume, tmp_path / "out.zarr", calls, tile=4, broken=[5])
+        return sum(os.path.exists(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd"))
+
+    counts = [fail() for _ in range(4)]
+    assert counts[-1] == counts[0]
+
+
+def test_chunks_behind_a_link_are_part_of_an_input(volume: Path, tmp_path: Path) -> None:
+    (volume / "c").rename(tmp_path / "chunks")
+    (volume / "c").symlink_to(tmp_path / "chunks")
+    (tmp_path / "chunks" / "circle").symlink_to(volume)
+    before = open_source(volume, "volume").describe()
+    assert open_source(volume, "volume").describe() == before
+    chunk = tmp_path / "chunks" / "1" / "1" / "1"
+    chunk.write_bytes(chunk.read_bytes() + b"x")
+    assert open_source(volume, "volume").describe() != before
+
+
 def test_another_run_is_not_gone_on_with(volume: Path, calls: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.zarr"
     with pytest.raises(TileError):

@@ -420,6 +420,7 @@ def _make_groups(final: Path) -> None:
         if not (group / "zarr.json").exists():
             with contextlib.suppress(FileExistsError, zarr.errors.ContainsGroupError):
                 zarr.create_group(str(group), zarr_format=3)
+                flush(group)
 
 
 def place_outputs(outputs: Mapping[str, Wanted], inputs: Mapping[str, Source]) -> dict[str, Output]:

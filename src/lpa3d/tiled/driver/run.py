@@ -2,8 +2,8 @@
 
 A run goes through stages, which are declared (`lpa3d.tiled.driver.stages`): what no stage reads any more is cleared.
 Three patterns serve every verb: *map* (`Run.map`: a task for each tile), *map, reduce, map* (`Run.once` between two
-maps) and the *worklist* (`Run.start` and `Run.wait`, between `Run.begin` and `Run.end`). Items are handed out as
-workers come free, so no graph of the volume is ever built; the driver keeps one bit or a few bytes for a tile.
+maps) and the *worklist* (`Run.start` and `Run.wait`, from `Run.begin` to `Run.end`). Items are handed out as workers
+come free, so no graph of the volume is ever built; the driver keeps one bit or a few bytes for a tile.
 
 Where a run lives: ``OUT.lpa3d/run.json`` says what is computed from what; ``OUT.lpa3d/ID/`` holds the journal, the
 scratch and the unfinished outputs. Only when all is done are the outputs moved to their places, and the folder is

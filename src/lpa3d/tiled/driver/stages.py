@@ -83,7 +83,12 @@ class Plan:
         raise ValueError(f"stage {name!r} is not declared")
 
     def _list_unread(self) -> list[str]:
-        """Return areas that stages before wrote and that none reads any more, each once."""
+        """Return areas that stages before wrote and that none reads any more, each once.
+
+        What the last stage read goes with all the rest, once the outputs are on the disk.
+        """
+        if self._at == len(self.stages):
+            return []
         kept = {area for stage in self.stages for area in stage.keeps}
         read = {area for stage in self.stages[self._at :] for area in (*stage.reads, *stage.writes)}
         over = [area for stage in self.stages[: self._at] for area in stage.writes]
