@@ -14,10 +14,10 @@ import pytest
 
 import lpa3d
 from lpa3d import io
+from lpa3d.arrays.text import format_bytes
 from lpa3d.errors import InputError, InputTypeError, Lpa3dError
 from lpa3d.propagation.rules import SWEEPS
 from lpa3d.tiled.driver import budget, outputs, run
-from lpa3d.arrays.text import format_bytes
 from lpa3d.tiled.driver.budget import COSTS, VERBS, check_room
 from lpa3d.tiled.driver.grid import Grid
 from lpa3d.verbs.estimate import format_seconds

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpa3d.errors import InputError, InputTypeError, Lpa3dError
 from lpa3d.arrays.text import parse_memory
+from lpa3d.errors import InputError, InputTypeError, Lpa3dError
 from lpa3d.tiled.driver.budget import choose_tile
 from lpa3d.tiled.driver.grid import Box, Grid
 from lpa3d.tiled.driver.journal import Journal
