@@ -149,9 +149,11 @@ extern "C" __global__ void count_seeds(
 
 // The hash of the Numba kernels, whose table of ranks is looked up.
 __device__ inline i64 hash_row(i64 a, i64 b) {
-    u64 mixed = (u64)a * 0x9E3779B97F4A7C15ull + (u64)b * 0xC2B2AE3D27D4EB4Full;
-    mixed = (mixed ^ (mixed >> 32)) * 0x9E3779B97F4A7C15ull;
-    return (i64)(mixed >> 32);
+    u64 h = (u64)a * 0x9E3779B97F4A7C15ull ^ (u64)b * 0xC2B2AE3D27D4EB4Full;
+    h ^= h >> 29;
+    h *= 0xBF58476D1CE4E5B9ull;
+    h ^= h >> 32;
+    return (i64)(h >> 1);
 }
 
 // Write the rank of each kept seed: `ranks` is a table of (id, class, rank); pairs that it lacks are dropped.

@@ -10,10 +10,6 @@ import numpy as np
 
 from ._jit import jit
 
-_FIRST = np.uint64(0x9E3779B97F4A7C15)
-_SECOND = np.uint64(0xC2B2AE3D27D4EB4F)
-_HALF = np.uint64(32)
-
 
 @jit
 def count_slots(entries):
@@ -26,10 +22,12 @@ def count_slots(entries):
 
 @jit
 def hash_pair(a, b):
-    """Return a well mixed non-negative hash of two integers, of 32 bits."""
-    mixed = np.uint64(a) * _FIRST + np.uint64(b) * _SECOND
-    mixed = (mixed ^ (mixed >> _HALF)) * _FIRST
-    return np.int64(mixed >> _HALF)
+    """Return a well mixed non-negative hash of two integers."""
+    h = np.uint64(a) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(b) * np.uint64(0xC2B2AE3D27D4EB4F)
+    h ^= h >> np.uint64(29)
+    h *= np.uint64(0xBF58476D1CE4E5B9)
+    h ^= h >> np.uint64(32)
+    return np.int64(h >> np.uint64(1))
 
 
 @jit
