@@ -245,7 +245,7 @@ def test_contacts_of_nothing_has_a_header(files, capsys):
 def test_info(files, suffix, capsys):
     assert cli.main(["info", f"seeds.{suffix}"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"^shape: +9 8 10 \(z y x\), 720 voxels, 1\.4 KiB in memory$", text, re.MULTILINE)
+    assert re.search(r"^shape: +9 8 10 \(z y x\), 720 voxels, 1\.4 kB in memory$", text, re.MULTILINE)
     assert re.search(r"^dtype: +uint16$", text, re.MULTILINE)
     assert re.search(r"^values: +0 to 300$", text, re.MULTILINE)
     assert re.search(r"^not 0: +240 of 720 voxels \(33\.3 %\)$", text, re.MULTILINE)

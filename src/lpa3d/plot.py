@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InputError, InputTypeError, LibraryError
+from .errors import InputError, InputTypeError, Keyword, LibraryError
 from .evaluation.metrics import FRACTIONS, LESS_IS_BETTER, MATCHING, SUMMED
 
 if TYPE_CHECKING:
@@ -302,8 +302,11 @@ def _check_methods(evaluation: Any) -> dict[str, Evaluation]:
     without = [name for name, one in methods.items() if not one.per_class]
     if without and len(without) < len(methods):
         raise InputError(
-            f"the evaluation {without[0]!r} has no classes but others have, so that their rows are not the same; pass "
-            f"classes= (or instances='components') to evaluate for all, or for none"
+            f"the evaluation {without[0]!r} has no classes but others have, so that their rows are not the same; pass ",
+            Keyword("classes"),
+            " (or ",
+            Keyword("instances", "components"),
+            ") to evaluate for all, or for none",
         )
     return {str(name): one for name, one in methods.items()}
 

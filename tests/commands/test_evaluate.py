@@ -445,7 +445,7 @@ def test_limits_where_no_class_is_present(files, capsys):
     words = ["kinds.tif", "found.tif", "--instances", "components", "--class-names", "7=a", "8=b", "--json"]
     evaluate(*words, "--fail-under", "pq=0", "a:pq=0", code=3)
     warning, *misses = capsys.readouterr().err.splitlines()
-    assert warning.startswith("lpa3d: warning: none of the classes 7, 8 is in reference or prediction")
+    assert warning.startswith("lpa3d: warning: none of the classes 7, 8 is in REFERENCE or PREDICTION")
     assert misses == [
         "lpa3d: --fail-under pq=0: pq is not known, for want of a voxel of any class",
         "lpa3d: --fail-under a:pq=0: no voxel is of class a",
@@ -671,23 +671,24 @@ def test_bad_input_before_any_work(files, words, message, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("truth.npy instances.npy --scores some.csv", "--scores has none for 2 id(s) of prediction: 20, 300; add them"),
+        ("truth.npy instances.npy --scores some.csv", "--scores has none for 2 id(s) of PREDICTION: 20, 300; add them"),
         ("truth.npy instances.npy --scores twice.csv", "--scores has more than one score for 1 id(s): 11"),
         ("truth.npy instances.npy --scores nan.csv", "--scores has nan for the id 11; finite scores"),
         (
             "truth.npy instances.npy --classes mixed.npy found.tif",
-            "1 id(s) of reference lie on more than one class: 1; id 1 is on 1 and 3. Split them\n",
+            "1 id(s) of REFERENCE lie on more than one class: 1; id 1 is on 1 and 3. Split them, or give each one "
+            "class in REFERENCE_CLASSES\n",
         ),
         (
             "truth.npy instances.npy --classes kinds.tif holes.npy",
-            "1 id(s) of prediction have class 0 in PREDICTION_CLASSES: 300; give them a class",
+            "1 id(s) of PREDICTION have class 0 in PREDICTION_CLASSES: 300; give them a class",
         ),
         (
             "negative.npy instances.npy",
-            "reference holds negative ids, the smallest is -5; if it marks voxels that do not count, pass --ignore -5;",
+            "REFERENCE holds negative ids, the smallest is -5; if it marks voxels that do not count, pass --ignore -5;",
         ),
-        ("truth.npy negative.npy", "prediction holds negative ids, the smallest is -5; 0 is"),
-        ("truth.npy huge.npy", "prediction holds ids up to"),
+        ("truth.npy negative.npy", "PREDICTION holds negative ids, the smallest is -5; 0 is"),
+        ("truth.npy huge.npy", "PREDICTION holds ids up to"),
     ],
 )
 def test_bad_values_in_terms_of_options(files, words, message, capsys):

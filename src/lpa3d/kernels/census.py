@@ -1,11 +1,14 @@
 """Census of seeds: which ids there are, on which classes, on which slices; and ids as dense ranks.
 
-A table of distinct (id, class) pairs is an open-addressing hash table: columns id, class, count; count 0 is free.
+A table of distinct (id, class) pairs is an open-addressing hash table: columns id, class, count; count 0 is free. Its
+rows stand in the slots themselves, not in a list as those of `kernels.pairs`: by way of such a list a seed's rank is
+found a quarter slower, and seeds are counted at half the speed.
 """
 
 import numpy as np
 
 from ._jit import jit
+from .pairs import hash_pair
 
 __all__ = [
     "apply_ids",
@@ -20,16 +23,6 @@ __all__ = [
     "select_voxels",
     "split_seeds",
 ]
-
-
-@jit
-def hash_pair(a, b):
-    """Return a well mixed non-negative hash of two integers."""
-    h = np.uint64(a) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(b) * np.uint64(0xC2B2AE3D27D4EB4F)
-    h ^= h >> np.uint64(29)
-    h *= np.uint64(0xBF58476D1CE4E5B9)
-    h ^= h >> np.uint64(32)
-    return np.int64(h >> np.uint64(1))
 
 
 @jit

@@ -10,27 +10,37 @@ import numpy as np
 
 from ._jit import jit
 
-_FIRST = np.uint64(0x9E3779B97F4A7C15)
-_SECOND = np.uint64(0xC2B2AE3D27D4EB4F)
-_HALF = np.uint64(32)
+
+@jit
+def count_slots(entries):
+    """Return the size of a hash table for so many entries: a power of two, of which they take half at the most."""
+    size = 64
+    while size < 2 * entries:
+        size *= 2
+    return size
+
+
+@jit
+def hash_pair(a, b):
+    """Return a well mixed non-negative hash of two integers."""
+    h = np.uint64(a) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(b) * np.uint64(0xC2B2AE3D27D4EB4F)
+    h ^= h >> np.uint64(29)
+    h *= np.uint64(0xBF58476D1CE4E5B9)
+    h ^= h >> np.uint64(32)
+    return np.int64(h >> np.uint64(1))
 
 
 @jit
 def create_pairs(capacity, columns):
     """Return empty ``slots, pairs`` with room for `capacity` pairs."""
-    size = 64
-    while size < 2 * capacity:
-        size *= 2
-    return np.full(size, -1, np.int64), np.zeros((capacity, columns), np.int64)
+    return np.full(count_slots(capacity), -1, np.int64), np.zeros((capacity, columns), np.int64)
 
 
 @jit
 def find_pair(slots, pairs, a, b):
     """Return the slot of the pair ``(a, b)``: the one that holds it, else the empty one where it belongs."""
-    mixed = np.uint64(a) * _FIRST + np.uint64(b) * _SECOND
-    mixed = (mixed ^ (mixed >> _HALF)) * _FIRST
     mask = slots.size - 1
-    slot = np.int64(mixed >> _HALF) & mask
+    slot = hash_pair(a, b) & mask
     while slots[slot] >= 0 and (pairs[slots[slot], 0] != a or pairs[slots[slot], 1] != b):
         slot = (slot + 1) & mask
     return slot

@@ -15,6 +15,7 @@ from ..arrays.text import list_some
 from ..arrays.threads import num_threads, run_all, split
 from ..errors import InputError, Keyword
 from ..kernels import census as kernels
+from ..kernels.pairs import count_slots
 from .fronts import flat_strides
 
 __all__ = [
@@ -212,10 +213,7 @@ def settle_census(count: Count, seed_conflicts: str, class_dtype: np.dtype[Any])
 
 def rank_table(ids: Ints, classes: Ints, ranks: Ints) -> Ints:
     """Return a hash table of kept (id, class) with their ranks, for `rank_labels`."""
-    size = 1024
-    while size < 2 * len(ids):
-        size *= 2
-    table = np.zeros((size, 3), dtype=np.int64)
+    table = np.zeros((count_slots(len(ids)), 3), dtype=np.int64)
     kernels.make_ranks(ids, classes, ranks, table)
     return table
 
