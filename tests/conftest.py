@@ -10,14 +10,38 @@ from lpa3d.arrays.backend import open_device
 from lpa3d.errors import DeviceError
 from tests import emulator as cuda_emulator
 
+MAX_EXAMPLES = 30
 settings.register_profile(
     "lpa3d",
     deadline=None,  # the first example compiles
-    max_examples=int(os.environ.get("LPA3D_MAX_EXAMPLES", "30")),
+    max_examples=MAX_EXAMPLES,
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=bool(os.environ.get("CI")),
 )
 settings.load_profile("lpa3d")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Scale the number of examples, which a test may have of its own, by that of LPA3D_MAX_EXAMPLES.
+
+    Where threads are preempted it is a third: an example takes some three times as long, and is one that "shuffled" may
+    have had.
+    """
+    share = int(os.environ.get("LPA3D_MAX_EXAMPLES", MAX_EXAMPLES)) / MAX_EXAMPLES
+    if getattr(item, "callspec", None) and item.callspec.params.get("device") == "preempt":
+        share /= 3
+    obj = getattr(item, "obj", None)
+    if not getattr(obj, "is_hypothesis_test", False):
+        return (yield)
+    test = getattr(obj, "__func__", obj)
+    # There is no other place for the settings of one run of a test.
+    own = test._hypothesis_internal_use_settings
+    test._hypothesis_internal_use_settings = settings(own, max_examples=max(2, round(share * own.max_examples)))
+    try:
+        return (yield)
+    finally:
+        test._hypothesis_internal_use_settings = own
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +65,7 @@ def emulator(request, tmp_path_factory):
     return cuda_emulator.Emulator
 
 
-@pytest.fixture(scope="module", params=["shuffled", "preempt", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(scope="module", params=["shuffled", "preempt", cuda_emulator.CUDA])
 def device(request):
     """The CUDA device that lpa3d opens: emulated ones that differ in the order of threads, then the real one."""
     if request.param == "cuda":

@@ -10,12 +10,14 @@
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <ucontext.h>
 #include <unistd.h>
 
+#define SHIM_RUNTIME
 #include "cuda_shim.h"
 
 uint3 threadIdx, blockIdx;

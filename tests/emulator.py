@@ -5,7 +5,7 @@ random order from barrier to barrier; accesses beyond an array's end fault there
 may stop a thread at each access to memory, and finds accesses beyond an array, accesses that are not aligned, and
 races. Barriers that not all threads reach and kernels that do not end are errors in all modes.
 
-`Array` has what we use of `cupy.ndarray`, and `Functions` of `cupy`; ``test_cuda_emulator.py`` compares both with CuPy.
+`Array` has what we use of `cupy.ndarray`, and `Functions` of `cupy`; ``cuda/test_emulator.py`` compares both with CuPy.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ from lpa3d.arrays import backend as _backend
 from lpa3d.cuda import device as cuda_device
 
 MODES = ("serial", "shuffled", "preempt")
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+any_order = pytest.mark.parametrize("device", ["shuffled", CUDA], indirect=True, scope="module")
+"""For tests whose outcome is the same in whatever order threads run: of what is done before and after kernels."""
+
 GARBAGE = 0xA5
 FOLDER = Path(__file__).parent
 COMPILER = shutil.which("g++")

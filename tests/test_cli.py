@@ -11,7 +11,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel
@@ -554,15 +553,18 @@ from concurrent.futures import ThreadPoolExecutor
 def label(volume, **_):
     print("half", flush=True)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(time.sleep, [60, 60]))
+        list(pool.map(time.sleep, [600, 600]))
 lpa3d.label = label
 """
 
 STUCK_WRITER = SLOW_WRITER.replace("progress(0.5)", "pass")
 
 
-def interrupted(code: str, words: list[str], number: int) -> tuple[int, str, float]:
-    """Run until "half" is printed, send the signal; return the exit code, the messages, and how long it took to end."""
+def interrupted(code: str, words: list[str], number: int) -> tuple[int, str]:
+    """Run until "half" is printed, send the signal; return the exit code and the messages.
+
+    What the process works on takes 600 seconds: if it waited for that, it would not end in time.
+    """
     # A shell starts its background jobs deaf to SIGINT, which children inherit: these tests may run in one.
     hear = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{hear}\n{code}\nimport sys\nfrom lpa3d.cli import main\nsys.exit(main())"
@@ -571,12 +573,11 @@ def interrupted(code: str, words: list[str], number: int) -> tuple[int, str, flo
     ) as process:
         try:
             assert process.stdout.readline() == "half\n", process.stderr.read()
-            start = time.perf_counter()
             process.send_signal(number)
-            _, messages = process.communicate(timeout=30)
+            _, messages = process.communicate(timeout=60)
         finally:
             process.kill()
-    return process.returncode, messages, time.perf_counter() - start
+    return process.returncode, messages
 
 
 @pytest.mark.parametrize(
@@ -589,7 +590,7 @@ def interrupted(code: str, words: list[str], number: int) -> tuple[int, str, flo
 )
 def test_interrupted_write_leaves_nothing(files, suffix, number, expected, message):
     before = names(files)
-    code, messages, _ = interrupted(SLOW_WRITER, ["label", "volume.npy", f"out.{suffix}"], number)
+    code, messages = interrupted(SLOW_WRITER, ["label", "volume.npy", f"out.{suffix}"], number)
     assert (code, messages) == (expected, message)
     assert names(files) == before
 
@@ -597,9 +598,8 @@ def test_interrupted_write_leaves_nothing(files, suffix, number, expected, messa
 @pytest.mark.parametrize("work", [STUCK_WORK, STUCK_WRITER])
 def test_interruption_does_not_wait_for_the_work(files, work):
     before = names(files)
-    code, messages, seconds = interrupted(work, ["label", "volume.npy", "seeds.zarr", "--overwrite"], signal.SIGINT)
-    assert (code, messages) == (130, "lpa3d: interrupted\n")
-    assert seconds < 10
+    told = interrupted(work, ["label", "volume.npy", "seeds.zarr", "--overwrite"], signal.SIGINT)
+    assert told == (130, "lpa3d: interrupted\n")
     assert names(files) == before
     np.testing.assert_array_equal(io.read("seeds.zarr"), two_cells()[1])
 
@@ -608,9 +608,7 @@ def test_interruption_does_not_wait_for_the_work(files, work):
 def test_killed_write_leaves_the_output_as_it_was(files, suffix):
     before = names(files)
     for words in (["out"], ["seeds", "--overwrite"]):
-        code, _, _ = interrupted(
-            SLOW_WRITER, ["label", "volume.npy", f"{words[0]}.{suffix}", *words[1:]], signal.SIGKILL
-        )
+        code, _ = interrupted(SLOW_WRITER, ["label", "volume.npy", f"{words[0]}.{suffix}", *words[1:]], signal.SIGKILL)
         assert code == -signal.SIGKILL
     assert not Path(f"out.{suffix}").exists()
     np.testing.assert_array_equal(io.read(f"seeds.{suffix}"), two_cells()[1])

@@ -739,14 +739,12 @@ def test_interruption_leaves_nothing(files):
 import time, lpa3d
 def evaluate(*args, **keywords):
     print("half", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 lpa3d.evaluate = evaluate
 """
     before = names(files)
     words = ["evaluate", "truth.npy", "instances.npy", "-o", "out.json", "--errors", "errors.csv"]
-    code, messages, seconds = interrupted(stuck, words, signal.SIGINT)
-    assert (code, messages) == (130, "lpa3d: interrupted\n")
-    assert seconds < 10
+    assert interrupted(stuck, words, signal.SIGINT) == (130, "lpa3d: interrupted\n")
     assert names(files) == before
 
 

@@ -425,13 +425,11 @@ def test_help(command, capsys):
 )
 def test_interruption_leaves_nothing(files, verb, words):
     code = (
-        f"import time, lpa3d\ndef {verb}(*_, **__):\n    print('half', flush=True)\n    time.sleep(60)\n"
+        f"import time, lpa3d\ndef {verb}(*_, **__):\n    print('half', flush=True)\n    time.sleep(600)\n"
         f"lpa3d.{verb} = {verb}"
     )
     before = names(files)
-    number, messages, seconds = interrupted(code, [verb, *words.split()], signal.SIGINT)
-    assert (number, messages) == (130, "lpa3d: interrupted\n")
-    assert seconds < 10
+    assert interrupted(code, [verb, *words.split()], signal.SIGINT) == (130, "lpa3d: interrupted\n")
     assert names(files) == before
 
 

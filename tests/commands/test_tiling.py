@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -190,25 +189,12 @@ tiled._write = slow
 COMMAND = "label classes.zarr out.zarr --tile 8,16,16"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernel_cache(tmp_path_factory):
-    """Compiled kernels for the processes of this module, made by the first of them."""
-    KERNELS["NUMBA_CACHE_DIR"] = str(tmp_path_factory.mktemp("kernels"))
-
-
-KERNELS = {"LPA3D_KERNEL_CACHE": "1"}
-
-
 def start(code: str, words: str) -> subprocess.Popen:
     # A shell starts its background jobs deaf to SIGINT, which children inherit: these tests may run in one.
     hear = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{hear}\n{code}\nimport sys\nfrom lpa3d.cli import main\nsys.exit(main())"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *words.split()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | KERNELS,
+        [sys.executable, "-c", code, *words.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -272,14 +258,13 @@ def test_no_resume_starts_anew(files):
 
 
 def test_a_tile_that_takes_long_is_not_waited_for(files):
-    begun = time.perf_counter()
+    # Else the process would not end in the time that `interrupt` gives it.
     code, message = interrupt(
-        "import lpa3d.commands.job\nlpa3d.commands.job.TILES_END = 0.3\n" + SLOW.replace("TIME", "60"),
+        "import lpa3d.commands.job\nlpa3d.commands.job.TILES_END = 0.3\n" + SLOW.replace("TIME", "600"),
         COMMAND,
         signal.SIGINT,
     )
     assert (code, message) == (130, "lpa3d: interrupted; run the same command again to go on\n")
-    assert time.perf_counter() - begun < 40
     assert cli.main([*COMMAND.split(), "-q"]) == 0
     np.testing.assert_array_equal(io.read("out.zarr"), lpa3d.label(make_classes()))
 

@@ -138,6 +138,7 @@ def test_bricks_of_warps(device):
     check_ranks(device, volume, seeds, check_counts(device, volume, seeds))
 
 
+@cuda_emulator.any_order
 @pytest.mark.parametrize(
     "shape", [(0, 3, 3), (3, 0, 3), (3, 3, 0), (1, 1, 1), (1, 1, 33), (9, 1, 1), (1, 33, 1), (8, 32, 32), (1, 1, 1025)]
 )
@@ -150,6 +151,7 @@ def test_thin_and_empty_volumes(device, shape):
     check_ids(device, labels, np.arange(10, 14))
 
 
+@cuda_emulator.any_order
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64])
 def test_large_ids_and_classes(device, dtype):
     """Ids that are equal as float64, up to the largest; classes that differ in their high words only."""
@@ -181,6 +183,7 @@ def test_a_single_voxel_without_label(device):
         assert census.any_unlabelled(device.bring(volume), device.bring(labels)) is False
 
 
+@cuda_emulator.any_order
 def test_arrays_in_memory_stay_there(device):
     """A pass over arrays in memory is not worth their copies, though a device is in use."""
     volume, seeds = bricks()

@@ -1,6 +1,9 @@
 """Every CUDA kernel compiles for every GPU that is served, without warnings; this needs no GPU."""
 
+import hashlib
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +11,8 @@ import pytest
 from lpa3d.cuda import contacts, geodesic, label, overlap
 from lpa3d.cuda import device as cuda_device
 
-nvrtc = pytest.importorskip("cupy", reason="no CuPy, whose NVRTC compiles the kernels").cuda.nvrtc
+cupy = pytest.importorskip("cupy", reason="no CuPy, whose NVRTC compiles the kernels")
+nvrtc = cupy.cuda.nvrtc
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_120")
 
@@ -55,22 +59,43 @@ DEFINES = {
 """For each source the sets of defines that it is compiled with: the first for each GPU, the others for the oldest."""
 
 
-def compile_kernels(file, defines, architecture):
+@pytest.fixture(scope="module")
+def cache(request, tmp_path_factory):
+    """Folder in which code is kept that was compiled without warnings."""
+    kept = getattr(request.config, "cache", None)
+    return Path(kept.mkdir("nvrtc")) if kept else tmp_path_factory.mktemp("nvrtc")
+
+
+def compile_source(source, options, what):
+    """Return the machine code of a source; fail where NVRTC has anything to say."""
+    program = nvrtc.createProgram(source, "kernels.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, options)
+        code = nvrtc.getCUBIN(program)
+    except nvrtc.NVRTCError:
+        pytest.fail(f"{what}\n{nvrtc.getProgramLog(program)}")
+    else:
+        log = nvrtc.getProgramLog(program)
+        assert not log, f"{what}\n{log}"
+    finally:
+        nvrtc.destroyProgram(program)
+    return code
+
+
+def compile_kernels(cache, file, defines, architecture):
     """Return the machine code of a source's kernels; they are all there, and their parameters can be read."""
     codes = []
 
     def build(source, options):
-        program = nvrtc.createProgram(source, f"{file}.cu", (), ())
-        try:
-            nvrtc.compileProgram(program, (*options, f"--gpu-architecture={architecture}"))
-            codes.append(nvrtc.getCUBIN(program))
-        except nvrtc.NVRTCError:
-            pytest.fail(f"{file}.cu {architecture} {defines}\n{nvrtc.getProgramLog(program)}")
-        else:
-            log = nvrtc.getProgramLog(program)
-            assert not log, f"{file}.cu {architecture} {defines}\n{log}"
-        finally:
-            nvrtc.destroyProgram(program)
+        options = (*options, f"--gpu-architecture={architecture}")
+        whole = repr((source, options, nvrtc.getVersion(), cupy.__version__))
+        built = cache / hashlib.sha256(whole.encode()).hexdigest()[:32]
+        if not built.exists():
+            code = compile_source(source, options, f"{file}.cu {architecture} {defines}")
+            part = built.with_name(f"{built.name}-{os.getpid()}")
+            part.write_bytes(code)
+            part.replace(built)
+        codes.append(built.read_bytes())
         return lambda name: None
 
     device = cuda_device.Device(None, np.ndarray, build, np.asarray, lambda: 0)
@@ -90,16 +115,16 @@ def test_every_source_has_defines():
 
 
 @pytest.mark.parametrize("file", sorted(DEFINES))
-def test_kernels_compile(file):
+def test_kernels_compile(file, cache):
     """Each source compiles with all its defines."""
     first, *others = DEFINES[file]
     for architecture in ARCHITECTURES:
-        assert compile_kernels(file, first, architecture)
+        assert compile_kernels(cache, file, first, architecture)
     for defines in others:
-        assert compile_kernels(file, defines, ARCHITECTURES[0])
+        assert compile_kernels(cache, file, defines, ARCHITECTURES[0])
 
 
-def test_too_much_shared_memory_is_an_error(monkeypatch):
+def test_too_much_shared_memory_is_an_error(monkeypatch, tmp_path):
     """What no GPU can run is found here."""
     source = """
     extern "C" __global__ void reverse(int* a) {
@@ -111,12 +136,12 @@ def test_too_much_shared_memory_is_an_error(monkeypatch):
     """
     monkeypatch.setattr(cuda_device, "read_source", lambda _: source)
     with pytest.raises(pytest.fail.Exception, match="too much shared data"):
-        compile_kernels("test", {}, "sm_90")
+        compile_kernels(tmp_path, "test", {}, "sm_90")
 
 
-def test_warnings_are_errors(monkeypatch):
+def test_warnings_are_errors(monkeypatch, tmp_path):
     """A kernel with a variable that is not used is refused."""
     source = 'extern "C" __global__ void nothing(int* a) { int unused; }'
     monkeypatch.setattr(cuda_device, "read_source", lambda _: source)
     with pytest.raises(AssertionError, match="never referenced"):
-        compile_kernels("test", {}, "sm_90")
+        compile_kernels(tmp_path, "test", {}, "sm_90")

@@ -81,6 +81,7 @@ def test_the_answer_is_that_of_the_numba_kernels(device, arrays, connectivity):
     check(device, *arrays, connectivity)
 
 
+@cuda_emulator.any_order
 @given(arrays=volumes(), connectivity=connectivities, data=st.data())
 def test_boxes_of_arrays_in_memory_are_counted_on_a_device_in_use(device, arrays, connectivity, data):
     """Any box, and some of the forward offsets, as for the seams of tiles."""
@@ -99,6 +100,7 @@ def test_boxes_of_arrays_in_memory_are_counted_on_a_device_in_use(device, arrays
         assert_same(table, expected)
 
 
+@cuda_emulator.any_order
 @pytest.mark.parametrize("dtype", ["bool", "i1", "u2", "i4", "u8", "f2", "f4", "f8"])
 def test_any_image(device, dtype):
     random = np.random.default_rng(1)
@@ -110,6 +112,7 @@ def test_any_image(device, dtype):
         np.testing.assert_array_equal(table.columns()[name], column)
 
 
+@cuda_emulator.any_order
 @pytest.mark.parametrize("shape", [(0, 3, 3), (3, 0, 3), (3, 3, 0), (1, 1, 1), (1, 1, 70), (70, 1, 1), (2, 3)])
 def test_shapes(device, shape):
     labels = (np.arange(np.prod(shape)) // 2 % 5).reshape(shape).astype(np.uint16)
@@ -174,6 +177,7 @@ def test_planted_errors_are_found(emulator, file, old, new):
     cuda_emulator.expect_caught(emulator, file, old, new, check_all)
 
 
+@cuda_emulator.any_order
 def test_bad_images_are_refused(device):
     labels = device.bring(np.ones((2, 3, 4), np.int32))
     for values, message in ((np.nan, "NaN"), (2.0**30, "1073741824")):
@@ -192,6 +196,7 @@ def fragments():
     return labels, labels % 2 + 1
 
 
+@cuda_emulator.any_order
 @pytest.mark.parametrize("dtype", ["uint8", "int64"])
 def test_merge(device, dtype):
     labels, classes = fragments()
@@ -217,6 +222,7 @@ def test_merge(device, dtype):
     np.testing.assert_array_equal(device.fetch(on), labels)
 
 
+@cuda_emulator.any_order
 @pytest.mark.parametrize("labels", [np.full((2, 3, 4), 7), np.zeros((2, 0, 3), np.int64), np.array([[1, 1, 2]])])
 def test_merge_of_labels_without_contacts(device, labels):
     np.testing.assert_array_equal(device.fetch(lpa3d.merge(device.bring(labels))), lpa3d.merge(labels))

@@ -10,6 +10,7 @@ from lpa3d.arrays import backend as _backend
 from lpa3d.arrays.checks import check_array
 from lpa3d.cuda import device as cuda_device
 from lpa3d.errors import DeviceError, InputError, InputTypeError
+from tests import emulator as cuda_emulator
 
 SOURCE = """
 extern "C" __global__ void __launch_bounds__(256) add_to(
@@ -132,6 +133,7 @@ def launch(device, monkeypatch):
     return launch
 
 
+@cuda_emulator.any_order
 def test_launch(launch):
     """Numbers become what the kernel declares."""
     expected = np.arange(300, dtype=np.uint8).astype(np.int64) * 4
@@ -141,6 +143,7 @@ def test_launch(launch):
     assert not launch(grid=0).any()
 
 
+@cuda_emulator.any_order
 def test_arrays_must_fit(device, launch):
     """A kernel takes contiguous arrays that are on the device and of the dtype that it declares."""
     xp = device.xp
@@ -154,6 +157,7 @@ def test_arrays_must_fit(device, launch):
         launch(sums=xp.zeros(300, dtype=np.uint64))
 
 
+@cuda_emulator.any_order
 @pytest.mark.parametrize("shift", [-1, 256, 2**70])
 def test_numbers_must_fit(launch, shift):
     """A number that the declared type cannot hold is refused."""
@@ -161,6 +165,7 @@ def test_numbers_must_fit(launch, shift):
         launch(shift=shift)
 
 
+@cuda_emulator.any_order
 def test_number_of_arguments(device, monkeypatch):
     """A kernel takes as many arguments as it declares."""
     monkeypatch.setattr(cuda_device, "read_source", lambda _: SOURCE)
@@ -168,6 +173,7 @@ def test_number_of_arguments(device, monkeypatch):
         device.kernel("test", "add_to", VALUE=np.dtype(np.uint8))(1, 256, device.xp.zeros(3, dtype=np.uint8))
 
 
+@cuda_emulator.any_order
 def test_kernel_that_is_not_there(device, monkeypatch):
     """The name of a kernel must be in its source."""
     monkeypatch.setattr(cuda_device, "read_source", lambda _: SOURCE)
@@ -187,6 +193,7 @@ def test_includes_are_read_once(tmp_path, monkeypatch):
     assert before == '#line 3 "a.cu"'
 
 
+@cuda_emulator.any_order
 def test_back_and_forth(device):
     """Arrays come back to where they were."""
     host = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
@@ -212,6 +219,7 @@ def test_no_more_than_the_limit_of_the_pool_is_free(monkeypatch, limit, room):
     assert cuda_device.open_device.__wrapped__().free_bytes() == room
 
 
+@cuda_emulator.any_order
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (2, 3)])
 def test_bring_any_shape(device, shape):
     """Arrays of no voxels are brought, too; one of no dimension gets one."""

@@ -106,6 +106,7 @@ def test_a_tie_goes_to_the_smaller_label(device):
         check(device, make(np.ones(labels.shape, dtype=np.uint8), labels, seeds, 6, 1))
 
 
+@cuda_emulator.any_order
 @pytest.mark.parametrize("shape", [(0, 3, 3), (3, 3, 0), (1, 1, 1), (1, 1, 50), (50, 1, 1), (1, 50, 1), (1, 9, 9)])
 def test_thin_volumes(device, shape):
     labels = np.ones(shape, dtype=np.uint32)
@@ -113,6 +114,7 @@ def test_thin_volumes(device, shape):
     check(device, make(np.ones(shape, dtype=np.uint8), labels, np.zeros(shape, dtype=np.int64), 6, 3))
 
 
+@cuda_emulator.any_order
 def test_without_borders_or_sweeps_nothing_changes(device):
     labels = np.ones((4, 5, 6), dtype=np.uint32)
     volume, seeds = np.ones(labels.shape, dtype=np.uint8), np.zeros_like(labels)
@@ -121,11 +123,13 @@ def test_without_borders_or_sweeps_nothing_changes(device):
     check(device, make(volume, labels, seeds, 26, 0))
 
 
+@cuda_emulator.any_order
 def test_indices_of_large_volumes(device, monkeypatch):
     monkeypatch.setattr(cuda_diffuse, "NARROW", 0)
     check(device, crowd(6, 3))
 
 
+@cuda_emulator.any_order
 def test_arrays_in_memory_are_brought_and_given_back(device):
     for place in (np.asarray, device.bring):  # links may be on the device already
         labels, links, *rest, cost = crowd(18, 3)

@@ -95,7 +95,7 @@ def test_threads_that_do_not_meet(make_kernel, mode, body, message):
 @ANY_MODE
 def test_kernel_that_does_not_end(make_kernel, mode, monkeypatch):
     """A kernel that waits for what never comes is stopped."""
-    monkeypatch.setattr("emulator.LONGEST", 1)
+    monkeypatch.setattr("tests.emulator.LONGEST", 1)
     device, kernel = make_kernel("volatile u32* a", "while (!a[0]);", mode)
     with pytest.raises(RuntimeError, match=r"kernel run: it takes too long, in "):
         kernel(1, 1, device.xp.zeros(1, dtype=np.uint32))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lpa3d
+from lpa3d.arrays import components
 from lpa3d.arrays.backend import on_device
 from lpa3d.arrays.components import find_components
 from lpa3d.arrays.neighbors import step_weights
@@ -18,7 +19,6 @@ from lpa3d.errors import InputError, InputTypeError
 from lpa3d.propagation.geodesic import cut_links, link_voxels, spread
 from lpa3d.propagation.reattachment import reattach
 from lpa3d.tiled.components import scan_tile
-from lpa3d.verbs import label as _label
 from tests import emulator as cuda_emulator
 from tests.strategies import CONNECTIVITIES, class_volumes, connectivities
 from tests.verbs.test_label import serpentine
@@ -62,7 +62,7 @@ def test_numbers_of_64_bits(device, volume, connectivity):
     expected = find_components(volume, connectivity)
     labels = lpa3d.label(volume, connectivity=connectivity)
     with pytest.MonkeyPatch.context() as patch, tiles(SMALL_TILES):
-        patch.setattr(_label, "WIDE", 1)
+        patch.setattr(components, "WIDE", 1)
         found = lpa3d.label(device.bring(volume), connectivity=connectivity)
         with on_device(device):
             runs = find_components(volume, connectivity)
@@ -167,6 +167,7 @@ def test_a_component_that_winds_through_every_tile(device):
     check(device, np.stack([path, ~path, path, path[::-1], ~path]), 6)
 
 
+@cuda_emulator.any_order
 @pytest.mark.parametrize("dtype", ["bool", "int8", "uint16", "int32", "uint64", "int64"])
 def test_classes_of_any_width(device, dtype):
     classes = sized((5, 9, 40), 0.7, 1 if dtype == "bool" else 3)
@@ -194,6 +195,7 @@ def test_many_classes(device):
     check(device, (1 + z // 3 * 40 + y // 4 * 8 + x // 9).astype(np.uint8), 26, OWN_TILES)
 
 
+@cuda_emulator.any_order
 def test_numbers_are_scipys(device):
     for connectivity, rank in zip(CONNECTIVITIES, (1, 2, 3), strict=True):
         volume = sized((11, 18, 70), 0.3, 1) > 0
@@ -202,6 +204,7 @@ def test_numbers_are_scipys(device):
         np.testing.assert_array_equal(labels, scipy.ndimage.label(volume, structure)[0])
 
 
+@cuda_emulator.any_order
 def test_layouts_and_out(device):
     volume = sized((5, 9, 40))
     here = device.bring(volume)
@@ -224,6 +227,7 @@ def test_layouts_and_out(device):
         lpa3d.label(here.astype(np.float64))
 
 
+@cuda_emulator.any_order
 @given(volume=class_volumes(wide=True), connectivity=connectivities, sides=tile_sides)
 @settings(max_examples=20)
 def test_arrays_in_memory_are_labelled_on_the_device_in_use(device, volume, connectivity, sides):
@@ -237,6 +241,7 @@ def test_arrays_in_memory_are_labelled_on_the_device_in_use(device, volume, conn
     np.testing.assert_array_equal(out, expected)
 
 
+@cuda_emulator.any_order
 @given(volume=class_volumes(wide=True, max_classes=2), connectivity=connectivities)
 @settings(max_examples=15)
 def test_runs_of_a_tile(device, volume, connectivity):

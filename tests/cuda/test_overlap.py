@@ -1,5 +1,7 @@
 """The table of overlaps on a device, and `evaluate`, against the Numba kernels: the same numbers, byte for byte."""
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -82,6 +84,7 @@ def test_the_answer_is_that_of_the_numba_kernels(device, arrays):
     check(device, *arrays)
 
 
+@cuda_emulator.any_order
 @given(arrays=volumes(), data=st.data())
 def test_arrays_in_memory_are_counted_on_a_device_in_use(device, arrays, data):
     """Whole volumes, and a part that begins and ends within a slice."""
@@ -116,6 +119,7 @@ def as_sides(reference, prediction):
     return reference.astype(np.uint32), prediction.astype(np.int64)
 
 
+@functools.cache
 def colliding(count, rows):
     """Return volumes of `count` pairs that belong in the same one of the `rows` of a table, half of them of one id."""
     first = [(1, b) for b in range(1, 400_000) if mix(1, b) % rows == 0][: count // 2]
@@ -125,12 +129,14 @@ def colliding(count, rows):
     return as_sides(*(np.ascontiguousarray(pairs[:, side].reshape(1, -1, count)) for side in range(2)))
 
 
+@functools.cache
 def crowd():
     """Return noise: every voxel is a run, and a tile has more pairs than its table."""
     random = np.random.default_rng(1)
     return as_sides(*(random.integers(0, 40, (1, 9, 700)) for _ in range(2)))
 
 
+@functools.cache
 def bricks():
     """Return runs that end where rows, warps, rounds and tiles do; where a row ends the next may go on."""
     reference = np.zeros((2, 37, 1100))
@@ -143,6 +149,7 @@ def bricks():
     return as_sides(reference, prediction)
 
 
+@functools.cache
 def slices():
     """Return volumes with several slices in a tile: boxes in y come from rows of which some lie in the next slice."""
     reference = np.zeros((9, 5, 3))
@@ -152,12 +159,14 @@ def slices():
     return as_sides(reference, np.ones_like(reference))
 
 
+@functools.cache
 def threads_that_meet():
     """Return volumes whose warps enter pairs of the same reference id at the same time."""
     prediction = np.arange(64)[:, None, None] // 2 % 8 + np.arange(8)[None, :, None]
     return as_sides(np.full((64, 8, 2), 5), np.broadcast_to(prediction, (64, 8, 2)))
 
 
+@functools.cache
 def lowest_class():
     """Return a class map that holds what stands for no id, and another class whose pair belongs in the same row."""
     other = next(b for b in range(2**63 - 1, 0, -1) if (mix(1, b) - mix(1, 2**63)) % 1024 == 0)
@@ -186,6 +195,7 @@ def test_one_pair_everywhere(device, value):
     check(device, reference, reference, np.ones(reference.shape, np.bool_))
 
 
+@cuda_emulator.any_order
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1), (1, 1, 2049), (2000, 1, 1), (1, 2000, 1), (0, 3, 4), (3, 0, 4), (3, 4, 0)]
 )
@@ -247,6 +257,7 @@ def segmentations():
     return instances, prediction, (instances % 3 + 1) * (instances > 0)
 
 
+@cuda_emulator.any_order
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -273,6 +284,7 @@ def test_evaluate(device, arguments):
         assert repr(getattr(found, table)) == repr(getattr(expected, table))
 
 
+@cuda_emulator.any_order
 def test_evaluate_with_classes(device):
     instances, prediction, classes = segmentations()
     one_class = instances * 0 + 1
@@ -287,6 +299,7 @@ def test_evaluate_with_classes(device):
         lpa3d.evaluate(on[0], on[1], classes=(on[2], on[3]))
 
 
+@cuda_emulator.any_order
 def test_the_mark_of_no_id_is_ignored(device):
     """CREMI marks voxels with 2**64 - 1, which is no id."""
     reference = np.array([[1, 1, 2, 2**64 - 1]], np.uint64)
@@ -295,6 +308,7 @@ def test_the_mark_of_no_id_is_ignored(device):
     assert lpa3d.evaluate(*on, ignore=2**64 - 1).to_dict() == expected.to_dict()
 
 
+@cuda_emulator.any_order
 @pytest.mark.parametrize("arguments", [{"surfaces": True}, {"warping": "2d"}])
 def test_what_needs_the_voxels_again_is_refused(device, arguments):
     labels = device.bring(np.ones((2, 3, 4), np.int32))

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 
 import lpa3d
 from lpa3d.errors import InputError, InputTypeError, Lpa3dWarning, RangeError
+from tests import emulator as cuda_emulator
 from tests.strategies import annotated_blobs
 
 pytestmark = pytest.mark.filterwarnings("ignore::lpa3d.errors.Lpa3dWarning")
@@ -43,6 +44,7 @@ def case():
     return volume, seeds
 
 
+@cuda_emulator.any_order
 @pytest.mark.parametrize(
     "options",
     [
@@ -60,6 +62,7 @@ def test_options(device, case, options):
         np.testing.assert_array_equal(device.fetch(array), original)
 
 
+@cuda_emulator.any_order
 def test_conflicts_and_seeds_on_the_background(device, case):
     volume, seeds = case
     seeds = seeds.copy()
@@ -74,6 +77,7 @@ def test_conflicts_and_seeds_on_the_background(device, case):
     assert sorted(str(note.message) for note in told) == sorted(str(note.message) for note in told_of_cpu)
 
 
+@cuda_emulator.any_order
 def test_one_slice(device, case):
     volume, seeds = (array[3] for array in case)
     expected = lpa3d.propagate(volume, seeds, connectivity=18, spacing=(1, 2))
@@ -81,6 +85,7 @@ def test_one_slice(device, case):
     assert_same(device, result, expected)
 
 
+@cuda_emulator.any_order
 def test_out(device, case):
     volume, seeds = (device.bring(array) for array in case)
     out = device.xp.empty(volume.shape, np.int64)
@@ -94,6 +99,7 @@ def test_out(device, case):
         lpa3d.propagate(volume, seeds, out=out[1:])
 
 
+@cuda_emulator.any_order
 def test_costs_are_checked(device, case):
     cost = np.full(case[0].shape, 2.0)
     cost[1, 2, 3] = -1
@@ -102,6 +108,7 @@ def test_costs_are_checked(device, case):
         lpa3d.propagate(*arrays[:2], cost=arrays[2])
 
 
+@cuda_emulator.any_order
 def test_paths_out_of_range(device):
     volume = np.ones((1, 1, 1000), np.uint8)
     seeds = np.zeros(volume.shape, np.int32)

@@ -57,6 +57,7 @@ def test_ids_that_meet_in_the_table(device):
     check(device, np.arange(20000).reshape(1, 1, -1), ids, new_ids)
 
 
+@cuda_emulator.any_order
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64])
 def test_large_ids(device, dtype):
     """Ids that are equal as float64, and up to the largest."""
@@ -65,16 +66,19 @@ def test_large_ids(device, dtype):
     check(device, labels, ids, [7, 2**63 - 1, 2**62 + 1])
 
 
+@cuda_emulator.any_order
 @pytest.mark.parametrize("shape", [(0, 3, 4), (1, 1, 1), (1, 1, BLOCK_ITEMS - 1), (BLOCK_ITEMS, 1, 1), (1, 257, 9)])
 def test_sizes_around_a_block(device, shape):
     labels = (np.arange(np.prod(shape)) % 5).astype(np.uint16).reshape(shape)
     check(device, labels, [1, 4], [3, 1])
 
 
+@cuda_emulator.any_order
 def test_without_ids_nothing_changes(device):
     check(device, np.arange(60, dtype=np.uint8).reshape(3, 4, 5), [], [])
 
 
+@cuda_emulator.any_order
 def test_arrays_in_memory_stay_there(device):
     labels = np.arange(60).reshape(3, 4, 5)
     with on_device(device):

@@ -23,6 +23,7 @@ from lpa3d.errors import DeviceError, InputError, InputTypeError
 from lpa3d.tiled.driver import schedulers
 from lpa3d.tiled.driver.budget import SHARE, Room, choose_tile, weigh
 from lpa3d.tiled.driver.stored import open_source
+from tests.emulator import any_order
 from tests.strategies import moving_blobs, tiled_volumes
 
 zarr = pytest.importorskip("zarr")
@@ -124,6 +125,7 @@ def test_tiles_on_the_device(verb, device, used, tmp_path):
     assert all(used)
 
 
+@any_order
 @settings(max_examples=6)
 @given(tiled_volumes, st.sampled_from([6, 18, 26]))
 def test_any_tiles_on_the_device(device, tmp_path_factory, case, connectivity):
@@ -135,6 +137,7 @@ def test_any_tiles_on_the_device(device, tmp_path_factory, case, connectivity):
     np.testing.assert_array_equal(labels[...], lpa3d.label(volume, connectivity=connectivity))
 
 
+@any_order
 @pytest.mark.parametrize(
     "options",
     [
@@ -152,6 +155,7 @@ def test_propagate_in_tiles_on_the_device(device, tmp_path, options):
     assert_same(result, answer)
 
 
+@any_order
 @pytest.mark.parametrize(("first", "then"), [(None, "cuda"), ("cuda", None)])
 def test_a_run_goes_on_elsewhere(device, used, tmp_path, first, then):
     class StopError(Exception):
@@ -217,6 +221,7 @@ def leave_room(monkeypatch: pytest.MonkeyPatch, device: Device, verb: str, share
     monkeypatch.setattr(device, "free_bytes", lambda: int(share * need))
 
 
+@any_order
 @pytest.mark.parametrize("verb", CALLS)
 def test_numpy_arrays(verb, device, used, monkeypatch):
     leave_room(monkeypatch, device, verb, 1.01)
@@ -228,6 +233,7 @@ def test_numpy_arrays(verb, device, used, monkeypatch):
         np.testing.assert_array_equal(array, before[name])
 
 
+@any_order
 @pytest.mark.parametrize("verb", CALLS)
 def test_numpy_arrays_that_do_not_fit(verb, device, used, monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -240,6 +246,7 @@ def test_numpy_arrays_that_do_not_fit(verb, device, used, monkeypatch, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+@any_order
 @pytest.mark.parametrize("share", [1.01, 0.8])
 def test_options_of_propagate(device, monkeypatch, share):
     leave_room(monkeypatch, device, "propagate", share)
@@ -257,6 +264,7 @@ def test_options_of_propagate(device, monkeypatch, share):
         lpa3d.propagate(CASE["volume"], CASE["seeds"].astype(np.uint8), unseeded="label", out=out, device="cuda")
 
 
+@any_order
 @pytest.mark.parametrize("share", [1.01, 0.9])
 @pytest.mark.parametrize("instances", ["ids", "components"])
 def test_what_evaluate_leaves_to_the_cpu(device, monkeypatch, instances, share):
@@ -266,6 +274,7 @@ def test_what_evaluate_leaves_to_the_cpu(device, monkeypatch, instances, share):
     assert_same(result, lpa3d.evaluate(CASE["labels"], CASE["other"], **options))
 
 
+@any_order
 def test_a_device_is_in_use_only_while_it_works(device):
     arrays, options = (CASE["labels"], CASE["other"]), {"device": "cuda", "surfaces": True}
     lpa3d.evaluate(*arrays, **options)
@@ -280,12 +289,14 @@ def test_a_device_is_in_use_only_while_it_works(device):
     assert _backend.find_device() is None
 
 
+@any_order
 @pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (5, 0)])
 def test_nothing_to_evaluate(device, shape):
     nothing, options = np.zeros(shape, np.uint8), {"instances": "components", "surfaces": True, "warping": "3d"}
     assert_same(lpa3d.evaluate(nothing, nothing, device="cuda", **options), lpa3d.evaluate(nothing, nothing, **options))
 
 
+@any_order
 @pytest.mark.parametrize("share", [1.01, 0.9])
 @pytest.mark.parametrize("verb", ["label", "merge"])
 def test_out(verb, share, device, monkeypatch):
@@ -301,6 +312,7 @@ def test_out(verb, share, device, monkeypatch):
     assert not wrong.any()
 
 
+@any_order
 def test_out_shares_no_memory(device):
     labels = CASE["labels"].copy()
     with pytest.raises(InputError, match="out shares memory with an input"):
@@ -308,6 +320,7 @@ def test_out_shares_no_memory(device):
     np.testing.assert_array_equal(labels, CASE["labels"])
 
 
+@any_order
 @pytest.mark.parametrize("layout", [">i4", "F", "strided", "bool", "2D"])
 def test_layouts(device, layout):
     labels = CASE["labels"].astype(np.int32)
@@ -338,6 +351,7 @@ def test_device_arrays(verb, device):
     assert_same(result, expect(verb))
 
 
+@any_order
 def test_kinds_are_not_mixed(device, tmp_path):
     memory = CASE["volume"]
     there = device.bring(memory)
@@ -367,6 +381,7 @@ class OutOfMemoryError(MemoryError):
     """As CuPy's is called."""
 
 
+@any_order
 @pytest.mark.parametrize("kind", ["memory", "cuda", "stored"])
 def test_a_full_device(kind, device, tmp_path, monkeypatch):
     def fail(*_: Any, **__: Any) -> None:
@@ -424,6 +439,7 @@ def test_a_task_without_a_device_ends_the_run(no_device, monkeypatch, tmp_path):
         call("label", store, device="cuda", **place("label", tmp_path))
 
 
+@any_order
 def test_what_is_no_array_is_refused_by_the_verb(device):
     with pytest.raises(InputTypeError, match=r"seeds is a builtins\.list; a NumPy array is needed"):
         lpa3d.propagate(CASE["volume"], [[1]], device="cuda")
@@ -435,6 +451,7 @@ def test_what_is_no_array_is_refused_by_the_verb(device):
         lpa3d.merge(CASE["image"] + 1, out=CASE["labels"].copy(), device="cuda")
 
 
+@any_order
 @pytest.mark.parametrize("dtype", [">f4", "longdouble"])
 def test_floats_are_called_what_they_are(dtype, device):
     labels, floats = CASE["labels"], CASE["image"].astype(dtype)
@@ -450,6 +467,7 @@ def test_floats_are_called_what_they_are(dtype, device):
             refused()
 
 
+@any_order
 def test_arrays_of_other_libraries(device):
     class Tensor:
         """As PyTorch's are on a device: its dtypes are not NumPy's."""
@@ -474,6 +492,7 @@ def test_arrays_of_other_libraries(device):
 # ---------------------------------------------------------------------------------------------------- the command line
 
 
+@any_order
 @pytest.mark.parametrize("suffix", ["zarr", "npy"])
 def test_commands(suffix, device, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

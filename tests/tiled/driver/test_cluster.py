@@ -40,19 +40,13 @@ def expected(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def cluster(expected: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Two worker processes; made after the threads' runs, or those would find the client.
-
-    They compile into a cache of their own: one of them for both.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LPA3D_KERNEL_CACHE", "1")
-        patch.setenv("NUMBA_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
-        with (
-            distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-            distributed.Client(cluster),
-        ):
-            yield cluster
+def cluster(expected: Any) -> Iterator[Any]:
+    """Two worker processes; made after the threads' runs, or those would find the client, and compile the kernels."""
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        distributed.Client(cluster),
+    ):
+        yield cluster
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
