@@ -206,7 +206,7 @@ class Killed(BaseException):
     """Stands for SIGKILL."""
 
 
-@pytest.mark.parametrize("moment", ["move", "rename", "rmtree"])
+@pytest.mark.parametrize("moment", ["publish", "replace", "rmtree"])
 def test_killed_while_outputs_are_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     shape = (20, 30, 40)
     rng = np.random.default_rng(0)
@@ -223,19 +223,21 @@ def test_killed_while_outputs_are_moved(tmp_path: Path, monkeypatch: pytest.Monk
         raise Killed
 
     with monkeypatch.context() as patch:
-        if moment == "move":
-            patch.setattr(outputs.Output, "move", die)
+        # Who is killed takes nothing back.
+        patch.setattr(outputs.Output, "take_back", lambda _: None)
+        if moment == "publish":
+            patch.setattr(outputs.Output, "publish", die)
         elif moment == "rmtree":
             patch.setattr(run, "shutil", SimpleNamespace(rmtree=die))
         else:
             moved = []
 
-            def once(old: Path, new: Path, rename: Any = os.rename) -> None:
+            def once(old: Path, new: Path, replace: Any = Path.replace) -> None:
                 if moved:
                     raise Killed
-                moved.append(rename(old, new))
+                moved.append(replace(old, new))
 
-            patch.setattr(run.os, "rename", once)
+            patch.setattr(Path, "replace", once)
         with pytest.raises(Killed):
             fuse()
     expected = lpa3d.fuse(classes=classes, instances=seeds)

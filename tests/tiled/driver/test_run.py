@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -352,6 +353,13 @@ def test_a_failed_tile_is_retried_then_named(volume: Path, calls: Path, tmp_path
     np.testing.assert_array_equal(result[:], 2 * zarr.open_array(str(volume))[:])
 
 
+def fail_or_wait(context: Any, tile: int) -> None:
+    """Be done, but for one tile, after the run has failed."""
+    if tile == 0:
+        raise InputError("of no use")
+    time.sleep(0.1)
+
+
 def leave(context: Any, tile: int) -> None:
     raise SystemExit(3)
 
@@ -368,9 +376,15 @@ def test_a_task_that_would_end_its_thread_is_named(volume: Path, calls: Path, tm
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 def test_a_run_that_fails_leaves_no_file_open(volume: Path, calls: Path, tmp_path: Path) -> None:
+    source = open_source(volume, "volume")
+
     def fail() -> int:
-        with pytest.raises(TileError):
-            run_double(volume, tmp_path / "out.zarr", calls, tile=4, broken=[5])
+        options = Options(tile=4, scratch=tmp_path / "run", resume=False)
+        with (
+            pytest.raises(InputError, match="of no use"),
+            open_run("fail", {"volume": source}, {}, {}, options, stages=[Stage("s")], bytes_per_voxel=20) as run,
+        ):
+            run.map("s", fail_or_wait, None)
         return sum(os.path.exists(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd"))
 
     counts = [fail() for _ in range(4)]
