@@ -889,7 +889,7 @@ def test_existing_output(tmp_path, suffix):
     old, new = ids((2, 3, 4), "uint8"), ids((3, 4, 5), "uint32")
     name = tmp_path / f"a.{suffix}"
     io.write(name, old)
-    with pytest.raises(InputError, match=r"exists; pass --overwrite"):
+    with pytest.raises(InputError, match=r"exists; pass overwrite=True"):
         io.write(name, new)
     np.testing.assert_array_equal(io.read(name), old)
     io.write(name, new, overwrite=True)

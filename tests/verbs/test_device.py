@@ -19,7 +19,7 @@ import lpa3d
 from lpa3d import cli, io
 from lpa3d.arrays import backend as _backend
 from lpa3d.cuda.device import Device
-from lpa3d.errors import DeviceError, InputError, InputTypeError
+from lpa3d.errors import DeviceError, InputError, InputTypeError, Keyword
 from lpa3d.tiled.driver import schedulers
 from lpa3d.tiled.driver.budget import SHARE, Room, choose_tile, weigh
 from lpa3d.tiled.driver.stored import open_source
@@ -403,7 +403,7 @@ def test_a_full_device(kind, device, tmp_path, monkeypatch):
 @pytest.fixture
 def no_device(monkeypatch):
     def fail() -> None:
-        raise DeviceError("device='cuda' needs an NVIDIA GPU, and there is none")
+        raise DeviceError(Keyword("device", "cuda"), " needs an NVIDIA GPU, and there is none")
 
     monkeypatch.setattr(_backend, "open_device", fail)
 

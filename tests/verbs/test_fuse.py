@@ -421,7 +421,7 @@ ONES = np.ones((2, 3, 4), int)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({}, InputError, "no source; pass at least one of classes="),
+        ({}, InputError, "no source; pass at least one of classes, instances and slices"),
         (
             {"instances": ONES, "slices": ONES[:1]},
             InputError,
@@ -440,14 +440,14 @@ ONES = np.ones((2, 3, 4), int)
         ({"instances": ONES, "complete_slices": [True, False]}, InputTypeError, "complete_slices is"),
         ({"instances": ONES, "complete_slices": np.array([True, False])}, InputTypeError, "complete_slices is"),
         ({"instances": ONES, "complete_slices": 1}, InputTypeError, "complete_slices is 1"),
-        ({"classes": ONES, "complete_slices": [1]}, InputError, "pass instances= or slices="),
+        ({"classes": ONES, "complete_slices": [1]}, InputError, "pass instances or slices"),
         ({"instances": ONES, "priority": "instances"}, InputTypeError, "priority is 'instances'"),
         ({"instances": ONES, "priority": 3}, InputTypeError, "priority is 3"),
         ({"instances": ONES, "priority": {"instances"}}, InputTypeError, "in the order of trust"),
         ({"instances": ONES, "priority": ["slices"]}, InputError, "without 'instances', which is given"),
         ({"instances": ONES, "priority": ["instances", "sam"]}, InputError, "unknown: 'sam'"),
         ({"instances": ONES, "priority": ["instances"] * 2}, InputError, "stands twice"),
-        ({"instances": ONES, "slice_classes": {1: 1}}, InputError, "pass slices= too"),
+        ({"instances": ONES, "slice_classes": {1: 1}}, InputError, "pass slices too"),
         ({"instances": ONES, "instance_classes": [1]}, InputTypeError, "instance_classes is a list"),
         ({"instances": ONES, "instance_classes": {1: "er"}}, InputTypeError, "no integer"),
         ({"instances": ONES, "instance_classes": {1: 0}}, InputError, "the class 0, which is background"),

@@ -570,7 +570,7 @@ def filled(value, dtype=None):
     ("wrong", "error", "message"),
     [
         ({"seeds": SEEDS[:2]}, InputError, r"seeds has shape \(2, 4, 5\) but volume has shape \(3, 4, 5\)"),
-        ({"volume": filled(0.7)}, InputTypeError, r"float64.*Threshold it \(volume > 0.5\).*cost="),
+        ({"volume": filled(0.7)}, InputTypeError, r"float64.*Threshold it \(volume > 0.5\).*cost of propagate"),
         ({"volume": filled(1j)}, InputTypeError, "complex128"),
         ({"volume": filled("a", object)}, InputTypeError, "object"),
         ({"volume": [[1, 0]]}, InputTypeError, r"pass numpy.asarray\(volume\)"),
@@ -598,7 +598,7 @@ def filled(value, dtype=None):
         ({"connectivity": 8}, InputError, "6, 18 or 26 is needed"),
         ({"connectivity": "6"}, InputError, "6, 18 or 26 is needed"),
         ({"slice_axis": 3}, InputError, "an axis from 0 to 2"),
-        ({"slice_axis": "z"}, InputError, "'auto', None or an axis"),
+        ({"slice_axis": "z"}, InputTypeError, "'auto', None or an axis"),
         ({"sweeps": -1}, InputError, "a whole number from 0"),
         ({"sweeps": 1.5}, InputError, "a whole number from 0"),
         ({"sweeps": True}, InputError, "a whole number from 0"),
