@@ -29,11 +29,11 @@ def pytest_runtest_call(item):
     have had.
     """
     share = int(os.environ.get("LPA3D_MAX_EXAMPLES", MAX_EXAMPLES)) / MAX_EXAMPLES
-    if getattr(item, "callspec", None) and item.callspec.params.get("device") == "preempt":
-        share /= 3
     obj = getattr(item, "obj", None)
     if not getattr(obj, "is_hypothesis_test", False):
         return (yield)
+    if getattr(item, "callspec", None) and item.callspec.params.get("device") == "preempt":
+        share /= 3
     test = getattr(obj, "__func__", obj)
     # There is no other place for the settings of one run of a test.
     own = test._hypothesis_internal_use_settings

@@ -469,7 +469,7 @@ def test_what_is_let_through_is_a_value_for_the_verb(step, key):
         try:
             parsed = _pipeline.STEPS[step][key].parse(value)
             if key == "priority":
-                parsed = _pipeline.check_priority(parsed, key, ["instances", "slices"])
+                parsed = _pipeline.check_priority(parsed, ["instances", "slices"])
         except _pipeline.MISTAKES:
             continue
         if isinstance(parsed, _pipeline.File) or (key.endswith("_link") and parsed):
