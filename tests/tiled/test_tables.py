@@ -356,7 +356,7 @@ def test_evaluate_warns_of_classes_that_nothing_has():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"warping": "3d"}, InputError, r'cannot be done tile by tile; pass warping="2d", or read'),
+        ({"warping": "3d"}, InputError, "cannot be done tile by tile; pass warping='2d', or read"),
         ({"instances": "classes"}, InputError, "instances is 'classes'"),
         ({"ignore": 2.5}, InputTypeError, r"ignore is 2.5; an array of bool of the shape \(2, 3, 4\)"),
         ({"classes": {1: 2}}, InputTypeError, "a pair is needed"),
