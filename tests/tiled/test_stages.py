@@ -195,7 +195,8 @@ def propagate_without_sweeps(inputs: dict[str, Path], out: Path) -> None:
 def propagate_nothing(inputs: dict[str, Path], out: Path) -> None:
     """Without a seed."""
     seeds = zarr.zeros(shape=(36, 40, 40), chunks=(9, 16, 11), dtype="u1", store=zarr.storage.MemoryStore())
-    lpa3d.propagate(zarr.open_array(str(inputs["volume"])), seeds, out=out / "labels.zarr", tile=TILE)
+    places = out / "a.zarr", out / "b.zarr"
+    lpa3d.propagate(zarr.open_array(str(inputs["volume"])), seeds, return_confidence=True, out=places, tile=TILE)
 
 
 def evaluate_all(inputs: dict[str, Path], out: Path) -> None:

@@ -767,10 +767,13 @@ def _list_stages(rules: Rules, *, drawn: bool | None = None, smoothed: bool | No
         spread_stage("reattachment", final),
         Stage("refilling", ("reattachment", *final, *lead), ("volumes/refilled", *refilled_lead)),
     ]
-    written = () if smoothed else ("volumes/filled",)
-    if smoothed is not False:
-        written += ("volumes/smoothed", "volumes/refilled", *lead, *refilled_lead)
-    return [*stages, Stage("writing", reads=("tables", "volumes/fresh", *written))]
+    # Without diffusion no label leads over others: that is read as 0 everywhere.
+    labels = {
+        None: ("volumes/filled", "volumes/smoothed", "volumes/refilled"),
+        True: ("volumes/smoothed", "volumes/refilled"),
+        False: ("volumes/filled",),
+    }[smoothed]
+    return [*stages, Stage("writing", reads=("tables", "volumes/fresh", *labels, *lead, *refilled_lead))]
 
 
 def _run(run: Run, rules: Rules, classes: Source, seeds: Source, cost: Source | None) -> None:
