@@ -23,6 +23,7 @@ from lpa3d.commands import counts as _counts
 from lpa3d.commands.terminal import Terminal
 from lpa3d.errors import Lpa3dWarning
 from lpa3d.files.geometry import NANOMETRES
+from lpa3d.files.places import locate
 from lpa3d.files.writers import WRITERS
 
 SUFFIXES = ["zarr", "npy", "nii.gz", "tif", "h5"]
@@ -496,7 +497,7 @@ def test_failures(files, body, code, message):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_failed_write_leaves_nothing(files, suffix, monkeypatch, capsys):
-    kind = io.locate(f"out.{suffix}").format
+    kind = locate(f"out.{suffix}").format
     writer = WRITERS[kind]
 
     def full(target, array, geometry, progress):

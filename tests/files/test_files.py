@@ -23,6 +23,7 @@ from lpa3d.errors import InputError, InputTypeError, Lpa3dError, Lpa3dWarning
 from lpa3d.files.geometry import NANOMETRES
 from lpa3d.files.images import _scan_png
 from lpa3d.files.outputs import ASIDE, TEMPORARY, Cancelled, Outputs
+from lpa3d.files.places import locate
 from lpa3d.files.writers import WRITERS
 
 DTYPES = ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
@@ -906,7 +907,7 @@ def test_failed_write_leaves_the_old_output(tmp_path, suffix, monkeypatch):
         writer(target, array, geometry, progress)
         raise OSError(28, "No space left on device")
 
-    kind = io.locate(str(name)).format
+    kind = locate(str(name)).format
     writer = WRITERS[kind]
     monkeypatch.setitem(WRITERS, kind, fail)
     for target in (name, tmp_path / f"b.{suffix}"):

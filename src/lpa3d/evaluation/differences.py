@@ -108,7 +108,7 @@ class Differences(Sequence[Difference]):
     Examples
     --------
     >>> import numpy as np
-    >>> from lpa3d._overlap import count_overlaps
+    >>> from lpa3d.arrays.overlap import count_overlaps
     >>> reference = np.array([[[1, 1, 1, 1, 1, 0, 2, 2]]])
     >>> prediction = np.array([[[3, 3, 3, 4, 4, 0, 0, 0]]])
     >>> overlaps = count_overlaps(reference, prediction)
