@@ -151,6 +151,7 @@ def test_simple_by_topological_numbers(connectivity):
     assert count == 51 * 512 * 513 // 2
 
 
+@pytest.mark.interpreted
 @given(cubes, connectivities)
 def test_simple_by_its_definition(mask, connectivity):
     assert is_simple(as_cube(mask), connectivity) == naive.is_simple(mask, connectivity)
@@ -221,6 +222,7 @@ def test_known_neighborhoods(around, simple, connectivity):
 # Warping.
 
 
+@pytest.mark.interpreted
 @given(pairs(st.tuples(*[st.integers(1, 5)] * 3)), connectivities, st.booleans())
 def test_equals_a_plain_queue(pair, connectivity, per_slice):
     reference, prediction, ignore = pair

@@ -83,6 +83,7 @@ def draw_case(seed):
     return slices, arguments
 
 
+@pytest.mark.interpreted
 @settings(max_examples=100)
 @given(st.integers(0, 2**32 - 1).map(draw_case))
 def test_equals_the_plain_restatement(case):
