@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint package bench picture clean
+.PHONY: help demo test test-all lint package bench picture clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -19,7 +19,15 @@ picture: $(VENV)/.demo ## make the README's picture, docs/images/demo.png, from 
 	$(BIN)/lpa3d demo --thumbnail docs/images/demo.png
 
 test: $(VENV)/.test ## run the tests and the examples in the docstrings, on all cores (PYTEST_OPTIONS="-k label -x" picks some)
-	$(BIN)/python -m pytest -n auto --dist worksteal --doctest-modules tests src/lpa3d $(PYTEST_OPTIONS)
+	$(BIN)/python $(PYTEST) --doctest-modules tests src/lpa3d $(PYTEST_OPTIONS)
+
+PYTEST := -m pytest -n auto --dist worksteal
+
+# A kernel without its cache is compiled in each process; overflow of NumPy's scalars is what kernels count on.
+test-all: $(VENV)/.test ## run the tests at length, for hours: many examples, kernels not cached, with their bounds checked, and as Python
+	LPA3D_KERNEL_CACHE=0 LPA3D_MAX_EXAMPLES=300 $(BIN)/python $(PYTEST) --doctest-modules tests src/lpa3d $(PYTEST_OPTIONS)
+	NUMBA_BOUNDSCHECK=1 $(BIN)/python $(PYTEST) tests $(PYTEST_OPTIONS)
+	NUMBA_DISABLE_JIT=1 LPA3D_MAX_EXAMPLES=10 $(BIN)/python $(PYTEST) -m interpreted -W ignore::RuntimeWarning tests $(PYTEST_OPTIONS)
 
 lint: $(VENV)/.dev ## check style (ruff), types (mypy) and the floors of the house (import-linter)
 	$(BIN)/ruff check .

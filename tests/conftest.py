@@ -14,7 +14,7 @@ MAX_EXAMPLES = 30
 settings.register_profile(
     "lpa3d",
     deadline=None,  # the first example compiles
-    max_examples=MAX_EXAMPLES,
+    max_examples=int(os.environ.get("LPA3D_MAX_EXAMPLES", MAX_EXAMPLES)),
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=bool(os.environ.get("CI")),
 )
@@ -23,20 +23,20 @@ settings.load_profile("lpa3d")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """Scale the number of examples, which a test may have of its own, by that of LPA3D_MAX_EXAMPLES.
+    """Scale a number of examples that a test has of its own as LPA3D_MAX_EXAMPLES scales that of all others.
 
-    Where threads are preempted it is a third: an example takes some three times as long, and is one that "shuffled" may
-    have had.
+    Where threads are preempted it is a third: an example takes some three times as long, and the values that "shuffled"
+    has come here, too.
     """
-    share = int(os.environ.get("LPA3D_MAX_EXAMPLES", MAX_EXAMPLES)) / MAX_EXAMPLES
     obj = getattr(item, "obj", None)
     if not getattr(obj, "is_hypothesis_test", False):
         return (yield)
-    if getattr(item, "callspec", None) and item.callspec.params.get("device") == "preempt":
-        share /= 3
     test = getattr(obj, "__func__", obj)
     # There is no other place for the settings of one run of a test.
     own = test._hypothesis_internal_use_settings
+    share = 1.0 if own.max_examples == settings.default.max_examples else settings.default.max_examples / MAX_EXAMPLES
+    if getattr(item, "callspec", None) and item.callspec.params.get("device") == "preempt":
+        share /= 3
     test._hypothesis_internal_use_settings = settings(own, max_examples=max(2, round(share * own.max_examples)))
     try:
         return (yield)

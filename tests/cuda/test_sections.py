@@ -274,6 +274,7 @@ def label_both(device, volume, ranks, classes, axis, annotated, spacing):
     return expected
 
 
+@cuda_emulator.any_order
 def test_volumes_across_any_axis(device, every_class):  # noqa: F811
     drawn = []
 

@@ -406,6 +406,7 @@ def test_mitoem_strata():
     assert [default[key] for key in keys] == [1, close((34 * 1 + 33) / 101), 1]
 
 
+@pytest.mark.interpreted
 @given(scenes(most=3))
 def test_aggregated_jaccard_agrees_with_its_definition(scene):
     aji, aji_plus = naive.aji(*scene)

@@ -83,6 +83,7 @@ def expected_scores(reference, prediction, convention):
     return scores
 
 
+@pytest.mark.interpreted
 @given(array_pairs(), convention_names)
 def test_equals_every_pair_of_voxels(arrays, name):
     # The pairs of the SNEMI3D script are tested on their own.
@@ -127,6 +128,7 @@ def test_equals_scikit_learn(arrays):
     assert scores["rand_merge"] == close(both / (both + joined) if both + joined else 1.0, abs=1e-9)
 
 
+@pytest.mark.interpreted
 @given(small_pairs, st.sampled_from(["snemi3d", "cremi", "gala"]))
 @example((np.array([1, 1, 2]), np.array([0, 0, 0])), "cremi")
 def test_equals_the_snemi3d_script(arrays, name):
@@ -136,6 +138,7 @@ def test_equals_the_snemi3d_script(arrays, name):
     assert scores["cremi"] == math.sqrt(scores["arand"] * scores["voi"])
 
 
+@pytest.mark.interpreted
 @given(small_pairs)
 def test_equals_the_isbi_plugin(arrays):
     reference = arrays[0]

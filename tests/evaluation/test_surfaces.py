@@ -50,6 +50,7 @@ def volumes(draw):
     return reference, prediction, ignore
 
 
+@pytest.mark.interpreted
 @given(volumes(), spacings)
 def test_equals_all_pairs_of_surface_voxels(arrays, spacing):
     reference, prediction, ignore = arrays
@@ -70,6 +71,7 @@ def blobs(seed, shape=(14, 18, 20)):
     return smooth > np.quantile(smooth, 0.7)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (40, 8, 7.5)])
 def test_equals_medpy_but_for_the_weights_of_the_directions(seed, spacing):

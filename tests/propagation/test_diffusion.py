@@ -34,6 +34,7 @@ def prepare(case):
     return labels, links, weights, np.maximum(1, np.rint(65536 * (64 / weights) ** 2)).astype(np.int64)
 
 
+@pytest.mark.interpreted
 @given(case=cases(share=(0.1, 0.4)), sweeps=st.integers(0, 14), mixed=st.booleans())
 @settings(max_examples=40)
 @pytest.mark.usefixtures("threads")

@@ -76,6 +76,7 @@ def test_cut_links_are_those_of_the_labelled_voxels(volume, connectivity, seed):
     np.testing.assert_array_equal(links, link_voxels(np.where(labels > 0, volume, 0).astype(np.uint8), connectivity))
 
 
+@pytest.mark.interpreted
 @given(case=cases(), limit=st.none() | st.integers(0, 2000), refill=st.booleans())
 @settings(max_examples=40)
 @pytest.mark.usefixtures("threads")

@@ -49,7 +49,7 @@ def share_right(labels, instances):
 def test_equals_the_plain_restatement():
     drew = []
 
-    @settings(max_examples=settings.default.max_examples // 3)
+    @settings(max_examples=settings.default.max_examples // 5)
     @given(annotated_blobs)
     def compare(arguments):
         expected, confidence, drawn = naive.propagate(**arguments)

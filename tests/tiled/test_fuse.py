@@ -56,7 +56,7 @@ def assert_same(random, arguments, **how):
         assert not columns[name].flags.writeable
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(cases(), st.integers(0, 2**32 - 1))
 def test_equals_fuse_in_memory(arguments, seed):
     """Any sources, order, mappings, complete slices, axis, tiles and chunks; objects without a class, too."""

@@ -193,7 +193,7 @@ tiles = st.tuples(*[st.integers(1, 6)] * 3) | st.tuples(*[st.integers(1, 2)] * 3
     lives=st.sampled_from([None, 0.1]),
     garbage=st.sampled_from([0, 3, 64]),
 )
-@settings(max_examples=80)
+@settings(max_examples=50)
 def test_any_order_of_activations_gives_the_labels_of_the_whole_volume(
     case, tile, limit, seed, workers, zombies, lives, garbage
 ):

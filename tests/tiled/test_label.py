@@ -38,7 +38,7 @@ def store(path, volume, **more):
     return array
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(tiled_volumes, connectivities, st.sampled_from(INTEGER_DTYPES), st.integers(1, 3), st.data())
 def test_equals_the_labels_in_memory(tmp_path_factory, case, connectivity, dtype, workers, data):
     volume, tile = case

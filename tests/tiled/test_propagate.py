@@ -89,7 +89,7 @@ def check(arguments, tile, **options):
 # ------------------------------------------------------------------------------------------------------------ memory
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     seeded(),
     SIDES,
@@ -121,7 +121,7 @@ def test_equals_memory(case, tile, connectivity, spacing, sweeps, distance, cost
     check(arguments, tile)
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(annotated_blobs, SIDES)
 def test_equals_memory_where_sections_are_drawn(arguments, tile):
     check(arguments, [t + 2 for t in tile])
@@ -183,7 +183,7 @@ def test_a_corridor_crosses_every_tile_many_times(connectivity, tile):
 # ------------------------------------------------------------------------------------------------------------ options
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(seeded(), SIDES, connectivities, st.sampled_from([0, 1, 2, 4]), st.sampled_from(["drop", "label"]))
 def test_what_lies_beyond_the_distance_is_no_component_without_a_seed(case, tile, connectivity, distance, unseeded):
     volume, seeds = case

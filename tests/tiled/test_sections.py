@@ -140,7 +140,7 @@ def scattered(seed):
 def test_any_tiles_give_the_same(make, every_class, tmp_path_factory):
     drawn = []
 
-    @settings(max_examples=settings.default.max_examples // 2)
+    @settings(max_examples=settings.default.max_examples // 3)
     @given(st.integers(0, 2**32 - 1))
     def compare(seed):
         random, volume, seeds, annotated, spacing = make(seed)

@@ -77,7 +77,7 @@ def assert_same(slices, random, arguments, **how):
     assert said == told
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_equals_stitch_in_memory(seed):
     """Any tiles and chunks, every axis, gaps, bad slices, branches, constraints, classes; errors and warnings too."""

@@ -26,7 +26,7 @@ MOST_TILES = 24
 """Of a random case."""
 
 seeds = st.integers(0, 2**32 - 1)
-few = settings(max_examples=20)
+few = settings(max_examples=12)
 
 
 def draw_sides(random, shape, most=None):
@@ -295,7 +295,7 @@ def draw_evaluation(random, mode):
 
 @pytest.mark.filterwarnings("ignore::lpa3d.errors.Lpa3dWarning")
 @pytest.mark.parametrize("mode", ["ids", "components", None])
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(seeds)
 def test_evaluate(mode, seed):
     random = np.random.default_rng(seed)

@@ -39,6 +39,7 @@ def counts_of(table):
     return {(int(a), int(b)): np.array(row) for a, b, *row in rows}
 
 
+@pytest.mark.interpreted
 @given(
     volumes(),
     st.sampled_from([6, 18, 26]),

@@ -90,6 +90,7 @@ def same(first, second):
         np.testing.assert_array_equal(column, second.conflicts.columns()[name], name)
 
 
+@pytest.mark.interpreted
 @given(cases())
 def test_equals_the_plain_restatement(arguments):
     copies = {name: a.copy() if isinstance(a, np.ndarray) else a for name, a in arguments.items()}

@@ -55,6 +55,7 @@ def serpentine(side):
     return volume
 
 
+@pytest.mark.interpreted
 @given(class_volumes(wide=True), connectivities, st.sampled_from([1, 2, 4]))
 def test_equals_a_flood_fill(volume, connectivity, threads):
     with slabs(threads):
@@ -63,6 +64,7 @@ def test_equals_a_flood_fill(volume, connectivity, threads):
     np.testing.assert_array_equal(labels, naive.label(volume, connectivity))
 
 
+@pytest.mark.interpreted
 @given(class_volumes(wide=True, max_classes=1, dtype="bool"), connectivities)
 def test_equals_scipy_on_binary_volumes(volume, connectivity):
     structure = scipy.ndimage.generate_binary_structure(3, RANK[connectivity])
@@ -71,6 +73,7 @@ def test_equals_scipy_on_binary_volumes(volume, connectivity):
     np.testing.assert_array_equal(labels, scipy.ndimage.label(volume, structure)[0])
 
 
+@pytest.mark.interpreted
 @given(class_volumes(wide=True), connectivities)
 def test_equals_cc3d_and_skimage_but_for_the_numbers(volume, connectivity):
     with slabs(2):

@@ -37,6 +37,7 @@ def merged_or_none(labels, **arguments):
         return None
 
 
+@pytest.mark.interpreted
 @given(volumes(), st.data())
 def test_equals_the_plain_restatement(labels, data):
     """Areas as evidence, classes and constraints; also which constraints contradict each other."""
@@ -62,6 +63,7 @@ def test_equals_the_plain_restatement(labels, data):
         assert found.dtype == labels.dtype
 
 
+@pytest.mark.interpreted
 @given(volumes(), st.data())
 def test_scores_equal_the_plain_restatement(labels, data):
     """Scores with many ties, in every form, and a threshold of any sign."""

@@ -83,6 +83,7 @@ def draw_case(seed):
     return slices, arguments
 
 
+@pytest.mark.interpreted
 @settings(max_examples=100)
 @given(st.integers(0, 2**32 - 1).map(draw_case))
 def test_equals_the_plain_restatement(case):
@@ -355,7 +356,7 @@ def test_real_slices(data_dir, kind, name, missing):
     path = data_dir / "urocell" / kind / "instance" / f"fib1-{name}.nii.gz"
     if not path.exists():
         pytest.skip(f"no {path.name}")
-    instances = np.ascontiguousarray(lpa3d.files.readers.read(path)).astype(np.int32)
+    instances = np.ascontiguousarray(lpa3d.io.read(path)).astype(np.int32)
     random = np.random.default_rng(0)
     slices = split_slices(instances)
     kept = np.ones(len(slices), bool)

@@ -4,6 +4,8 @@ Each is one or a few LLVM instructions on whole vectors, which LLVM turns into w
 AVX2 or NEON compares and packs), so one source serves every element width. None checks bounds.
 """
 
+import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -96,3 +98,25 @@ def store_16(typingctx, array, i, value):
         return context.get_dummy_value()
 
     return types.void(array, types.int64, array.dtype), codegen
+
+
+if numba.config.DISABLE_JIT:
+    # The same for one who steps through kernels or measures which of their lines run (``NUMBA_DISABLE_JIT=1``).
+
+    def _pack_bits(bits):
+        return np.uint64(int.from_bytes(np.packbits(bits, bitorder="little").tobytes(), "little"))
+
+    def equal_64(array, i, j):
+        return _pack_bits(array[i : i + WORD] == array[j : j + WORD])
+
+    def nonzero_64(array, i):
+        return _pack_bits(array[i : i + WORD] != 0)
+
+    def count_ones(word):
+        return np.int64(int(word).bit_count())
+
+    def lowest_one(word):
+        return np.int64((int(word) & -int(word)).bit_length() - 1)
+
+    def store_16(array, i, value):
+        array[i : i + LANES] = value
