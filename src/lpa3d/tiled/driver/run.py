@@ -102,7 +102,6 @@ class Run:
     _scheduler: Scheduler
     _prepared: dict[tuple[Any, int], tuple[Any, Any]] = field(default_factory=dict)
     _flying: int = 0
-    _ready: list[tuple[tuple[Any, ...], Any, BaseException | None]] = field(default_factory=list)
     _calls: dict[int, tuple[Any, Any, tuple[Any, ...], int, str]] = field(default_factory=dict)
     _results: dict[str, Any] = field(default_factory=dict)
     _retype: Callable[[str, np.dtype[Any]], Sink] | None = None
