@@ -25,7 +25,7 @@ PYTEST := -m pytest -n auto --dist worksteal
 
 # A kernel without its cache is compiled in each process; overflow of NumPy's scalars is what kernels count on.
 test-all: $(VENV)/.test ## run the tests at length, for hours: many examples, kernels not cached, with their bounds checked, and as Python
-	LPA3D_KERNEL_CACHE=0 LPA3D_MAX_EXAMPLES=300 $(BIN)/python $(PYTEST) --doctest-modules tests src/lpa3d $(PYTEST_OPTIONS)
+	LPA3D_KERNEL_CACHE=0 LPA3D_MAX_EXAMPLES=150 $(BIN)/python $(PYTEST) -m '' --doctest-modules tests src/lpa3d $(PYTEST_OPTIONS)
 	NUMBA_BOUNDSCHECK=1 $(BIN)/python $(PYTEST) tests $(PYTEST_OPTIONS)
 	NUMBA_DISABLE_JIT=1 LPA3D_MAX_EXAMPLES=10 $(BIN)/python $(PYTEST) -m interpreted -W ignore::RuntimeWarning tests $(PYTEST_OPTIONS)
 

@@ -10,7 +10,7 @@ from lpa3d.arrays.backend import open_device
 from lpa3d.errors import DeviceError
 from tests import emulator as cuda_emulator
 
-MAX_EXAMPLES = 30
+MAX_EXAMPLES = 15
 settings.register_profile(
     "lpa3d",
     deadline=None,  # the first example compiles

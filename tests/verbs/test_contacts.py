@@ -191,6 +191,7 @@ def test_areas_and_surfaces_of_boxes():
     assert table.share[0] == 60 * 8 * 4 / upper
 
 
+@pytest.mark.long
 def test_many_distinct_far_ids():
     labels = np.arange(10**6, dtype=np.int64).reshape(100, 100, 100) * 9_000_000_000_000 + 1
     table = lpa3d.contacts(labels)

@@ -503,6 +503,7 @@ def test_ids_above_2_to_53_next_to_each_other():
     assert labels.dtype == np.uint64
 
 
+@pytest.mark.long
 def test_a_million_ids():
     random = np.random.default_rng(0)
     volume = np.ones((100, 100, 200), dtype=np.uint8)
@@ -682,21 +683,23 @@ def gain(volume, instances, k, axis=0):
     )
 
 
-@pytest.mark.parametrize(("steps", "quality", "ratio"), [((8, 16), 0.085, 0.42), ((32,), 0.06, 0.8)])
+@pytest.mark.parametrize(
+    ("steps", "quality", "ratio"), [((8, 16), 0.085, 0.42), pytest.param((32,), 0.06, 0.8, marks=pytest.mark.long)]
+)
 def test_vesicles_are_far_better_than_watershed(vesicles, steps, quality, ratio):
     gains, ours, its = np.mean([gain(*volume, k) for volume in vesicles for k in steps], axis=0)
     assert gains > quality
     assert ours < ratio * its
 
 
-@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("axis", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_vesicles_cut_along_other_axes_gain_as_well(vesicles, axis):
     gains, ours, its = gain(*vesicles[0], 16, axis)
     assert gains > 0.08
     assert ours < 0.7 * its
 
 
-@pytest.mark.parametrize("name", ["0-0-0", "3-2-1"])
+@pytest.mark.parametrize("name", ["0-0-0", pytest.param("3-2-1", marks=pytest.mark.long)])
 def test_mitochondria_are_no_worse_than_watershed(data_dir, name):
     gains, ours, its = gain(*load(data_dir, "mito", f"fib1-{name}.nii.gz"), 16)
     assert gains >= -1e-3
@@ -723,6 +726,7 @@ def test_pooled_ids_are_no_worse_than_without_sections(vesicles):
     assert drawn > still - 0.002
 
 
+@pytest.mark.long
 def test_touching_trees_are_no_worse_than_without_sections():
     # The switch may err on one tree, which then loses up to .02 of its voxels; over all trees there is hardly a loss.
     more_wrong = []

@@ -11,6 +11,7 @@ on: the sources of all kernels, the versions of Numba, LLVM, NumPy and Python, N
 signature. So a stale one cannot be found, and any number of processes share one folder.
 """
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -25,6 +26,7 @@ import numba
 import numpy as np
 from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps
+from numba.misc.appdirs import AppDirs
 
 CACHE = os.environ.get("LPA3D_KERNEL_CACHE", "1") != "0"
 
@@ -47,13 +49,27 @@ def _digest_sources() -> str:
 _DIGEST = _digest_sources()
 
 
+def _find_folder():
+    """Return where compiled kernels are kept: in ``NUMBA_CACHE_DIR``, else in the user's cache.
+
+    All environments and checkouts of a user share it, as names are digests. Where it cannot be written, for want of a
+    home, kernels are kept beside the sources, and where that cannot be, they are compiled by each process.
+    """
+    beside = Path(__file__).parent / "__pycache__"
+    top = Path(numba.config.CACHE_DIR or AppDirs("lpa3d", appauthor=False).user_cache_dir)
+    try:
+        top.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        top = beside
+    return (top if os.access(top, os.W_OK | os.X_OK) else beside) / f"lpa3d-{_DIGEST}"
+
+
 class _Cache(FunctionCache):
-    """Compiled signatures of one kernel, each in a file, where Numba would keep them (``NUMBA_CACHE_DIR``, else beside
-    the source, else in the user's cache)."""
+    """Compiled signatures of one kernel, each in a file."""
 
     def __init__(self, function):
         super().__init__(function)
-        self._folder = Path(self._cache_path) / f"lpa3d-{_DIGEST}"
+        self._folder = _FOLDER
 
     def _path(self, key):
         name = f"{self._py_func.__module__}.{self._py_func.__qualname__} {key}"
@@ -98,11 +114,15 @@ class _Cache(FunctionCache):
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+_FOLDER = _find_folder()
+
+
 def compile_kernel(function, **options):
     """Compile `function` with options of ``numba.njit``; keep what is compiled, unless ``LPA3D_KERNEL_CACHE=0``."""
     kernel = numba.njit(nogil=True, error_model="numpy", **options)(function)
     if CACHE and not numba.config.DISABLE_JIT:
-        kernel._cache = _Cache(function)
+        with contextlib.suppress(RuntimeError):  # Numba finds no folder that can be written
+            kernel._cache = _Cache(function)
     return kernel
 
 

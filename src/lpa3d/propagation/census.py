@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.backend import device_of
+from ..arrays.checks import as_bits
 from ..arrays.pairs import flag_first, sort_pairs
 from ..arrays.text import list_some
 from ..arrays.threads import num_threads, run_all, split
@@ -125,6 +126,7 @@ def count_seeds(volume: npt.NDArray[Any], seeds: npt.NDArray[Any]) -> Count:
 
         rows, slices = cuda.count_seeds(device, volume, seeds)
         return Count(add_rows([rows]), slices)
+    seeds = as_bits(seeds)
     slabs = split(volume.shape[0], num_threads())
     seeded = [np.zeros((len(slabs), length), dtype=np.int64) for length in volume.shape]
 
@@ -226,7 +228,8 @@ def rank_labels(volume: npt.NDArray[Any], seeds: npt.NDArray[Any], ranks: Ints, 
 
         cuda.rank_labels(device, volume, seeds, ranks, labels)
         return
-    run_all(lambda part: kernels.rank_seeds(volume, seeds, *part, ranks, labels), split(volume.shape[0], num_threads()))
+    bits = as_bits(seeds)
+    run_all(lambda part: kernels.rank_seeds(volume, bits, *part, ranks, labels), split(volume.shape[0], num_threads()))
 
 
 def restrict_seeds(labels: npt.NDArray[np.uint32], seeds: npt.NDArray[Any]) -> None:
@@ -237,7 +240,7 @@ def restrict_seeds(labels: npt.NDArray[np.uint32], seeds: npt.NDArray[Any]) -> N
 
         cuda.restrict_seeds(device, labels, seeds)
         return
-    flat, flat_seeds = labels.reshape(-1), seeds.reshape(-1)
+    flat, flat_seeds = labels.reshape(-1), as_bits(seeds).reshape(-1)
     run_all(lambda part: kernels.restrict_seeds(flat, *part, flat_seeds), split(flat.size, num_threads()))
 
 
