@@ -176,7 +176,11 @@ def apply_ids(labels, lo, hi, ids, out):
 def select_voxels(volume, labels, labelled, lo, hi, out):
     """Write the class of each voxel that has a label, or has none, as `labelled` says; 0 for the others."""
     for v in range(lo, hi):
-        out[v] = volume[v] if (labels[v] != 0) == labelled else 0
+        # Not in one expression with 0, which would make a float64 of 64-bit classes.
+        if (labels[v] != 0) == labelled:
+            out[v] = volume[v]
+        else:
+            out[v] = 0
 
 
 @jit
