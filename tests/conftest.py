@@ -10,11 +10,13 @@ from lpa3d.arrays.backend import open_device
 from lpa3d.errors import DeviceError
 from tests import emulator as cuda_emulator
 
-MAX_EXAMPLES = 15
+UNIT = 30
+"""Examples that a test which says its own number has that number for."""
+
 settings.register_profile(
     "lpa3d",
     deadline=None,  # the first example compiles
-    max_examples=int(os.environ.get("LPA3D_MAX_EXAMPLES", MAX_EXAMPLES)),
+    max_examples=int(os.environ.get("LPA3D_MAX_EXAMPLES", 15)),
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=bool(os.environ.get("CI")),
 )
@@ -23,7 +25,7 @@ settings.load_profile("lpa3d")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """Scale a number of examples that a test has of its own as LPA3D_MAX_EXAMPLES scales that of all others.
+    """Scale a number of examples that a test has of its own as that of all others is scaled, by LPA3D_MAX_EXAMPLES.
 
     Where threads are preempted it is a third: an example takes some three times as long, and the values that "shuffled"
     has come here, too.
@@ -34,7 +36,7 @@ def pytest_runtest_call(item):
     test = getattr(obj, "__func__", obj)
     # There is no other place for the settings of one run of a test.
     own = test._hypothesis_internal_use_settings
-    share = 1.0 if own.max_examples == settings.default.max_examples else settings.default.max_examples / MAX_EXAMPLES
+    share = 1.0 if own.max_examples == settings.default.max_examples else settings.default.max_examples / UNIT
     if getattr(item, "callspec", None) and item.callspec.params.get("device") == "preempt":
         share /= 3
     test._hypothesis_internal_use_settings = settings(own, max_examples=max(2, round(share * own.max_examples)))
@@ -42,6 +44,14 @@ def pytest_runtest_call(item):
         return (yield)
     finally:
         test._hypothesis_internal_use_settings = own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_disks():
+    """Let nothing wait until a disk has what it was given, which took a third of the time; tests of that look at it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ def share_right(labels, instances):
 
 
 # The restatement takes seconds; there are examples below in which sections are drawn.
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(annotated_blobs)
 def test_equals_the_plain_restatement(arguments):
     expected, confidence, _ = naive.propagate(**arguments)
