@@ -35,7 +35,6 @@ from .chains import Chains, Sections, gather_pairs
 
 __all__ = [
     "SLAB_VOXELS",
-    "WIDE",
     "Rules",
     "check_rules",
     "choose_classes",
@@ -57,9 +56,6 @@ Flags = npt.NDArray[np.bool_]
 
 SLAB_VOXELS = 2**18
 """Smallest slab that is worth a thread of its own."""
-
-WIDE = 2**32
-"""Volumes of as many voxels get 64-bit numbers."""
 
 
 def clip_boxes(boxes: Ints, shifts: Ints, low: npt.ArrayLike, high: npt.ArrayLike) -> Ints:

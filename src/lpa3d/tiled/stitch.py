@@ -19,6 +19,7 @@ Stages
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,12 +29,12 @@ import numpy.typing as npt
 
 from ..arrays.call import Call
 from ..arrays.checks import as_bits, check_id_values, class_map, seal
+from ..arrays.components import number_dtype
 from ..arrays.overlap import count_overlaps
 from ..arrays.unite import unite_musts
 from ..kernels import stitch as kernels
 from ..linking.chains import Chains, Moves, Sections, gather_pairs
 from ..linking.stitch import (
-    WIDE,
     check_rules,
     choose_classes,
     clip_boxes,
@@ -213,7 +214,7 @@ def stitch(call: Call) -> Any:
         inputs["classes"] = open_source(classes, "classes")
         check_classes(inputs["classes"], "classes")
         same_shape(inputs["classes"], "classes", source, "slices")
-    dtype = np.dtype(np.uint32 if np.prod(source.shape, dtype=object) < WIDE else np.uint64)
+    dtype = number_dtype(math.prod(source.shape))
     parameters = {
         "axis": rules.axis,
         "max_gap": rules.max_gap,

@@ -12,13 +12,13 @@ import numpy.typing as npt
 from ..arrays.call import Call, Options
 from ..arrays.checks import as_bits, canonical_out, instance_ids, seal
 from ..arrays.classes import check_classes
+from ..arrays.components import number_dtype
 from ..arrays.threads import num_threads, run_all, split
 from ..arrays.unite import unite_musts
 from ..kernels import stitch as kernels
 from ..linking.chains import Chains, Moves, Sections
 from ..linking.stitch import (
     SLAB_VOXELS,
-    WIDE,
     check_rules,
     clip_boxes,
     cut_slabs,
@@ -201,7 +201,7 @@ def _stitch(call: Call) -> Any:
     rules = check_rules(shape, slices.ndim, **call.keywords)
     refuse_mapping(classes)
     class_of = check_classes(classes, "classes", slices, "slices")
-    dtype = np.dtype(np.uint32 if ids.size < WIDE else np.uint64)
+    dtype = number_dtype(ids.size)
     target = canonical_out(out, slices.shape, dtype, (slices, classes))
 
     result = np.empty(shape, dtype) if target is None else target
