@@ -9,12 +9,14 @@ advises works. `tests.tiled.driver.world` says what a crash point is.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("zarr")
+
+from zarr.core.sync import sync  # noqa: E402
 
 from lpa3d.errors import Lpa3dError  # noqa: E402
 from tests.tiled.driver.world import PLACES, VERBS, Changes, Crash, State, World, full, watch  # noqa: E402
@@ -105,6 +109,121 @@ def sweep_crashes(world: World, tally: Tally, stride: int, first: int, variant: 
         if wrong:
             tally.faults.append(f"killed before {where}: {wrong}")
     world.restore(begin)
+
+
+def clear(world: World) -> None:
+    """Delete a result of a store, as the message advises."""
+    for out in world.outs:
+        for key in [key for key in sync(list_keys(out)) if not key.startswith("mine/")]:
+            sync(out.delete(key))
+
+
+async def list_keys(store: Any) -> list[str]:
+    return [key async for key in store.list()]
+
+
+def follow(world: World, variant: int = 0, **options: Any) -> str:
+    """Make a call, and what the errors in which it ends advise, until it succeeds; return what is wrong."""
+    said: list[str] = []
+    for _ in range(4):
+        error = attempt(world, variant, **options)
+        if error is None:
+            return "" if world.holds(world.inputs, variant) else f"wrong bytes, after {said}"
+        said.append(f"{type(error).__name__}: {error}")
+        text = str(error) if isinstance(error, Lpa3dError) else ""
+        if "delete it first" in text:
+            clear(world)
+        elif "overwrite=True" in text and "overwrite" not in options:
+            options["overwrite"] = True
+        elif "resume=False" in text and "resume" not in options:
+            options["resume"] = False
+        else:
+            break
+    return f"no way out: {said}"
+
+
+def sweep(world: World, tally: Tally, numbers: range, what: Callable[[int], str]) -> None:
+    """Try something at each of some changes of a run, each time from the state that is there now."""
+    begin = world.save()
+    version = world.inputs
+    for number in numbers:
+        tally.points += 1
+        try:
+            wrong = what(number)
+        except Exception as error:
+            wrong = f"{type(error).__name__}: {error}"
+        if wrong:
+            tally.faults.append(f"at {number}: {wrong}")
+        tally.states.add(digest(world.save()))
+        if world.inputs != version:
+            world.write_inputs(version)
+        world.restore(begin)
+
+
+def fill_disk(world: World, number: int, count: int, **options: Any) -> str:
+    """Let the disk be full from a change on, then make room."""
+    with world.watched(full(number, count)):
+        error = attempt(world, **options)
+    if error is not None and not isinstance(error, Lpa3dError) and getattr(error, "errno", 0) != errno.ENOSPC:
+        return f"raw {type(error).__name__}: {error}"
+    return check_end(world, **options)
+
+
+def meet(world: World, number: int, variant: int = 0, **options: Any) -> str:
+    """Make a second call while the first is about to make a change."""
+    errors: list[Exception | None] = []
+
+    def second() -> None:
+        try:
+            errors.append(attempt(world, variant, **options))
+        except Exception as error:
+            errors.append(AssertionError(f"raw {type(error).__name__}: {error}"))
+
+    def begin(at: int, what: str, of: str) -> None:
+        if at == number:
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join(60)
+            assert not thread.is_alive(), "the second call waits for ever"
+
+    with world.watched(begin):
+        try:
+            errors.append(attempt(world))
+        except Exception as error:
+            errors.append(AssertionError(f"raw {type(error).__name__}: {error}"))
+    for error in errors:
+        if error is not None and not isinstance(error, Lpa3dError):
+            return f"{type(error).__name__}: {error}"
+    if not (world.holds(world.inputs, 0) or world.holds(world.inputs, variant)):
+        if None in errors:
+            return f"a call ended without an error and with wrong bytes; {errors}"
+        return follow(world, variant)
+    return "" if None in errors else f"both calls failed: {errors}"
+
+
+def change_inputs(world: World, number: int, replace: bool) -> str:
+    """Change the inputs of a run that was killed, then make the same call again."""
+    done = not world.crash(number)
+    world.write_inputs(1, replace=replace)
+    error = attempt(world)
+    if error is None:
+        return "" if world.holds(1, 0) else "inputs that changed are not seen"
+    if "exists" in str(error):
+        return "" if world.holds(0, 0) else "a result is neither that of the former inputs nor that of the new ones"
+    assert not done
+    return follow(world)
+
+
+def come_late(world: World, number: int, **options: Any) -> str:
+    """Let the tasks of a run that was killed write when a newer one is over."""
+    with world.noted() as tasks:
+        world.crash(number)
+    if wrong := follow(world, 1, **options):
+        return wrong
+    for task in tasks:
+        with contextlib.suppress(Exception):
+            task()
+    return "" if world.holds(world.inputs, 1) else f"a late one of {len(tasks)} tasks changed the result of a newer run"
 
 
 @pytest.fixture
