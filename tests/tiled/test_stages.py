@@ -168,10 +168,10 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
             seen.left.update(key for key in scratches[-1].keys("") if not key.endswith(CLEARED))
         sweep(blobs, home, before)
 
-    sweep = driver._sweep
+    sweep = driver.sweep
     monkeypatch.setattr(driver, "Plan", WatchedPlan)
     monkeypatch.setattr(driver, "Scratch", make)
-    monkeypatch.setattr(driver, "_sweep", look)
+    monkeypatch.setattr(driver, "sweep", look)
     return seen
 
 

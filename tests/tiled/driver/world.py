@@ -1,8 +1,8 @@
 """What runs do to folders and stores, write by write: counted, stopped at any of them, saved and brought back.
 
-A crash point is the moment before a change: the making of a file, each half of a write, a rename, a link, a deletion, the
-making of a folder, a put into a store. `World.save` at such a moment is what a process leaves that is killed there, as
-the system keeps all that was written; `World.restore` makes it so, whatever came after.
+A crash point is the moment before a change: the making of a file, each half of a write, a rename, a link, a deletion,
+the making of a folder, a put into a store. `World.save` at such a moment is what a process leaves that is killed there,
+as the system keeps all that was written; `World.restore` makes it so, whatever came after.
 """
 
 from __future__ import annotations
@@ -176,7 +176,9 @@ def merge(arrays: Arrays, variant: int, **options: Any) -> Any:
 
 
 def propagate(arrays: Arrays, variant: int, **options: Any) -> Any:
-    rules = {"seed_conflicts": "majority", "sweeps": 2, "return_confidence": True, **({"max_distance": 2.0} if variant else {})}
+    rules: dict[str, Any] = {"seed_conflicts": "majority", "sweeps": 2, "return_confidence": True}
+    if variant:
+        rules["max_distance"] = 2.0
     return lpa3d.propagate(arrays["volume"], arrays["seeds"], **rules, **options)
 
 
@@ -417,7 +419,6 @@ class World:
             self.restore(saved[0])
         return bool(saved)
 
-
     @contextlib.contextmanager
     def noted(self) -> Iterator[list[Callable[[], Any]]]:
         """Yield what will be all tasks that are begun within the block, for workers that come late."""
@@ -468,4 +469,3 @@ def watch(folder: Path) -> Iterator[Changes]:
         patch.setattr(os, "fsync", lambda handle: None)
         patch.setattr(os, "stat", stat_elsewhere)
         yield changes
-

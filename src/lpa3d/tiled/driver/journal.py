@@ -91,6 +91,11 @@ class Journal:
         found: dict[str, Any] = json.loads(self.blobs.get(f"done/{_flat(stage)}", 0, 2**24))
         return found
 
+    def list_stages(self) -> tuple[list[str], list[str]]:
+        """Return the stages that are done, and those that are begun, with dots where their names have slashes."""
+        done, begun = ({key.split("/")[1] for key in self.blobs.keys(area)} for area in ("done", "journal"))
+        return sorted(done), sorted(begun - done)
+
     def flush(self) -> None:
         """Write what waits."""
         with self._lock:

@@ -36,6 +36,8 @@ __all__ = [
     "check_folder",
     "check_storage",
     "choose_layout",
+    "find_beside",
+    "name_aside",
     "place_outputs",
 ]
 
@@ -265,16 +267,10 @@ class Output:
         assert home is not None
         temp = home / token / "result" / self.name
         if os.stat(home).st_dev != os.stat(self.anchor).st_dev:
-            temp = self._find_beside(token) or self.anchor / f"{TEMPORARY}{token}-{self.name}"
+            temp = find_beside(self.final, self.name, token) or self.anchor / f"{TEMPORARY}{token}-{self.name}"
         advice = "; move one of them away and run the same again, or pass ", Keyword("overwrite", True)
-        aside = self.final.with_name(f"{ASIDE}{token}-{self.name}")
+        aside = name_aside(self.final, self.name, token)
         self.beside = Beside(self.shown, self.final, temp, aside, overwrite, advice)
-
-    def _find_beside(self, token: str) -> Path | None:
-        """Return where it was built beside its place; folders between the two may have been made since."""
-        assert self.final is not None
-        places = (folder / f"{TEMPORARY}{token}-{self.name}" for folder in self.final.parents)
-        return next((place for place in places if os.path.lexists(place)), None)
 
     def create(self, layout: Layout, attributes: dict[str, Any]) -> Sink:
         """Make the empty array, in the place of one that an earlier call of the same run had made."""
@@ -374,7 +370,7 @@ class Output:
         """Delete what a run that is to be forgotten made of it."""
         if self.final is None:
             self._discard_stored()
-        elif (beside := self._find_beside(token)) is not None:
+        elif (beside := find_beside(self.final, self.name, token)) is not None:
             remove(beside)
 
     def _discard_stored(self) -> None:
@@ -406,6 +402,20 @@ class Output:
         import dask.array
 
         return dask.array.from_zarr(array)
+
+
+def find_beside(final: Path, name: str, token: str) -> Path | None:
+    """Return where the output `name` of the run `token` was built beside its place, None if it is not there.
+
+    Folders between the two may have been made since.
+    """
+    places = (folder / f"{TEMPORARY}{token}-{name}" for folder in final.parents)
+    return next((place for place in places if os.path.lexists(place)), None)
+
+
+def name_aside(final: Path, name: str, token: str) -> Path:
+    """Return where waits what an output replaces."""
+    return final.with_name(f"{ASIDE}{token}-{name}")
 
 
 def _make_groups(final: Path) -> None:

@@ -48,7 +48,7 @@ from .scratch import Blobs, Folder, Scratch, StoreFolder
 from .stages import Plan, Stage
 from .stored import Source, is_url, local_folder
 
-__all__ = ["Run", "TileError", "open_run"]
+__all__ = ["BUILT", "RUN", "WHOLE", "Run", "TileError", "open_run", "read_run", "remove_empty", "sweep"]
 
 ALGORITHM = 1
 """Raised when the bytes of a result change."""
@@ -354,11 +354,11 @@ def open_run(
                 stack.callback(shutil.rmtree, home, ignore_errors=True)
             check_apart(home, inputs)
             _make_home(home)
-            stack.callback(_remove_empty, home)
+            stack.callback(remove_empty, home)
             stack.enter_context(lock(home))
-        before = _earlier(blobs, home)
+        before = read_run(blobs, home)
         if before is None:
-            _sweep(blobs, home, None)
+            sweep(blobs, home, None)
         tile = options.tile
         if before is not None and options.resume:
             _compare(before, asked, options, first.ndim)
@@ -382,7 +382,7 @@ def open_run(
             if before is not None:
                 for output in places.values():
                     output.discard(before["id"])
-            _sweep(blobs, home, before)
+            sweep(blobs, home, before)
             if home is not None:
                 _check_room(verb, cost, first, places, home)
             before = asked | {
@@ -433,7 +433,7 @@ def open_run(
         publish(list(places.values()))
         for name, output in places.items():
             run._results[name] = output.result(as_dask=any(source.is_dask for source in inputs.values()))
-        _sweep(blobs, home, before)
+        sweep(blobs, home, before)
 
 
 def _check_room(verb: str, cost: Cost, first: Source, places: Mapping[str, Output], home: Path) -> None:
@@ -495,13 +495,13 @@ def _make_home(home: Path) -> None:
     check_folder(home, str(home))
 
 
-def _remove_empty(home: Path) -> None:
+def remove_empty(home: Path) -> None:
     """Remove the folder of a run in which nothing is left."""
     with contextlib.suppress(OSError):
         home.rmdir()
 
 
-def _earlier(blobs: Blobs, home: Path | None) -> dict[str, Any] | None:
+def read_run(blobs: Blobs, home: Path | None) -> dict[str, Any] | None:
     """Return what an unfinished run at this place was, None if there is none."""
     try:
         before = json.loads(blobs.get(RUN, 0, 2**26))
@@ -522,7 +522,7 @@ def _earlier(blobs: Blobs, home: Path | None) -> dict[str, Any] | None:
     return found
 
 
-def _sweep(blobs: Blobs, home: Path | None, before: dict[str, Any] | None) -> None:
+def sweep(blobs: Blobs, home: Path | None, before: dict[str, Any] | None) -> None:
     """Delete what earlier runs at this place left, also such that were killed while they deleted it."""
     # First what says that there is something to go on with: a run half deleted is none.
     blobs.delete(RUN)
