@@ -25,7 +25,7 @@ from lpa3d.tiled.driver.grid import Box, Grid
 from lpa3d.tiled.driver.journal import Journal
 from lpa3d.tiled.driver.outputs import Wanted, check_storage, choose_layout
 from lpa3d.tiled.driver.run import TileError, open_run
-from lpa3d.tiled.driver.scratch import Folder, Scratch, StoreFolder
+from lpa3d.tiled.driver.scratch import Folder, Scratch, ScratchError, StoreFolder
 from lpa3d.tiled.driver.stages import Stage
 from lpa3d.tiled.driver.stored import open_source
 
@@ -101,7 +101,7 @@ def test_scratch_gives_back_what_was_put(tmp_path: Path) -> None:
         assert sorted(scratch.keys("x")) == ["x/1", "x/2"]
         scratch.delete("x/2")
         assert not scratch.has("x/2")
-        with pytest.raises(KeyError):
+        with pytest.raises(ScratchError, match=r"x/2.*is missing.*resume=False"):
             scratch.get("x/2")
         scratch.clear("x")
         assert list(scratch.keys("x")) == []
@@ -123,7 +123,10 @@ def test_a_scratch_volume_reads_any_box(shape: Any, tile: Any, cut: int, data: s
     volume = Scratch(StoreFolder(store, "")).volume("v", grid, np.uint16, cut)
     values = np.random.default_rng(1).integers(1, 999, shape).astype(np.uint16)
     missing = data.draw(st.sets(st.integers(0, len(grid) - 1)))
+    written = [index for index in range(len(grid)) if index not in missing]
+    volume = volume.scratch.volume("v", grid, np.uint16, cut, np.array(written, int) if missing else None)
     for index in range(len(grid)):
+        assert volume.has(index) == (index not in missing)
         if index in missing:
             values[grid.box(index).slices] = 0
         else:
@@ -133,14 +136,18 @@ def test_a_scratch_volume_reads_any_box(shape: Any, tile: Any, cut: int, data: s
         np.testing.assert_array_equal(volume.read(box), values[box.slices])
 
 
-def test_a_cleared_volume_is_not_read_as_0(tmp_path: Path) -> None:
-    volume = Scratch(Folder(tmp_path)).volume("v", Grid((4, 4, 4), (4, 2, 4)), np.uint8)
-    volume.write(0, np.ones((4, 2, 4), np.uint8))
+@pytest.mark.parametrize("tiles", [None, [0]])
+def test_a_missing_tile_is_not_read_as_0(tmp_path: Path, tiles: Any) -> None:
+    volume = Scratch(Folder(tmp_path)).volume("v", Grid((4, 4, 4), (4, 2, 4)), np.uint8, tiles=tiles)
     whole = Box((0, 0, 0), (4, 4, 4))
-    assert volume.read(whole).sum() == 32
-    volume.scratch.clear("v")
-    with pytest.raises(KeyError):
+    with pytest.raises(ScratchError, match=r"v/0: it is missing"):
         volume.read(whole)
+    volume.write(0, np.ones((4, 2, 4), np.uint8))
+    if tiles is None:
+        with pytest.raises(ScratchError, match=r"v/1: it is missing"):
+            volume.read(whole)
+    else:
+        assert volume.read(whole).sum() == 32
 
 
 def test_the_journal_survives_and_cuts_a_torn_row(tmp_path: Path) -> None:

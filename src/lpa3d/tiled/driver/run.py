@@ -44,7 +44,7 @@ from .journal import Journal
 from .locks import lock
 from .outputs import Output, Sink, Wanted, check_apart, check_folder, check_storage, choose_layout, place_outputs
 from .schedulers import OnDevice, Scheduler, Task, Threads, choose_scheduler
-from .scratch import Blobs, Folder, Scratch, StoreFolder
+from .scratch import Blobs, Folder, Scratch, ScratchError, StoreFolder, pack_record, read_record
 from .stages import Plan, Stage
 from .stored import Source, is_url, local_folder
 
@@ -52,6 +52,9 @@ __all__ = ["Run", "TileError", "open_run"]
 
 ALGORITHM = 1
 """Raised when the bytes of a result change."""
+
+FORMAT = 2
+"""Raised when runs are kept in another form, so that one that an earlier version began cannot be gone on with."""
 
 ATTEMPTS = 3
 PAUSE = 0.2
@@ -61,6 +64,7 @@ RUN = "run.json"
 STORE_PREFIX = ".lpa3d-run"
 
 KEYS = (
+    "format",
     "verb",
     "version",
     "algorithm",
@@ -260,7 +264,8 @@ class Run:
 
     def _judge(self, stage: str, item: int, error: BaseException, failures: int) -> None:
         """Raise the error of an item if trying again is of no use."""
-        if isinstance(error, Lpa3dError):
+        # What another machine has written may be seen a little later.
+        if isinstance(error, Lpa3dError) and not (isinstance(error, ScratchError) and failures < ATTEMPTS):
             raise error
         if failures < ATTEMPTS:
             return
@@ -386,12 +391,13 @@ def open_run(
             if home is not None:
                 _check_room(verb, cost, first, places, home)
             before = asked | {
+                "format": FORMAT,
                 "tile": list(plan.tile),
                 "id": secrets.token_hex(4),
                 "made": about,
                 "replaces": [name for name, output in places.items() if output.exists()],
             }
-            blobs.put(RUN, [json.dumps(before).encode()])
+            blobs.put(RUN, [pack_record(RUN, before)], durable=True)
         token = before["id"]
         inner = _below(blobs, token)
         journal = Journal(inner)
@@ -410,9 +416,13 @@ def open_run(
         def retype(name: str, dtype: np.dtype[Any]) -> Sink:
             return places[name].retype(dtype, layouts[name], attributes)
 
+        scratch = _below(inner, "scratch")
+        if isinstance(scratch, Folder):
+            scratch.root.mkdir(exist_ok=True)
+            scratch = Folder(scratch.root, made=True)
         sinks = {name: output.sink for name, output in places.items() if output.sink is not None}
         run = Run(
-            verb, Grid(first.shape, plan.tile), plan.workers, Scratch(_below(inner, "scratch")), journal, sinks,
+            verb, Grid(first.shape, plan.tile), plan.workers, Scratch(scratch), journal, sinks,
             Plan(stages), options.progress, scheduler, _retype=retype, _device=device is not None,
         )  # fmt: skip
         try:
@@ -504,10 +514,14 @@ def _remove_empty(home: Path) -> None:
 def _earlier(blobs: Blobs, home: Path | None) -> dict[str, Any] | None:
     """Return what an unfinished run at this place was, None if there is none."""
     try:
-        before = json.loads(blobs.get(RUN, 0, 2**26))
+        data = blobs.get(RUN, 0, 2**26)
+        before = json.loads(data)
         if not re.fullmatch("[0-9a-f]{8}", before["id"]) or len([int(n) for n in before["tile"]]) != 3:
             raise ValueError
-        found: dict[str, Any] = {key: before[key] for key in KEYS}
+        if before.get("format", 1) == FORMAT:
+            before = read_record(RUN, data)
+        found: dict[str, Any] = {key: before[key] for key in KEYS if key != "format"}
+        found["format"] = before.get("format", 1)
     except KeyError as error:
         if error.args == (RUN,):
             return None
@@ -536,6 +550,13 @@ def _sweep(blobs: Blobs, home: Path | None, before: dict[str, Any] | None) -> No
 
 def _compare(before: dict[str, Any], now: dict[str, Any], options: Options, ndim: int) -> None:
     """Refuse to go on with a run that was of something else."""
+    if before["format"] != FORMAT:
+        raise InputError(
+            f"an unfinished run at this place was begun by lpa3d {before['version']}, which kept it in another form; "
+            "go on with that version, or pass ",
+            Keyword("resume", False),
+            " to delete what it did and start anew",
+        )
     differences = []
 
     def compare(name: str, old: Any, new: Any) -> None:
