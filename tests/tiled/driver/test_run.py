@@ -737,11 +737,22 @@ def test_outputs_are_on_the_disk_before_they_are_in_place(
 ) -> None:
     places = {"a": tmp_path / "a.zarr", "b": tmp_path / "b.zarr"}
     flushed: list[str] = []
-    fsync, replace = os.fsync, Path.replace
+    fsync, replace, rename = os.fsync, Path.replace, os.replace
+    home = tmp_path / "a.zarr.lpa3d"
 
     def note_flush(handle: int) -> None:
         flushed.append(os.readlink(f"/proc/self/fd/{handle}"))
         fsync(handle)
+
+    def look_at_records(source: Any, target: Any, **how: Any) -> None:
+        record = str(Path(target).relative_to(tmp_path)) if "done" in str(target) else Path(target).name
+        if record == "run.json" or "/done/" in record:
+            # What says that something is done is on the disk before it is there, its name before the run goes on.
+            assert flushed[-1] == str(source)
+            records.append((len(flushed), str(Path(target).parent)))
+        rename(source, target, **how)
+
+    records: list[tuple[int, str]] = []
 
     def look(self: Path, to: Path) -> Path:
         if to in places.values():
@@ -751,12 +762,20 @@ def test_outputs_are_on_the_disk_before_they_are_in_place(
                     files = {str(path) for path in [built, *built.rglob("*")]}
                     assert files <= set(flushed)
                     assert zarr.open_array(str(built)).attrs["lpa3d"]["complete"] is True
+            assert records[-1][1].endswith("/done")
+            renamed.append(len(flushed))
+            assert home.is_dir()  # nothing of the run is deleted before
         return replace(self, to)
+
+    renamed: list[int] = []
+    monkeypatch.setattr(os, "replace", look_at_records)
 
     monkeypatch.setattr(os, "fsync", note_flush)
     monkeypatch.setattr(Path, "replace", look)
     run_two(volume, places)
-    assert flushed.count(str(tmp_path)) == 2
+    assert [flushed[k] for k in renamed] == [str(tmp_path)] * 2
+    assert len(records) == 4  # the run; outputs are made, tiles are done, outputs are whole
+    assert all(flushed[at] == folder for at, folder in records)
 
 
 KEYS = [{}, {"name": "default", "separator": "."}, {"name": "v2", "separator": "."}, {"name": "v2", "separator": "/"}]
@@ -867,7 +886,7 @@ def test_kill_and_resume(volume: Path, calls: Path, tmp_path: Path, killer: int)
     home = tmp_path / "out.zarr.lpa3d"
     token = json.loads((home / "run.json").read_bytes())["id"]
     rows = home / token / "journal" / "double" / "rows"
-    finished = set(np.fromfile(rows, np.int64).tolist()) if rows.exists() else set()
+    finished = set(np.fromfile(rows, np.int64)[2:].reshape(-1, 3)[:, 0].tolist()) if rows.exists() else set()
     for name in os.listdir(calls):
         (calls / name).unlink()
     result, _ = run_double(volume, out, calls, tile=8)
@@ -880,11 +899,11 @@ def test_kill_and_resume(volume: Path, calls: Path, tmp_path: Path, killer: int)
 def test_a_full_disk_loses_nothing(volume: Path, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put, count = Folder.put, [0]
 
-    def full(self: Folder, key: str, parts: list[bytes]) -> None:
+    def full(self: Folder, key: str, parts: list[bytes], **how: Any) -> None:
         count[0] += 1
         if count[0] > 9:
             raise OSError(28, "No space left on device")
-        put(self, key, parts)
+        put(self, key, parts, **how)
 
     monkeypatch.setattr(Folder, "put", full)
     with pytest.raises((TileError, OSError), match="No space left"):

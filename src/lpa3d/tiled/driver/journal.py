@@ -26,6 +26,9 @@ from .scratch import Blobs, Folder, ScratchError, pack_record, read_record, refu
 
 __all__ = ["Journal"]
 
+FIRST = "written"
+"""The stage whose rows are put into a store before those of others, which refer to them."""
+
 EVERY = 1.0
 """Seconds between two segments in a store."""
 
@@ -205,7 +208,8 @@ class Journal:
     def _flush(self) -> None:
         self._since = time.monotonic()
         waiting, self._waiting = self._waiting, {}
-        for stage, rows in waiting.items():
+        # What was written before that it is done, as `append` was called.
+        for stage, rows in sorted(waiting.items(), key=lambda entry: entry[0] != FIRST):
             number = self._segments.get(stage, -1)
             if number < 0:
                 number = len(self._list_segments(stage))

@@ -14,6 +14,7 @@ where they will be, and their attribute ``complete`` tells when they are.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -23,6 +24,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,9 +42,21 @@ from ...errors import Example, InputError, InputTypeError, Keyword, Lpa3dError, 
 from ...files.outputs import publish
 from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_tile, find_cost
 from .grid import Grid
-from .journal import Journal
+from .journal import FIRST, Journal
 from .locks import lock
-from .outputs import Output, Sink, Wanted, check_apart, check_folder, check_storage, choose_layout, place_outputs
+from .outputs import (
+    Output,
+    Sink,
+    Wanted,
+    check_apart,
+    check_folder,
+    check_storage,
+    choose_layout,
+    pack_written,
+    place_outputs,
+    record_written,
+    unpack_written,
+)
 from .schedulers import OnDevice, Scheduler, Task, Threads, choose_scheduler
 from .scratch import Blobs, Folder, Scratch, ScratchError, StoreFolder, pack_record, read_record
 from .stages import Plan, Stage
@@ -83,12 +97,28 @@ KEYS = (
 BUILT = "built"
 """The stage that ends with all outputs made, empty."""
 
+WRITTEN = FIRST
+"""The log of what was written to outputs (`pack_written`), kept to the end."""
+
 WHOLE = "whole"
 """The stage that ends with all outputs complete; what is left is to move them."""
 
 
 class TileError(Lpa3dError, RuntimeError):
     """A tile failed several times; the finished ones are kept."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A task whose value is what it wrote to outputs, as rows for the journal. Picklable."""
+
+    task: Task
+
+    def __call__(self, context: Any, *args: Any) -> list[tuple[int, int, int]]:
+        """Do the task."""
+        with record_written() as written:
+            self.task(context, *args)
+        return list(pack_written(written))
 
 
 @dataclass
@@ -110,6 +140,9 @@ class Run:
     _results: dict[str, Any] = field(default_factory=dict)
     _retype: Callable[[str, np.dtype[Any]], Sink] | None = None
     _told: float = 0.0
+    _written: int = 0
+    """Rows of `WRITTEN`."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
     _device: bool = False
 
     def tell(self, stage: str, fraction: float, *, always: bool = False) -> None:
@@ -166,15 +199,16 @@ class Run:
         )
         total = len(wanted)
         done = np.zeros(total if isinstance(wanted, range) else int(max(wanted, default=-1)) + 1, np.bool_)
-        for rows in self.journal.rows(stage):
-            done[rows[rows[:, 0] < len(done), 0]] = True
+        for rows in self.journal.rows(stage, 2):
+            # After a power cut what an item wrote may be noted less far than that it is done.
+            done[rows[(rows[:, 0] < len(done)) & (rows[:, 1] <= self._written), 0]] = True
         finished = int(np.count_nonzero(done))
         self.tell(stage, finished / max(total, 1), always=True)
         left = (int(item) for item in wanted if not done[item])
         scheduler = self._scheduler
-        prepared = self._prepare(task, context)
+        prepared = self._prepare(Recorded(task), context)
         direct = scheduler.name == "threads"
-        note = (lambda item: self.journal.append(stage, item)) if direct else None
+        note = functools.partial(self._note, stage) if direct else None
         failures: dict[int, int] = {}
         again: list[tuple[float, int]] = []
         flying, seconds, size = 0, 0.0, 1
@@ -200,11 +234,11 @@ class Run:
                 continue
             flying -= 1
             batches += 1
-            for (item,), _, error in outcomes:
+            for (item,), written, error in outcomes:
                 if error is None:
                     finished += 1
                     if not direct:
-                        self.journal.append(stage, item)
+                        self._note(stage, item, written)
                     continue
                 failures[item] = failures.get(item, 0) + 1
                 self._judge(stage, item, error, failures[item])
@@ -218,6 +252,14 @@ class Run:
             self.tell(stage, finished / max(total, 1))
         self.end(stage)
         self.tell(stage, 1.0, always=True)
+
+    def _note(self, stage: str, item: int, written: Sequence[tuple[int, int, int]]) -> None:
+        """Note that an item is done, and before that what it wrote to outputs."""
+        with self._lock:
+            for row in written:
+                self.journal.append(WRITTEN, *row)
+                self._written += 1
+            self.journal.append(stage, item, self._written)
 
     def once(self, stage: str, function: Callable[..., dict[str, Any] | None], *args: Any) -> dict[str, Any]:
         """Call ``function(*args)`` in this process unless it was done before; return what it returned (JSON).
@@ -424,6 +466,7 @@ def open_run(
         run = Run(
             verb, Grid(first.shape, plan.tile), plan.workers, Scratch(scratch), journal, sinks,
             Plan(stages), options.progress, scheduler, _retype=retype, _device=device is not None,
+            _written=sum(map(len, journal.rows(WRITTEN, 3))),
         )  # fmt: skip
         try:
             yield run
@@ -437,6 +480,10 @@ def open_run(
                 f" changed while {verb} read it, so the result would be of neither state; run it again with ",
                 Keyword("resume", False),
             )
+        for output in places.values():
+            if output.sink is not None:
+                units = len(output.sink.units)
+                output.check_written(unpack_written(journal.rows(WRITTEN, 3), output.number, units))
         for output in places.values():
             output.flush()
         journal.finish(WHOLE)
