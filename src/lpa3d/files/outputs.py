@@ -40,6 +40,7 @@ __all__ = [
     "Outputs",
     "Part",
     "flush",
+    "flush_folders",
     "overlaps",
     "publish",
     "remove",
@@ -98,6 +99,14 @@ def flush(path: Path) -> None:
                 _flush_one(Path(folder))
     else:
         _flush_one(path)
+
+
+def flush_folders(folder: Path, top: Path) -> None:
+    """Write to the disk what is called how in `folder` and in those above it, up to the one that holds `top`."""
+    for path in (folder, *folder.parents):
+        _flush_one(path)
+        if path == top.parent:
+            break
 
 
 def _flush_one(path: Path) -> None:

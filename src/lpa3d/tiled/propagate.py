@@ -839,7 +839,7 @@ class _Stages:
             warn(*lone_note(lone, rest.voxels[0]))
         elif lone:
             stop = fresh_ids(lone, most).stop
-            fresh = self._create("fresh", np.uint32 if stop <= 2**32 else np.int64)
+            fresh = self._create("fresh", np.uint32 if stop <= 2**32 else np.int64, tiles=rest.mixed)
             run.map("fresh ids", _fresh, _Fresh(volume, most, fresh), rest.mixed)
         self._smooth(filled, sweeps)
         return fresh
@@ -849,8 +849,8 @@ class _Stages:
         """Return the class map of what can get a label."""
         return self.volume.classes if self.reached is None else self.reached
 
-    def _create(self, name: str, dtype: npt.DTypeLike, cut: int = 0) -> ScratchVolume:
-        return self.run.scratch.volume(f"volumes/{name}", self.run.grid, dtype, cut)
+    def _create(self, name: str, dtype: npt.DTypeLike, cut: int = 0, tiles: Ints | None = None) -> ScratchVolume:
+        return self.run.scratch.volume(f"volumes/{name}", self.run.grid, dtype, cut, tiles)
 
     def _spread(self, name: str, field: _Field, limit: int | None = None, active: Ints | None = None) -> Spread:
         rules = self.rules
@@ -903,8 +903,8 @@ class _Stages:
         if cleared.components[0]:
             field = _Field(volume, self.classes, self.labels, SMOOTH)
             spread = self._spread("reattachment", field, active=cleared.mixed)
-            over = self._create("refilled", np.uint32)
-            over_lead = self._create("refilled lead", np.uint16) if lead is not None else None
+            over = self._create("refilled", np.uint32, tiles=cleared.mixed)
+            over_lead = self._create("refilled lead", np.uint16, tiles=cleared.mixed) if lead is not None else None
             run.map("refilling", _refill, _Refill(field, spread, over, lead, over_lead), cleared.mixed)
             self.labels = _Labels(out, over)
             self.lead = None if lead is None else (lead, over_lead)

@@ -338,8 +338,7 @@ def _save_planes(inputs: _Inputs, tile: int) -> None:
     seeds = np.moveaxis(inputs.seeds.read(Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))), drawing.axis, 0)
     for plane in held:
         part = seeds[drawing.annotated[plane] - top]
-        if part.any():
-            drawing.seeds.write(drawing.planes.index((plane, *drawing.stand(tile))), part[np.newaxis])
+        drawing.seeds.write(drawing.planes.index((plane, *drawing.stand(tile))), part[np.newaxis])
 
 
 def _save_pieces(drawing: Drawing, plane: int) -> None:

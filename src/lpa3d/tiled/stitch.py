@@ -162,12 +162,17 @@ class _Numbers:
 
     def of(self, tile: int) -> Ints | None:
         """Return the number of each of a tile's local ones, from 0 on (which is 0); None if the tile has none."""
-        try:
-            numbers = self.volume.scratch.get(f"numbers/{tile}")["numbers"]
-        except KeyError:
+        numbers = self.volume.scratch.get(f"numbers/{tile}")["numbers"]
+        if len(numbers) == 1:
             return None
         numbers[1:] += self.bases[self.volume.layer(tile)]
         return numbers
+
+    def leaving(self) -> list[int]:
+        """Return the layers whose last present slice has its next one in another layer."""
+        layers = self.present // self.volume.grid.tile[self.volume.axis]
+        found: list[int] = layers[:-1][(layers[1:] != layers[:-1]) & (self.gaps[:-1] > 0)].tolist()
+        return found
 
     def ranks(self, start: int, stop: int) -> range:
         """Return the ranks of the present slices from `start` to before `stop`."""
@@ -252,7 +257,7 @@ def stitch(call: Call) -> Any:
 
 
 def _list_tile(context: _Listing, tile: int) -> None:
-    """List the sections of a tile; a tile without any keeps nothing."""
+    """List the sections of a tile; of one without any the voxels are not kept."""
     volume = context.volume
     box = volume.grid.box(tile)
     ids = context.slices.read(box)
@@ -263,14 +268,13 @@ def _list_tile(context: _Listing, tile: int) -> None:
     rows = kernels.list_sections(
         seal(as_bits(ids)).reshape(-1), box.shape, volume.axis, 0, box.shape[0] * box.shape[1], usable, flat
     )
-    if not len(rows):
-        return
     classes = np.empty((0, 3), np.int64)
-    if context.classes is not None:
+    if context.classes is not None and len(rows):
         table = count_overlaps(local, class_map(context.classes.read(box), "classes"))
         classes = np.column_stack([table.pairs, table.voxels])
         classes = classes[(classes[:, :2] != 0).all(axis=1)]
-    volume.write(tile, local)
+    if len(rows):
+        volume.write(tile, local)
     volume.scratch.put(f"list/{tile}", rows=_place_rows(rows, volume, box), classes=classes)
 
 
@@ -296,11 +300,13 @@ def _fold_layer(volume: _Volume, layer: int) -> None:
     """Number the sections of a layer from 1, and choose their classes."""
     tiles, parts, classes = [], [], []
     for tile in volume.tiles(layer):
-        if volume.scratch.has(f"list/{tile}"):
-            found = volume.scratch.get(f"list/{tile}")
+        found = volume.scratch.get(f"list/{tile}")
+        if len(found["rows"]):
             tiles.append(tile)
             parts.append(found["rows"])
             classes.append(found["classes"])
+        else:
+            volume.scratch.put(f"numbers/{tile}", numbers=np.zeros(1, np.int64))
     table, numbers = number_sections(parts)
     own = np.split(numbers, np.cumsum([len(part) for part in parts[:-1]]))
     for tile, some, rows in zip(tiles, own, classes, strict=False):
@@ -324,6 +330,7 @@ def _count_tile(numbers: _Numbers, tile: int) -> None:
     """Count what sections of a tile share with those of the next slice, and keep its first and last slice."""
     volume, own = numbers.volume, numbers.of(tile)
     if own is None:
+        volume.scratch.put(f"neighbors/{tile}", rows=np.empty((0, 3), np.int64))
         return
     box = volume.grid.box(tile)
     start, stop = box.lo[volume.axis], box.hi[volume.axis]
@@ -358,6 +365,7 @@ def _cross_tile(numbers: _Numbers, tile: int) -> None:
     after = volume.grid.index(place)
     own, others = numbers.of(tile), numbers.of(after)
     if own is None or others is None:
+        volume.scratch.put(f"cross/{tile}", rows=np.empty((0, 3), np.int64))
         return
     planes = np.stack(
         [
@@ -374,10 +382,9 @@ def _add_pairs(numbers: _Numbers, layer: int) -> None:
     """Add up the pairs whose earlier section is in a layer."""
     scratch = numbers.volume.scratch
     parts = [np.empty((0, 3), np.int64)]
+    areas = ("neighbors", "cross") if layer in numbers.leaving() else ("neighbors",)
     for tile in numbers.volume.tiles(layer):
-        for key in (f"neighbors/{tile}", f"cross/{tile}"):
-            if scratch.has(key):
-                parts.append(scratch.get(key, "rows")["rows"])
+        parts += [scratch.get(f"{area}/{tile}", "rows")["rows"] for area in areas]
     rows = np.concatenate(parts)
     pairs = gather_pairs(rows[:, :2], rows[:, 2], np.add)
     scratch.put(f"pairs/{layer}", rows=np.column_stack([pairs.sections, pairs.shared]))
@@ -395,9 +402,7 @@ class _Tiles:
         run, volume, present = self.run, self.volume, self.sections.present
         self.numbers = numbers = _Numbers(volume, self.numbers.bases, present, self.sections.starts, gaps)
         run.map("neighbors", _count_tile, numbers)
-        layers = present // volume.grid.tile[volume.axis]
-        leaving = layers[:-1][(layers[1:] != layers[:-1]) & (gaps[:-1] > 0)]
-        tiles = [tile for layer in leaving.tolist() for tile in volume.tiles(layer)]
+        tiles = [tile for layer in numbers.leaving() for tile in volume.tiles(layer)]
         if tiles:
             run.map("cross", _cross_tile, numbers, tiles)
         run.map("pairs", _add_pairs, numbers, volume.layers)
@@ -426,9 +431,9 @@ class _Tiles:
             layers = sections.slices[some] // volume.grid.tile[volume.axis]
             inside = (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
             tiles.update(volume.find_tiles(layers[inside], boxes[inside]))
-            known, starts = np.unique(layers, return_index=True)
             # Sections are numbered slice by slice, so those of a layer stand together.
-            for layer, at in zip(known.tolist(), np.split(np.arange(len(some)), starts[1:]), strict=False):
+            ends = np.searchsorted(layers, np.arange(volume.layers + 1)).tolist()
+            for layer, at in enumerate(itertools.starmap(slice, itertools.pairwise(ends))):
                 own = some[at]
                 volume.scratch.put(
                     f"asked/{step}/{side}/{layer}",
@@ -451,19 +456,19 @@ def _count_moved(context: _Moving, tile: int) -> None:
     found = [np.empty((0, 3), np.int64)]
     local = np.empty(0, np.uint32)
     for side, gap in enumerate((context.gap, -context.gap)):
-        key = f"asked/{context.step}/{side}/{volume.layer(tile)}"
-        if own is None or not volume.scratch.has(key):
+        if own is None:
             continue
-        wanted = _Wanted(**volume.scratch.get(key)).inside(volume, whole, own)
+        asked = volume.scratch.get(f"asked/{context.step}/{side}/{volume.layer(tile)}")
+        wanted = _Wanted(**asked).inside(volume, whole, own)
         if len(wanted.some) and not local.size:
             local = volume.read(whole)
         layers = (wanted.slices + gap) // volume.grid.tile[volume.axis]
         for other in volume.find_tiles(layers, wanted.boxes + np.tile(wanted.shifts, 2)):
             names = numbers.of(other)
-            partners = f"asked/{context.step}/{1 - side}/{volume.layer(other)}"
-            if names is None or not volume.scratch.has(partners):
+            if names is None:
                 continue
-            flags = np.isin(names[1:] - 1, volume.scratch.get(partners, "some")["some"])
+            partners = volume.scratch.get(f"asked/{context.step}/{1 - side}/{volume.layer(other)}", "some")["some"]
+            flags = np.isin(names[1:] - 1, partners)
             if flags.any():
                 rows = _name_rows(_count_pair(volume, wanted, gap, (tile, other), local, flags), own, names)
                 found.append(rows[:, [1, 0, 2]] if side else rows)

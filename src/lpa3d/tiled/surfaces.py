@@ -215,7 +215,7 @@ def _gather(context: _Context, bucket: int, side: int, tiles: list[int], count: 
         try:
             flat, owner = context.scratch.get(f"surfaces/tiles/{tile}", name)[name]
         except KeyError:
-            # The box of an object meets tiles that the object does not.
+            # The box of an object meets tiles that the object does not; a tile that is missing is no KeyError.
             continue
         box = grid.box(tile)
         z, y, x = (at + lo for at, lo in zip(np.unravel_index(flat, box.shape), box.lo, strict=True))

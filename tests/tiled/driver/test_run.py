@@ -25,7 +25,7 @@ from lpa3d.tiled.driver.grid import Box, Grid
 from lpa3d.tiled.driver.journal import Journal
 from lpa3d.tiled.driver.outputs import Wanted, check_storage, choose_layout
 from lpa3d.tiled.driver.run import TileError, open_run
-from lpa3d.tiled.driver.scratch import Folder, Scratch, StoreFolder
+from lpa3d.tiled.driver.scratch import Folder, Scratch, ScratchError, StoreFolder
 from lpa3d.tiled.driver.stages import Stage
 from lpa3d.tiled.driver.stored import open_source
 
@@ -101,7 +101,7 @@ def test_scratch_gives_back_what_was_put(tmp_path: Path) -> None:
         assert sorted(scratch.keys("x")) == ["x/1", "x/2"]
         scratch.delete("x/2")
         assert not scratch.has("x/2")
-        with pytest.raises(KeyError):
+        with pytest.raises(ScratchError, match=r"x/2.*is missing.*resume=False"):
             scratch.get("x/2")
         scratch.clear("x")
         assert list(scratch.keys("x")) == []
@@ -123,7 +123,10 @@ def test_a_scratch_volume_reads_any_box(shape: Any, tile: Any, cut: int, data: s
     volume = Scratch(StoreFolder(store, "")).volume("v", grid, np.uint16, cut)
     values = np.random.default_rng(1).integers(1, 999, shape).astype(np.uint16)
     missing = data.draw(st.sets(st.integers(0, len(grid) - 1)))
+    written = [index for index in range(len(grid)) if index not in missing]
+    volume = volume.scratch.volume("v", grid, np.uint16, cut, np.array(written, int) if missing else None)
     for index in range(len(grid)):
+        assert volume.has(index) == (index not in missing)
         if index in missing:
             values[grid.box(index).slices] = 0
         else:
@@ -133,14 +136,18 @@ def test_a_scratch_volume_reads_any_box(shape: Any, tile: Any, cut: int, data: s
         np.testing.assert_array_equal(volume.read(box), values[box.slices])
 
 
-def test_a_cleared_volume_is_not_read_as_0(tmp_path: Path) -> None:
-    volume = Scratch(Folder(tmp_path)).volume("v", Grid((4, 4, 4), (4, 2, 4)), np.uint8)
-    volume.write(0, np.ones((4, 2, 4), np.uint8))
+@pytest.mark.parametrize("tiles", [None, [0]])
+def test_a_missing_tile_is_not_read_as_0(tmp_path: Path, tiles: Any) -> None:
+    volume = Scratch(Folder(tmp_path)).volume("v", Grid((4, 4, 4), (4, 2, 4)), np.uint8, tiles=tiles)
     whole = Box((0, 0, 0), (4, 4, 4))
-    assert volume.read(whole).sum() == 32
-    volume.scratch.clear("v")
-    with pytest.raises(KeyError):
+    with pytest.raises(ScratchError, match=r"v/0: it is missing"):
         volume.read(whole)
+    volume.write(0, np.ones((4, 2, 4), np.uint8))
+    if tiles is None:
+        with pytest.raises(ScratchError, match=r"v/1: it is missing"):
+            volume.read(whole)
+    else:
+        assert volume.read(whole).sum() == 32
 
 
 def test_the_journal_survives_and_cuts_a_torn_row(tmp_path: Path) -> None:
@@ -730,11 +737,22 @@ def test_outputs_are_on_the_disk_before_they_are_in_place(
 ) -> None:
     places = {"a": tmp_path / "a.zarr", "b": tmp_path / "b.zarr"}
     flushed: list[str] = []
-    fsync, replace = os.fsync, Path.replace
+    fsync, replace, rename = os.fsync, Path.replace, os.replace
+    home = tmp_path / "a.zarr.lpa3d"
 
     def note_flush(handle: int) -> None:
         flushed.append(os.readlink(f"/proc/self/fd/{handle}"))
         fsync(handle)
+
+    def look_at_records(source: Any, target: Any, **how: Any) -> None:
+        record = str(Path(target).relative_to(tmp_path)) if "done" in str(target) else Path(target).name
+        if record == "run.json" or "/done/" in record:
+            # What says that something is done is on the disk before it is there, its name before the run goes on.
+            assert flushed[-1] == str(source)
+            records.append((len(flushed), str(Path(target).parent)))
+        rename(source, target, **how)
+
+    records: list[tuple[int, str]] = []
 
     def look(self: Path, to: Path) -> Path:
         if to in places.values():
@@ -744,12 +762,20 @@ def test_outputs_are_on_the_disk_before_they_are_in_place(
                     files = {str(path) for path in [built, *built.rglob("*")]}
                     assert files <= set(flushed)
                     assert zarr.open_array(str(built)).attrs["lpa3d"]["complete"] is True
+            assert records[-1][1].endswith("/done")
+            renamed.append(len(flushed))
+            assert home.is_dir()  # nothing of the run is deleted before
         return replace(self, to)
+
+    renamed: list[int] = []
+    monkeypatch.setattr(os, "replace", look_at_records)
 
     monkeypatch.setattr(os, "fsync", note_flush)
     monkeypatch.setattr(Path, "replace", look)
     run_two(volume, places)
-    assert flushed.count(str(tmp_path)) == 2
+    assert [flushed[k] for k in renamed] == [str(tmp_path)] * 2
+    assert len(records) == 4  # the run; outputs are made, tiles are done, outputs are whole
+    assert all(flushed[at] == folder for at, folder in records)
 
 
 KEYS = [{}, {"name": "default", "separator": "."}, {"name": "v2", "separator": "."}, {"name": "v2", "separator": "/"}]
@@ -860,7 +886,7 @@ def test_kill_and_resume(volume: Path, calls: Path, tmp_path: Path, killer: int)
     home = tmp_path / "out.zarr.lpa3d"
     token = json.loads((home / "run.json").read_bytes())["id"]
     rows = home / token / "journal" / "double" / "rows"
-    finished = set(np.fromfile(rows, np.int64).tolist()) if rows.exists() else set()
+    finished = set(np.fromfile(rows, np.int64)[2:].reshape(-1, 3)[:, 0].tolist()) if rows.exists() else set()
     for name in os.listdir(calls):
         (calls / name).unlink()
     result, _ = run_double(volume, out, calls, tile=8)
@@ -873,11 +899,11 @@ def test_kill_and_resume(volume: Path, calls: Path, tmp_path: Path, killer: int)
 def test_a_full_disk_loses_nothing(volume: Path, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put, count = Folder.put, [0]
 
-    def full(self: Folder, key: str, parts: list[bytes]) -> None:
+    def full(self: Folder, key: str, parts: list[bytes], **how: Any) -> None:
         count[0] += 1
         if count[0] > 9:
             raise OSError(28, "No space left on device")
-        put(self, key, parts)
+        put(self, key, parts, **how)
 
     monkeypatch.setattr(Folder, "put", full)
     with pytest.raises((TileError, OSError), match="No space left"):

@@ -12,8 +12,10 @@ import contextlib
 import json
 import math
 import os
+import platform
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from ...errors import InputError, InputTypeError, Keyword
 from ...files.outputs import ASIDE, TEMPORARY, Beside, flush, overlaps, remove
 from .budget import canonical_sides
 from .grid import Box, Grid, Place
+from .scratch import ScratchError
 from .stored import Source, as_path, canonical_shape, is_url, local_folder
 
 __all__ = [
@@ -38,10 +41,17 @@ __all__ = [
     "choose_layout",
     "find_beside",
     "name_aside",
+    "pack_written",
     "place_outputs",
+    "record_written",
+    "unpack_written",
 ]
 
 Array = npt.NDArray[Any]
+
+
+WORD = 63
+"""Units that one number of a note tells of."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +60,156 @@ class Sink:
 
     zarr takes a third of the time of a write to find out which chunks are empty: `array` is told not to, since `write`
     knows.
+
+    Attributes
+    ----------
+    array
+        The zarr array.
+    shape, ndim
+        Of the output.
+    number : int
+        Its place among the outputs of the run.
+    run : str
+        The id of the run, which the array has as an attribute where it is built in its place.
+    shown : str
+        What messages call it.
     """
 
     array: Any
     shape: Place
     ndim: int
+    number: int = 0
+    run: str = ""
+    shown: str = "the output"
+
+    @property
+    def units(self) -> Grid:
+        """Return the grid of what is written at once: chunks, or shards."""
+        return Grid(self.shape, canonical_shape(self.array.shards or self.array.chunks))
 
     def write(self, box: Box, values: Array) -> None:
-        """Write a box of whole chunks; what is 0 throughout is not written, since the store reads it as 0."""
-        unit = canonical_shape(self.array.shards or self.array.chunks)
-        grid, values = Grid(box.shape, unit), values.reshape(box.shape)
+        """Write a box of whole chunks; what is 0 throughout is not written, since the store reads it as 0.
+
+        What is written is noted for the driver (`record_written`).
+
+        Raises
+        ------
+        ScratchError
+            If the array that the driver made is not there.
+        """
+        self._check_there()
+        grid, values = Grid(box.shape, self.units.tile), values.reshape(box.shape)
         filled = [part for part in map(grid.box, range(len(grid))) if values[part.slices].any()]
         if len(filled) == len(grid):
             self.array[box.slices[3 - self.ndim :]] = values.reshape(box.shape[3 - self.ndim :])
-            return
-        for part in filled:
-            place = Box(_add(box.lo, part.lo), _add(box.lo, part.hi))
-            self.array[place.slices[3 - self.ndim :]] = values[part.slices].reshape(part.shape[3 - self.ndim :])
+        else:
+            for part in filled:
+                place = Box(_add(box.lo, part.lo), _add(box.lo, part.hi))
+                self.array[place.slices[3 - self.ndim :]] = values[part.slices].reshape(part.shape[3 - self.ndim :])
+        written: list[tuple[int, int]] | None = getattr(_noted, "written", None)
+        if written is not None:
+            places = (self._place(_add(box.lo, part.lo)) for part in filled)
+            written += [(self.number, self.units.index(place)) for place in places]
+
+    def _place(self, voxel: Place) -> Place:
+        z, y, x = (lo // side for lo, side in zip(voxel, self.units.tile, strict=True))
+        return z, y, x
+
+    def _check_there(self) -> None:
+        """Refuse to make what the driver must have made: who does not see it would write elsewhere."""
+        folder = _root(self.array.store)
+        if folder is not None:
+            there = (folder / self.array.path / "zarr.json").is_file()
+            where = str(folder / self.array.path)
+        else:
+            there, where = True, "the store"
+        if there and self.run:
+            from zarr.core.buffer import default_buffer_prototype
+            from zarr.core.sync import sync
+
+            found = sync((self.array.store_path / "zarr.json").get(default_buffer_prototype()))
+            about = {} if found is None else json.loads(found.to_bytes()).get("attributes", {}).get("lpa3d", {})
+            there = about.get("run") == self.run
+        if not there:
+            raise ScratchError(
+                f"what this run made for {self.shown} is not at {where}: the run is over, another one took its place, "
+                f"or {platform.node()} does not see that place; pass one that all workers share as ",
+                Keyword("out"),
+            )
+
+    def list_missing(self, units: Iterable[int]) -> Iterator[str]:
+        """Yield the keys of those of some units that are not there, or hold nothing."""
+        folder = _root(self.array.store)
+        stored = None if folder is not None else self._list_stored()
+        for unit in units:
+            key = self.array.metadata.encode_chunk_key(self.units.position(unit)[3 - self.ndim :])
+            if folder is not None:
+                try:
+                    there = (folder / self.array.path / key).stat().st_size > 0
+                except OSError:
+                    there = False
+            else:
+                assert stored is not None
+                there = bool(stored[unit])
+            if not there:
+                yield key
+
+    def _list_stored(self) -> npt.NDArray[np.bool_]:
+        """Return which units a store has."""
+        from zarr.core.sync import sync
+
+        found = np.zeros(len(self.units), np.bool_)
+
+        async def look() -> None:
+            async for _, place in list_chunks(self.array):
+                found[self.units.index((0,) * (3 - self.ndim) + place)] = True
+
+        sync(look())
+        return found
+
+
+async def list_chunks(array: Any) -> AsyncIterator[tuple[str, tuple[int, ...]]]:
+    """Yield the keys of an array's stored chunks (shards), whatever they look like, and where these are."""
+    metadata, path = array.metadata, f"{array.path}/" if array.path else ""
+    async for key in array.store.list_prefix(path) if path else array.store.list():
+        own = key.removeprefix(path)
+        place = tuple(map(int, re.findall(r"\d+", own)))
+        if len(place) == len(metadata.shape) and metadata.encode_chunk_key(place) == own:
+            yield key, place
+
+
+_noted = threading.local()
+
+
+@contextlib.contextmanager
+def record_written() -> Iterator[list[tuple[int, int]]]:
+    """Collect what is written to outputs by this thread: the number of each output, and of each unit."""
+    written: list[tuple[int, int]] = []
+    _noted.written = written
+    try:
+        yield written
+    finally:
+        _noted.written = None
+
+
+def pack_written(written: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Yield rows for the journal: an output, a unit, and a bit for each of the `WORD` units from there on."""
+    words: dict[tuple[int, int], int] = {}
+    for number, unit in written:
+        word, bit = divmod(unit, WORD)
+        words[number, word] = words.get((number, word), 0) | 1 << bit
+    for (number, word), bits in words.items():
+        yield number, word * WORD, bits
+
+
+def unpack_written(rows: Iterable[npt.NDArray[np.int64]], number: int, count: int) -> npt.NDArray[np.bool_]:
+    """Return which of the units of an output were written."""
+    found = np.zeros(count + WORD, np.bool_)
+    for part in rows:
+        own = part[part[:, 0] == number]
+        for bit in range(WORD):
+            found[own[own[:, 2] >> bit & 1 > 0, 1] + bit] = True
+    return found[:count]
 
 
 def _add(a: Place, b: Place) -> Place:
@@ -212,6 +355,11 @@ class Output:
         The store in which it is built and stays, where `final` is None; else None.
     beside : Beside or None
         How its folder gets from where it is built to its place, once `settle_place` has said that.
+    number : int
+        Its place among the outputs of the run.
+    run : str
+        The id of the run, once `settle_place` was told; an array that is built in its place has it as an attribute
+        until it is complete.
     """
 
     name: str
@@ -220,6 +368,8 @@ class Output:
     store: Any = None
     beside: Beside | None = None
     sink: Sink | None = None
+    number: int = 0
+    run: str = ""
 
     @property
     def shown(self) -> str:
@@ -263,6 +413,7 @@ class Output:
     def settle_place(self, home: Path | None, token: str, *, overwrite: bool) -> None:
         """Decide where it is built: with the run, or beside its place if only there it can be renamed."""
         if self.final is None:
+            self.run = token
             return
         assert home is not None
         temp = home / token / "result" / self.name
@@ -288,6 +439,8 @@ class Output:
 
     def _create_in(self, store: Any, layout: Layout, attributes: dict[str, Any]) -> Any:
         wanted = self.wanted
+        if self.run:
+            attributes = attributes | {"lpa3d": attributes["lpa3d"] | {"run": self.run}}
         return create_array(store, wanted.shape, wanted.ndim, np.dtype(wanted.dtype), layout, attributes)
 
     def retype(self, dtype: np.dtype[Any], layout: Layout, attributes: dict[str, Any]) -> Sink:
@@ -318,7 +471,10 @@ class Output:
             array = zarr.open_array(place, mode="r+")
         except (FileNotFoundError, KeyError, ValueError, TypeError):
             array = None
-        if array is None or (moved and array.attrs.get("lpa3d") != {**about, "complete": True}):
+        said = None if array is None else array.attrs.get("lpa3d")
+        done = whole and said == {**about, "complete": True}
+        building = {**about, "complete": False, "run": self.run}
+        if array is None or (moved and not done) or (self.run and not done and said != building):
             raise InputError(
                 f"what an interrupted run made for {self.shown} is not at {place} any more; pass ",
                 Keyword("resume", False),
@@ -327,13 +483,39 @@ class Output:
         return self._open(array)
 
     def _open(self, array: Any) -> Sink:
-        self.sink = Sink(array.with_config({"write_empty_chunks": True}), self.wanted.shape, self.wanted.ndim)
+        array, wanted = array.with_config({"write_empty_chunks": True}), self.wanted
+        self.sink = Sink(array, wanted.shape, wanted.ndim, self.number, self.run, self.shown)
         return self.sink
 
     def _mark(self, complete: bool) -> None:
         """Say in the array whether it is complete."""
         assert self.sink is not None
-        self.sink.array.attrs["lpa3d"] = dict(self.sink.array.attrs["lpa3d"]) | {"complete": complete}
+        about = dict(self.sink.array.attrs["lpa3d"]) | {"complete": complete}
+        if complete:
+            about.pop("run", None)
+        elif self.run:
+            about["run"] = self.run
+        self.sink.array.attrs["lpa3d"] = about
+
+    def check_written(self, written: npt.NDArray[np.bool_]) -> None:
+        """Refuse a chunk (shard) that was written and is not there: it would be read as 0.
+
+        Raises
+        ------
+        ScratchError
+            If there is one.
+        """
+        assert self.sink is not None
+        lost = next(self.sink.list_missing(np.flatnonzero(written).tolist()), None)
+        if lost is not None:
+            raise ScratchError(
+                f"{lost} of {self.shown} was written, but is not at {self._built if self.beside else 'its place'}: it "
+                "was deleted, or a worker wrote it to a disk of its own. Pass a place that all workers share as ",
+                Keyword("out"),
+                ", and ",
+                Keyword("resume", False),
+                " to start anew",
+            )
 
     def flush(self) -> None:
         """Write it to the disk: a local one with its mark, as it is complete where it is built."""
@@ -380,13 +562,11 @@ class Output:
 
         if not self.exists() or self.is_complete():
             return
-        metadata = zarr.open_array(self.store, mode="r").metadata
+        array = zarr.open_array(self.store, mode="r")
 
         async def delete() -> None:
-            for key in [key async for key in self.store.list()]:
-                place = tuple(map(int, re.findall(r"\d+", key)))
-                if len(place) == len(metadata.shape) and metadata.encode_chunk_key(place) == key:
-                    await self.store.delete(key)
+            for key in [key async for key, _ in list_chunks(array)]:
+                await self.store.delete(key)
             # Last, so that it is there to go on with if this is interrupted.
             await self.store.delete("zarr.json")
 
@@ -455,6 +635,7 @@ def place_outputs(outputs: Mapping[str, Wanted], inputs: Mapping[str, Source]) -
                 raise InputError(
                     f"{output.shown} is also an input (", Keyword(role), "), which would be lost; choose another place"
                 )
+        output.number = len(found)
         found[name] = output
     return found
 

@@ -14,6 +14,7 @@ where they will be, and their attribute ``complete`` tells when they are.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -23,6 +24,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,11 +42,23 @@ from ...errors import Example, InputError, InputTypeError, Keyword, Lpa3dError, 
 from ...files.outputs import publish
 from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_tile, find_cost
 from .grid import Grid
-from .journal import Journal
+from .journal import FIRST, Journal
 from .locks import lock
-from .outputs import Output, Sink, Wanted, check_apart, check_folder, check_storage, choose_layout, place_outputs
+from .outputs import (
+    Output,
+    Sink,
+    Wanted,
+    check_apart,
+    check_folder,
+    check_storage,
+    choose_layout,
+    pack_written,
+    place_outputs,
+    record_written,
+    unpack_written,
+)
 from .schedulers import OnDevice, Scheduler, Task, Threads, choose_scheduler
-from .scratch import Blobs, Folder, Scratch, StoreFolder
+from .scratch import Blobs, Folder, Scratch, ScratchError, StoreFolder, pack_record, read_record
 from .stages import Plan, Stage
 from .stored import Source, is_url, local_folder
 
@@ -52,6 +66,9 @@ __all__ = ["BUILT", "RUN", "WHOLE", "Run", "TileError", "open_run", "read_run", 
 
 ALGORITHM = 1
 """Raised when the bytes of a result change."""
+
+FORMAT = 2
+"""Raised when runs are kept in another form, so that one that an earlier version began cannot be gone on with."""
 
 ATTEMPTS = 3
 PAUSE = 0.2
@@ -61,6 +78,7 @@ RUN = "run.json"
 STORE_PREFIX = ".lpa3d-run"
 
 KEYS = (
+    "format",
     "verb",
     "version",
     "algorithm",
@@ -79,12 +97,28 @@ KEYS = (
 BUILT = "built"
 """The stage that ends with all outputs made, empty."""
 
+WRITTEN = FIRST
+"""The log of what was written to outputs (`pack_written`), kept to the end."""
+
 WHOLE = "whole"
 """The stage that ends with all outputs complete; what is left is to move them."""
 
 
 class TileError(Lpa3dError, RuntimeError):
     """A tile failed several times; the finished ones are kept."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A task whose value is what it wrote to outputs, as rows for the journal. Picklable."""
+
+    task: Task
+
+    def __call__(self, context: Any, *args: Any) -> list[tuple[int, int, int]]:
+        """Do the task."""
+        with record_written() as written:
+            self.task(context, *args)
+        return list(pack_written(written))
 
 
 @dataclass
@@ -106,6 +140,9 @@ class Run:
     _results: dict[str, Any] = field(default_factory=dict)
     _retype: Callable[[str, np.dtype[Any]], Sink] | None = None
     _told: float = 0.0
+    _written: int = 0
+    """Rows of `WRITTEN`."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
     _device: bool = False
 
     def tell(self, stage: str, fraction: float, *, always: bool = False) -> None:
@@ -162,15 +199,16 @@ class Run:
         )
         total = len(wanted)
         done = np.zeros(total if isinstance(wanted, range) else int(max(wanted, default=-1)) + 1, np.bool_)
-        for rows in self.journal.rows(stage):
-            done[rows[rows[:, 0] < len(done), 0]] = True
+        for rows in self.journal.rows(stage, 2):
+            # After a power cut what an item wrote may be noted less far than that it is done.
+            done[rows[(rows[:, 0] < len(done)) & (rows[:, 1] <= self._written), 0]] = True
         finished = int(np.count_nonzero(done))
         self.tell(stage, finished / max(total, 1), always=True)
         left = (int(item) for item in wanted if not done[item])
         scheduler = self._scheduler
-        prepared = self._prepare(task, context)
+        prepared = self._prepare(Recorded(task), context)
         direct = scheduler.name == "threads"
-        note = (lambda item: self.journal.append(stage, item)) if direct else None
+        note = functools.partial(self._note, stage) if direct else None
         failures: dict[int, int] = {}
         again: list[tuple[float, int]] = []
         flying, seconds, size = 0, 0.0, 1
@@ -196,11 +234,11 @@ class Run:
                 continue
             flying -= 1
             batches += 1
-            for (item,), _, error in outcomes:
+            for (item,), written, error in outcomes:
                 if error is None:
                     finished += 1
                     if not direct:
-                        self.journal.append(stage, item)
+                        self._note(stage, item, written)
                     continue
                 failures[item] = failures.get(item, 0) + 1
                 self._judge(stage, item, error, failures[item])
@@ -214,6 +252,14 @@ class Run:
             self.tell(stage, finished / max(total, 1))
         self.end(stage)
         self.tell(stage, 1.0, always=True)
+
+    def _note(self, stage: str, item: int, written: Sequence[tuple[int, int, int]]) -> None:
+        """Note that an item is done, and before that what it wrote to outputs."""
+        with self._lock:
+            for row in written:
+                self.journal.append(WRITTEN, *row)
+                self._written += 1
+            self.journal.append(stage, item, self._written)
 
     def once(self, stage: str, function: Callable[..., dict[str, Any] | None], *args: Any) -> dict[str, Any]:
         """Call ``function(*args)`` in this process unless it was done before; return what it returned (JSON).
@@ -260,7 +306,8 @@ class Run:
 
     def _judge(self, stage: str, item: int, error: BaseException, failures: int) -> None:
         """Raise the error of an item if trying again is of no use."""
-        if isinstance(error, Lpa3dError):
+        # What another machine has written may be seen a little later.
+        if isinstance(error, Lpa3dError) and not (isinstance(error, ScratchError) and failures < ATTEMPTS):
             raise error
         if failures < ATTEMPTS:
             return
@@ -386,12 +433,13 @@ def open_run(
             if home is not None:
                 _check_room(verb, cost, first, places, home)
             before = asked | {
+                "format": FORMAT,
                 "tile": list(plan.tile),
                 "id": secrets.token_hex(4),
                 "made": about,
                 "replaces": [name for name, output in places.items() if output.exists()],
             }
-            blobs.put(RUN, [json.dumps(before).encode()])
+            blobs.put(RUN, [pack_record(RUN, before)], durable=True)
         token = before["id"]
         inner = _below(blobs, token)
         journal = Journal(inner)
@@ -410,10 +458,15 @@ def open_run(
         def retype(name: str, dtype: np.dtype[Any]) -> Sink:
             return places[name].retype(dtype, layouts[name], attributes)
 
+        scratch = _below(inner, "scratch")
+        if isinstance(scratch, Folder):
+            scratch.root.mkdir(exist_ok=True)
+            scratch = Folder(scratch.root, made=True)
         sinks = {name: output.sink for name, output in places.items() if output.sink is not None}
         run = Run(
-            verb, Grid(first.shape, plan.tile), plan.workers, Scratch(_below(inner, "scratch")), journal, sinks,
+            verb, Grid(first.shape, plan.tile), plan.workers, Scratch(scratch), journal, sinks,
             Plan(stages), options.progress, scheduler, _retype=retype, _device=device is not None,
+            _written=sum(map(len, journal.rows(WRITTEN, 3))),
         )  # fmt: skip
         try:
             yield run
@@ -427,6 +480,10 @@ def open_run(
                 f" changed while {verb} read it, so the result would be of neither state; run it again with ",
                 Keyword("resume", False),
             )
+        for output in places.values():
+            if output.sink is not None:
+                units = len(output.sink.units)
+                output.check_written(unpack_written(journal.rows(WRITTEN, 3), output.number, units))
         for output in places.values():
             output.flush()
         journal.finish(WHOLE)
@@ -504,10 +561,14 @@ def remove_empty(home: Path) -> None:
 def read_run(blobs: Blobs, home: Path | None) -> dict[str, Any] | None:
     """Return what an unfinished run at this place was, None if there is none."""
     try:
-        before = json.loads(blobs.get(RUN, 0, 2**26))
+        data = blobs.get(RUN, 0, 2**26)
+        before = json.loads(data)
         if not re.fullmatch("[0-9a-f]{8}", before["id"]) or len([int(n) for n in before["tile"]]) != 3:
             raise ValueError
-        found: dict[str, Any] = {key: before[key] for key in KEYS}
+        if before.get("format", 1) == FORMAT:
+            before = read_record(RUN, data)
+        found: dict[str, Any] = {key: before[key] for key in KEYS if key != "format"}
+        found["format"] = before.get("format", 1)
     except KeyError as error:
         if error.args == (RUN,):
             return None
@@ -536,6 +597,13 @@ def sweep(blobs: Blobs, home: Path | None, before: dict[str, Any] | None) -> Non
 
 def _compare(before: dict[str, Any], now: dict[str, Any], options: Options, ndim: int) -> None:
     """Refuse to go on with a run that was of something else."""
+    if before["format"] != FORMAT:
+        raise InputError(
+            f"an unfinished run at this place was begun by lpa3d {before['version']}, which kept it in another form; "
+            "go on with that version, or pass ",
+            Keyword("resume", False),
+            " to delete what it did and start anew",
+        )
     differences = []
 
     def compare(name: str, old: Any, new: Any) -> None:

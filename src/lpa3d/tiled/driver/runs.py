@@ -107,7 +107,7 @@ def describe_run(home: Path) -> Found:
         if others:
             begun = others[-1]
             done = np.zeros(total, np.bool_)
-            for rows in journal.rows(begun):
+            for rows in journal.rows(begun, 2):
                 done[rows[(rows[:, 0] >= 0) & (rows[:, 0] < total), 0]] = True
             tiles = int(np.count_nonzero(done))
     except (InputError, ScratchError) as error:

@@ -27,6 +27,10 @@ Outcome = tuple[tuple[Any, ...], Any, BaseException | None]
 """Arguments of a call, what it returned, and the error that it ended in."""
 
 
+Note = Callable[[Any, Any], None]
+"""Takes the first argument of a call that is done, and its value."""
+
+
 class Scheduler(Protocol):
     """Runs ``task(context, *args)`` somewhere, some time."""
 
@@ -41,8 +45,8 @@ class Scheduler(Protocol):
     def prepare(self, task: Task, context: Any) -> Any:
         """Return what `start` needs to call `task` with `context`."""
 
-    def start(self, prepared: Any, batch: list[tuple[Any, ...]], note: Callable[[Any], None] | None) -> None:
-        """Start a batch of calls; `note` is called with the first argument of each that is done, on any thread."""
+    def start(self, prepared: Any, batch: list[tuple[Any, ...]], note: Note | None) -> None:
+        """Start a batch of calls; `note` is called for each that is done, on any thread."""
 
     def wait(self, timeout: float) -> list[Outcome] | None:
         """Return what the next finished batch did, None if none finishes in `timeout` seconds."""
@@ -51,7 +55,7 @@ class Scheduler(Protocol):
         """Wait for what is in flight and end."""
 
 
-def _call(task: Task, context: Any, batch: list[tuple[Any, ...]], note: Callable[[Any], None] | None) -> list[Outcome]:
+def _call(task: Task, context: Any, batch: list[tuple[Any, ...]], note: Note | None) -> list[Outcome]:
     """Make the calls of a batch one after the other; an error ends one call, not the batch."""
     outcomes: list[Outcome] = []
     with serial():
@@ -59,7 +63,7 @@ def _call(task: Task, context: Any, batch: list[tuple[Any, ...]], note: Callable
             try:
                 value = task(context, *args)
                 if note is not None:
-                    note(args[0])
+                    note(args[0], value)
                 outcomes.append((args, value, None))
             except BaseException as error:  # SystemExit, too: a thread that ended by it would be waited for
                 outcomes.append((args, None, error))
@@ -102,7 +106,7 @@ class Threads:
         """Return task and context as they are."""
         return task, context
 
-    def start(self, prepared: Any, batch: list[tuple[Any, ...]], note: Callable[[Any], None] | None) -> None:
+    def start(self, prepared: Any, batch: list[tuple[Any, ...]], note: Note | None) -> None:
         """Start a batch of calls."""
         while len(self._threads) < self.slots:
             self._threads.append(threading.Thread(target=self._work, daemon=True))
@@ -160,7 +164,7 @@ class Cluster:
         """Return task and context as bytes."""
         return pickle.dumps((task, context))
 
-    def start(self, prepared: Any, batch: list[tuple[Any, ...]], note: Callable[[Any], None] | None) -> None:
+    def start(self, prepared: Any, batch: list[tuple[Any, ...]], note: Note | None) -> None:
         """Start a batch of calls."""
         future = self._client.submit(_call_payload, prepared, batch, pure=False)
         self._running[future.key] = future, batch

@@ -1,7 +1,9 @@
 """What a run keeps between its stages: named arrays under a key (blobs), and volumes of tiles made of them.
 
 A blob is written at once and appears whole or not at all. It starts with an index, so that one of its arrays can be
-read without the others: a reader of a face does not decode the tile.
+read without the others: a reader of a face does not decode the tile. Checksums of the index, in which the key takes
+part, and of each compressed frame are compared before anything is decoded: what was damaged, truncated or exchanged is
+an error, and so is what is missing. Records of the run itself are JSON with a checksum (`pack_record`).
 
 A scratch is a local folder, or a zarr store for a run whose workers share nothing else.
 """
@@ -11,8 +13,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import platform
 import secrets
 import shutil
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +26,21 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import Keyword, Lpa3dError
+from ...errors import Example, Keyword, Lpa3dError
+from ...files.outputs import flush_folders
 from .grid import Box, Grid, Place
 
-__all__ = ["Blobs", "Folder", "Scratch", "ScratchError", "ScratchVolume", "StoreFolder"]
+__all__ = [
+    "Blobs",
+    "Folder",
+    "Scratch",
+    "ScratchError",
+    "ScratchVolume",
+    "StoreFolder",
+    "pack_record",
+    "read_record",
+    "refuse_damaged",
+]
 
 FRAME = 2**30
 """Bytes that are compressed at once; Blosc takes less than 2**31."""
@@ -32,8 +48,8 @@ FRAME = 2**30
 HEAD = 4096
 """Bytes that are read first of a blob: nearly always its whole index."""
 
-CLEARED = " cleared"
-"""Of an area that was cleared there is a key of its name and this."""
+PREFIX = struct.Struct("<QII")
+"""What a blob starts with: the length of its index, the checksum of key and length, and that of the index."""
 
 Array = npt.NDArray[Any]
 
@@ -41,8 +57,11 @@ Array = npt.NDArray[Any]
 class Blobs(Protocol):
     """Bytes under keys; `put` is atomic and replaces."""
 
-    def put(self, key: str, parts: list[bytes]) -> None:
-        """Store the parts, one after the other."""
+    def put(self, key: str, parts: list[bytes], *, durable: bool = False) -> None:
+        """Store the parts, one after the other; with `durable` they are on the disk when it returns."""
+
+    def name(self, key: str) -> str:
+        """Return where a blob is, for messages."""
 
     def get(self, key: str, start: int, length: int) -> bytes:
         """Return some bytes, fewer where the blob ends; a missing key is a `KeyError`."""
@@ -62,12 +81,21 @@ class Blobs(Protocol):
 
 @dataclass(frozen=True)
 class Folder:
-    """Blobs as files of a local, or shared, folder."""
+    """Blobs as files of a local, or shared, folder.
+
+    Attributes
+    ----------
+    root : Path
+    made : bool
+        Whether the driver made the folder: where it is not there it is not made, as who looks is on a machine that
+        does not see it, or late for a run that is over.
+    """
 
     root: Path
+    made: bool = False
 
-    def put(self, key: str, parts: list[bytes]) -> None:
-        """Store the parts, one after the other."""
+    def put(self, key: str, parts: list[bytes], *, durable: bool = False) -> None:
+        """Store the parts, one after the other; with `durable` they are on the disk when it returns."""
         path = self.root / key
         # Names of attempts differ, so that two of them never write one file.
         temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -78,15 +106,30 @@ class Folder:
                         view = memoryview(part)
                         while len(view):
                             view = view[file.write(view) :]
+                    if durable:
+                        os.fsync(file.fileno())
                 os.replace(temp, path)
+                if durable:
+                    flush_folders(path.parent, self.root)
                 return
             except FileNotFoundError:
                 if attempt:
                     raise
+                if self.made and not self.root.is_dir():
+                    raise ScratchError(
+                        f"{self.root}, the scratch of this run, is not there: the run is over, or "
+                        f"{platform.node()} does not see the folder; pass ",
+                        Keyword("scratch", Example("FOLDER")),
+                        ", one that all workers share",
+                    ) from None
                 path.parent.mkdir(parents=True, exist_ok=True)
             except BaseException:
                 temp.unlink(missing_ok=True)
                 raise
+
+    def name(self, key: str) -> str:
+        """Return where a blob is, for messages."""
+        return str(self.root / key)
 
     def get(self, key: str, start: int, length: int) -> bytes:
         """Return some bytes, fewer where the blob ends; a missing key is a `KeyError`."""
@@ -133,8 +176,12 @@ class StoreFolder:
     def _key(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
 
-    def put(self, key: str, parts: list[bytes]) -> None:
-        """Store the parts, one after the other."""
+    def name(self, key: str) -> str:
+        """Return where a blob is, for messages."""
+        return f"{self._key(key)} in the store"
+
+    def put(self, key: str, parts: list[bytes], *, durable: bool = False) -> None:
+        """Store the parts, one after the other; a store keeps what it was given."""
         from zarr.core.buffer import default_buffer_prototype
         from zarr.core.sync import sync
 
@@ -148,7 +195,10 @@ class StoreFolder:
         from zarr.core.sync import sync
 
         name = self._key(key)
-        size = sync(self.store.getsize(name)) if sync(self.store.exists(name)) else -1
+        try:
+            size = sync(self.store.getsize(name)) if sync(self.store.exists(name)) else -1
+        except FileNotFoundError:  # deleted between the two
+            size = -1
         if size < 0:
             raise KeyError(key)
         stop = min(start + length, size)
@@ -218,7 +268,35 @@ def _decode(frames: list[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -
 
 
 class ScratchError(Lpa3dError, RuntimeError):
-    """What a run kept cannot be read."""
+    """What a run kept is damaged or missing."""
+
+
+def refuse_damaged(what: str, key: str, where: str, why: str) -> ScratchError:
+    """Return the error for something that a run kept, which is damaged or missing."""
+    return ScratchError(
+        f"the {what} of this run is damaged ({key}, in {where}: {why}); pass ",
+        Keyword("resume", False),
+        " to delete what the run did and start anew",
+    )
+
+
+def pack_record(key: str, values: dict[str, Any]) -> bytes:
+    """Return JSON with a checksum, in which the key takes part."""
+    return json.dumps(values | {"checksum": _sum_record(key, values)}).encode()
+
+
+def read_record(key: str, data: bytes) -> dict[str, Any]:
+    """Return what `pack_record` was given; what is damaged is a `ValueError`."""
+    values = json.loads(data)
+    if not isinstance(values, dict):
+        raise ValueError("it is no record")
+    if values.pop("checksum", None) != _sum_record(key, values):
+        raise ValueError("its checksum is another one")
+    return values
+
+
+def _sum_record(key: str, values: dict[str, Any]) -> int:
+    return zlib.crc32(f"{key}\n{json.dumps(values)}".encode())
 
 
 @dataclass(frozen=True)
@@ -235,44 +313,57 @@ class Scratch:
         for name, array in arrays.items():
             array = np.asarray(array)
             frames = _encode(array) if array.size else []
-            index[name] = [array.dtype.str, array.shape, at, [len(frame) for frame in frames]]
+            sums = [(len(frame), zlib.crc32(frame)) for frame in frames]
+            index[name] = [array.dtype.str, array.shape, at, sums]
             at += sum(map(len, frames))
             body += frames
         head = json.dumps(index).encode()
-        self.blobs.put(key, [len(head).to_bytes(8, "little"), head, *body])
+        self.blobs.put(key, [PREFIX.pack(len(head), _sum_length(key, len(head)), zlib.crc32(head)), head, *body])
 
     def get(self, key: str, *names: str) -> dict[str, Array]:
-        """Return the arrays under `key`, only those that are named if any are; a missing one is a `KeyError`."""
-        try:
-            return self._get(key, names)
-        except (ValueError, RuntimeError, TypeError) as error:
-            raise ScratchError(
-                f"the scratch of this run is damaged ({key}: {error}); pass ",
-                Keyword("resume", False),
-                " to start the run anew",
-            ) from error
+        """Return the arrays under `key`, only those that are named if any are; a `KeyError` if one is not among them.
 
-    def _get(self, key: str, names: tuple[str, ...]) -> dict[str, Array]:
-        start = self.blobs.get(key, 0, HEAD)
-        size = int.from_bytes(start[:8], "little")
-        if len(start) < 8 + size:
-            start += self.blobs.get(key, len(start), 8 + size - len(start))
-        index = json.loads(start[8 : 8 + size])
-        found = {}
-        for name in names or index:
-            dtype, shape, at, lengths = index[name]
-            frames = []
-            at += 8 + size
-            for length in lengths:
-                frame = start[at : at + length]
-                if len(frame) < length:
-                    frame = self.blobs.get(key, at, length)
-                if len(frame) < length:
-                    raise ValueError("it ends too early")  # the decoder would read on
-                frames.append(frame)
-                at += length
-            found[name] = _decode(frames, np.dtype(dtype), tuple(shape))
+        Raises
+        ------
+        ScratchError
+            If there is nothing under the key, or if what is there is damaged.
+        """
+        try:
+            start = self._read(key, 0, HEAD)
+            if len(start) < PREFIX.size:
+                raise ValueError("it is too short")
+            size, length_sum, head_sum = PREFIX.unpack_from(start)
+            if length_sum != _sum_length(key, size):
+                raise ValueError("its checksum is another one")
+            if len(start) < PREFIX.size + size:
+                start += self._read(key, len(start), PREFIX.size + size - len(start))
+            head = start[PREFIX.size : PREFIX.size + size]
+            if zlib.crc32(head) != head_sum:
+                raise ValueError("the checksum of its index is another one")
+            index = json.loads(head)
+            wanted = {name: index[name] for name in names or index}
+            found = {}
+            for name, (dtype, shape, at, sums) in wanted.items():
+                frames = []
+                at += PREFIX.size + size
+                for length, frame_sum in sums:
+                    frame = start[at : at + length]
+                    if len(frame) < length:
+                        frame = self._read(key, at, length)
+                    if zlib.crc32(frame) != frame_sum:
+                        raise ValueError(f"the checksum of {name!r} is another one")
+                    frames.append(frame)
+                    at += length
+                found[name] = _decode(frames, np.dtype(dtype), tuple(shape))
+        except ValueError as error:
+            raise refuse_damaged("scratch", key, self.blobs.name(key), str(error)) from error
         return found
+
+    def _read(self, key: str, start: int, length: int) -> bytes:
+        try:
+            return self.blobs.get(key, start, length)
+        except KeyError:
+            raise ValueError("it is missing") from None
 
     def has(self, key: str) -> bool:
         """Return whether there is something under `key`."""
@@ -283,10 +374,7 @@ class Scratch:
         self.blobs.delete(key)
 
     def clear(self, area: str) -> None:
-        """Delete a key, or all keys below it, for good: who still reads a volume of that name, in a task that nobody
-        waits for any more, is told.
-        """
-        self.put(f"{area}{CLEARED}")
+        """Delete a key, or all keys below it."""
         if self.has(area):
             self.delete(area)
         self.blobs.clear(area)
@@ -295,14 +383,31 @@ class Scratch:
         """Yield the keys below `prefix`."""
         return self.blobs.keys(prefix)
 
-    def volume(self, name: str, grid: Grid, dtype: npt.DTypeLike, cut: int = 0) -> ScratchVolume:
-        """Return a volume of tiles under `name`; see `ScratchVolume`."""
-        return ScratchVolume(self, name, grid, np.dtype(dtype), cut)
+    def volume(
+        self,
+        name: str,
+        grid: Grid,
+        dtype: npt.DTypeLike,
+        cut: int = 0,
+        tiles: npt.NDArray[np.integer[Any]] | None = None,
+    ) -> ScratchVolume:
+        """Return a volume of tiles under `name`, of which only `tiles` are written, if that is given."""
+        written = None
+        if tiles is not None:
+            flags = np.zeros(len(grid), np.bool_)
+            flags[tiles] = True
+            written = np.packbits(flags)
+        return ScratchVolume(self, name, grid, np.dtype(dtype), cut, written)
+
+
+def _sum_length(key: str, length: int) -> int:
+    """Return the checksum of a blob's key and the length of its index."""
+    return zlib.crc32(f"{key}\n{length}".encode())
 
 
 @dataclass(frozen=True)
 class ScratchVolume:
-    """A volume of which each tile is a blob; tiles that were never written are 0.
+    """A volume of which each tile is a blob. One that is missing is an error.
 
     Attributes
     ----------
@@ -311,6 +416,8 @@ class ScratchVolume:
     cut : int
         A tile is kept in up to 27 bricks, cut as many voxels from each of its faces, so that a neighbour that reads a
         halo of `cut` voxels decodes just these.
+    written : ndarray of uint8 or None
+        A bit for each tile, whether it is written; the others are 0. None if all are.
     """
 
     scratch: Scratch
@@ -318,6 +425,7 @@ class ScratchVolume:
     grid: Grid
     dtype: np.dtype[Any]
     cut: int = 0
+    written: npt.NDArray[np.uint8] | None = None
 
     @property
     def shape(self) -> Place:
@@ -345,26 +453,19 @@ class ScratchVolume:
         self.scratch.put(self._key(tile), **{name: array[brick.within(box)] for name, brick in self._bricks(box)})
 
     def has(self, tile: int) -> bool:
-        """Return whether a tile was written."""
-        return self.scratch.has(self._key(tile))
-
-    def delete(self, tile: int) -> None:
-        """Delete a tile."""
-        self.scratch.delete(self._key(tile))
+        """Return whether a tile is one of those that are written."""
+        return self.written is None or bool(self.written[tile // 8] >> (7 - tile % 8) & 1)
 
     def read(self, box: Box) -> Array:
-        """Return the voxels of any box inside the volume; a `KeyError` once it was cleared."""
+        """Return the voxels of any box inside the volume."""
         out: Array | None = None
         for tile in self.grid.tiles_in(box):
+            if not self.has(tile):
+                continue
             whole = self.grid.box(tile)
             parts = {name: (brick, brick.intersect(box)) for name, brick in self._bricks(whole)}
             wanted = [name for name, (_, part) in parts.items() if part is not None]
-            try:
-                found = self.scratch.get(self._key(tile), *wanted)
-            except KeyError:
-                if self.scratch.has(f"{self.name}{CLEARED}"):
-                    raise
-                continue
+            found = self.scratch.get(self._key(tile), *wanted)
             if len(wanted) == 1 and parts[wanted[0]][0] == box:
                 return found[wanted[0]]  # it need not be copied
             if out is None:
