@@ -317,7 +317,7 @@ class Machine(RuleBasedStateMachine):
                 thread.join(120)
                 assert not thread.is_alive(), "the second call waits for ever"
 
-        self.asked.add((self.world.inputs, other))
+        self.asked |= {(self.world.inputs, other), (self.world.inputs, variant)}
         with self.world.watched(begin):
             errors.append(attempt(self.world, variant))
         for error in errors:
