@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -32,7 +32,7 @@ pytest.importorskip("zarr")
 from zarr.core.sync import sync
 
 from lpa3d.errors import Lpa3dError
-from tests.tiled.driver.world import Changes, Hook, State, World, full, watch
+from tests.tiled.driver.world import Changes, Hook, State, World, full, once, watch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -179,6 +179,14 @@ def fill_disk(world: World, number: int, count: int, **options: Any) -> str:
     return check_end(world, **options)
 
 
+def do_meanwhile(action: Callable[[], None]) -> None:
+    """Do something in a thread of its own, as another process does, and wait for it."""
+    thread = threading.Thread(target=action)
+    thread.start()
+    thread.join(120)
+    assert not thread.is_alive(), "the other waits for ever"
+
+
 def meet(world: World, number: int, variant: int = 0, **options: Any) -> str:
     """Make a second call while the first is about to make a change."""
     errors: list[Exception | None] = []
@@ -189,14 +197,7 @@ def meet(world: World, number: int, variant: int = 0, **options: Any) -> str:
         except Exception as error:
             errors.append(AssertionError(f"raw {type(error).__name__}: {error}"))
 
-    def begin(at: int, what: str, of: str) -> None:
-        if at == number:
-            thread = threading.Thread(target=second)
-            thread.start()
-            thread.join(60)
-            assert not thread.is_alive(), "the second call waits for ever"
-
-    with world.watched(begin):
+    with world.watched(once(number, lambda: do_meanwhile(second))):
         try:
             errors.append(attempt(world))
         except Exception as error:
@@ -310,15 +311,8 @@ class Machine(RuleBasedStateMachine):
             except BaseException as error:
                 errors.append(error)
 
-        def begin(number: int, what: str, of: str) -> None:
-            if number == at:
-                thread = threading.Thread(target=second)
-                thread.start()
-                thread.join(120)
-                assert not thread.is_alive(), "the second call waits for ever"
-
         self.asked |= {(self.world.inputs, other), (self.world.inputs, variant)}
-        with self.world.watched(begin):
+        with self.world.watched(once(at, lambda: do_meanwhile(second))):
             errors.append(attempt(self.world, variant))
         for error in errors:
             assert error is None or isinstance(error, Lpa3dError), repr(error)
@@ -339,12 +333,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule(variant=VARIANTS, at=AT, version=st.sampled_from([0, 1, 2]))
     def change_inputs_meanwhile(self, variant: int, at: int, version: int) -> None:
-        def change(number: int, what: str, of: str) -> None:
-            if number == at:
-                self.world.write_inputs(version, replace=False)
-
         before = self.world.inputs
-        error = self.try_call(variant, {}, change)
+        error = self.try_call(variant, {}, once(at, lambda: self.world.write_inputs(version, replace=False)))
         self.asked.add((self.world.inputs, variant))
         self.note(f"inputs changed meanwhile: {type(error).__name__}")
         assert before == version or error is not None or self.world.holds(before, variant)
@@ -377,7 +367,13 @@ def run_machine(verb: str, place: str, folder: Path, changes: Changes, examples:
     """Try sequences of steps; return what was tried."""
     tally = Tally()
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-    how = settings(max_examples=examples, stateful_step_count=steps, suppress_health_check=checks, deadline=None)
+    how = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        suppress_health_check=checks,
+        deadline=None,
+        phases=[Phase.generate],
+    )
     run_state_machine_as_test(lambda: Machine(verb, place, folder, changes, tally), settings=how)
     return tally
 

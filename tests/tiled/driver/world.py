@@ -450,6 +450,21 @@ def full(at: int, count: int = 10**9) -> Hook:
     return fail
 
 
+def once(at: int, action: Callable[[], Any]) -> Hook:
+    """Return a hook that does something before change number `at`, or the next one that is not made in zarr's loop."""
+    done: list[int] = []
+
+    def act(number: int, what: str, of: str) -> None:
+        if number >= at and not done:
+            with contextlib.suppress(RuntimeError):
+                asyncio.get_running_loop()
+                return
+            done.append(number)
+            action()
+
+    return act
+
+
 @contextlib.contextmanager
 def watch(folder: Path) -> Iterator[Changes]:
     """Watch all changes; nothing is waited for, and one thing is done at a time."""
