@@ -413,7 +413,7 @@ def test_another_run_is_not_gone_on_with(volume: Path, calls: Path, tmp_path: Pa
     out = tmp_path / "out.zarr"
     with pytest.raises(TileError):
         run_double(volume, out, calls, tile=8, broken=[5])
-    with pytest.raises(InputError, match=r"parameters\.p was 1 and is 2.*resume=False"):
+    with pytest.raises(InputError, match=r": p was 1 and is 2.*resume=False"):
         run_double(volume, out, calls, tile=8, p=2)
     with pytest.raises(InputError, match=r"tile was \[8, 8, 8\] and is \[4, 4, 4\]"):
         run_double(volume, out, calls, tile=4)

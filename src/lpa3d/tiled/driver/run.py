@@ -38,7 +38,8 @@ import numpy.typing as npt
 from ..._version import __version__
 from ...arrays import backend as _backend
 from ...arrays.call import Options, Progress
-from ...errors import Example, InputError, InputTypeError, Keyword, Lpa3dError, Part
+from ...arrays.text import list_some
+from ...errors import Example, InputError, InputTypeError, Keyword, Lpa3dError, Part, RangeError
 from ...files.outputs import publish
 from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_tile, find_cost
 from .grid import Grid
@@ -61,6 +62,7 @@ from .schedulers import OnDevice, Scheduler, Task, Threads, choose_scheduler
 from .scratch import Blobs, Folder, Scratch, ScratchError, StoreFolder, pack_record, read_record
 from .stages import Plan, Stage
 from .stored import Source, is_url, local_folder
+from .tables import Digest
 
 __all__ = ["Run", "TileError", "open_run"]
 
@@ -89,6 +91,7 @@ KEYS = (
     "places",
     "tile",
     "id",
+    "shown",
     "made",
     "replaces",
 )
@@ -99,6 +102,9 @@ BUILT = "built"
 
 WRITTEN = FIRST
 """The log of what was written to outputs (`pack_written`), kept to the end."""
+
+USELESS = (InputError, InputTypeError, RangeError)
+"""What ends a run that the same call would end again: it is deleted, so that the corrected call begins anew."""
 
 WHOLE = "whole"
 """The stage that ends with all outputs complete; what is left is to move them."""
@@ -340,6 +346,7 @@ def open_run(
     options: Options,
     *,
     stages: Sequence[Stage],
+    keywords: Mapping[str, Any] | None = None,
     bytes_per_voxel: float | None = None,
 ) -> Iterator[Run]:
     """Start, or go on with, a run; put its outputs into place when the block ends without an error.
@@ -357,6 +364,8 @@ def open_run(
     options : Options
     stages : sequence of Stage
         All stages that there may be, in their order.
+    keywords : mapping, optional
+        What messages show of the parameters: the verb's keywords as they were given. Without, `parameters` are shown.
     bytes_per_voxel : float, optional
         Peak memory of a task for each voxel of a tile, of runs that are no verb; `find_cost` knows all of a verb.
 
@@ -379,6 +388,7 @@ def open_run(
         cost = find_cost(verb, dtypes, [wanted.dtype for wanted in outputs.values()], parameters)
     storage = check_storage(options.storage, first.ndim)
     places = place_outputs(outputs, inputs)
+    shown = _show_parameters(parameters, keywords)
     about = {
         "verb": verb,
         "version": __version__,
@@ -403,12 +413,22 @@ def open_run(
             _make_home(home)
             stack.callback(_remove_empty, home)
             stack.enter_context(lock(home))
+        fresh = useless = False
+
+        def forget(kind: Any, error: BaseException | None, trace: Any) -> None:
+            """Delete the run of a call that cannot be right, or of which nothing is done."""
+            if error is not None and (useless or (fresh and not journal.noted)):
+                for output in places.values():
+                    output.discard(token)
+                _sweep(blobs, home, before)
+
+        stack.push(forget)
         before = _earlier(blobs, home)
         if before is None:
             _sweep(blobs, home, None)
         tile = options.tile
         if before is not None and options.resume:
-            _compare(before, asked, options, first.ndim)
+            _compare(before, asked, shown, options, first.ndim)
             tile = before["tile"] if tile is None else tile
         else:
             for output in places.values():
@@ -436,10 +456,12 @@ def open_run(
                 "format": FORMAT,
                 "tile": list(plan.tile),
                 "id": secrets.token_hex(4),
+                "shown": shown,
                 "made": about,
                 "replaces": [name for name, output in places.items() if output.exists()],
             }
             blobs.put(RUN, [pack_record(RUN, before)], durable=True)
+            fresh = True
         token = before["id"]
         inner = _below(blobs, token)
         journal = Journal(inner)
@@ -473,8 +495,12 @@ def open_run(
         except KeyboardInterrupt as error:
             error.add_note(f"{verb}: make the same call again to go on where it was interrupted")
             raise
+        except USELESS:
+            useless = True
+            raise
         changed = [name for name, source in inputs.items() if source.describe() != asked["inputs"][name]]
         if changed:
+            useless = True
             raise InputError(
                 *[part for name in changed for part in (", ", Keyword(name))][1:],
                 f" changed while {verb} read it, so the result would be of neither state; run it again with ",
@@ -595,7 +621,30 @@ def _sweep(blobs: Blobs, home: Path | None, before: dict[str, Any] | None) -> No
         shutil.rmtree(home / name, ignore_errors=True)
 
 
-def _compare(before: dict[str, Any], now: dict[str, Any], options: Options, ndim: int) -> None:
+def _show_parameters(parameters: Mapping[str, Any], keywords: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return how messages show what the result depends on."""
+
+    def show(value: Any) -> str:
+        if isinstance(value, Digest):
+            return value.shown
+        if isinstance(value, (list, tuple, range)):
+            return f"({list_some(value, show=show)})"
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return str(value) if isinstance(value, (str, int, float, type(None), np.generic)) else ""
+
+    shown = {name: show(value) for name, value in (parameters if keywords is None else keywords).items()}
+    # What was given as an array, or is none of the keywords.
+    listed = (list, tuple)
+    shown |= {
+        name: show(value)
+        for name, value in parameters.items()
+        if isinstance(value, Digest) or (isinstance(value, listed) and any(isinstance(one, Digest) for one in value))
+    }
+    return {name: text for name, text in shown.items() if text}
+
+
+def _compare(before: dict[str, Any], now: dict[str, Any], shown: dict[str, str], options: Options, ndim: int) -> None:
     """Refuse to go on with a run that was of something else."""
     if before["format"] != FORMAT:
         raise InputError(
@@ -604,10 +653,12 @@ def _compare(before: dict[str, Any], now: dict[str, Any], options: Options, ndim
             Keyword("resume", False),
             " to delete what it did and start anew",
         )
-    differences = []
+    differences: list[tuple[Part, ...]] = []
+    digests = False
 
     def compare(name: str, old: Any, new: Any) -> None:
-        if name == "version" or re.fullmatch(r"inputs\.\w+\.name", name):
+        nonlocal digests
+        if re.fullmatch(r"(parameters\.)?version|inputs\.\w+\.name", name):
             return  # the algorithm's number and the contents decide
         if options.resume == "force" and re.fullmatch(r"inputs\.\w+\.digest", name):
             return
@@ -615,20 +666,29 @@ def _compare(before: dict[str, Any], now: dict[str, Any], options: Options, ndim
             for key in sorted(set(old) | set(new)):
                 compare(f"{name}.{key}" if name else key, old.get(key), new.get(key))
         elif old != new:
-            shown = [text if len(text := str(value)) < 60 else f"{text[:57]}..." for value in (old, new)]
-            differences.append(f"{name} was {shown[0]} and is {shown[1]}")
+            texts = [text if len(text := str(value)) < 60 else f"{text[:57]}..." for value in (old, new)]
+            digests |= name.endswith(".digest")
+            differences.append((f"{name} was {texts[0]} and is {texts[1]}",))
 
-    compare("", {key: before[key] for key in now}, now)
+    changed = before["parameters"] != now["parameters"]
+    for name in sorted({*shown, *before["shown"]} if changed else ()):
+        texts = [table.get(name, "None") for table in (before["shown"], shown)]
+        if texts[0] != texts[1]:
+            differences.append((Keyword(name), f" was {texts[0]} and is {texts[1]}"))
+    # Where these are the same as far as they are shown.
+    skipped = ("parameters",) if differences else ()
+    compare("", *({key: table[key] for key in now if key not in skipped} for table in (before, now)))
     if options.tile is not None:
         tile = list(canonical_sides(options.tile, "tile", ndim))
         if tile != before["tile"]:
-            differences.append(f"tile was {before['tile']} and is {tile}")
+            differences.append((Keyword("tile"), f" was {before['tile']} and is {tile}"))
     if differences:
         mended: tuple[Part, ...] = ()
-        if any(".digest was" in text for text in differences):
+        if digests:
             mended = ". If only what no finished tile has read was mended, pass ", Keyword("resume", "force")
         raise InputError(
-            f"an unfinished run at this place was another one: {'; '.join(differences)}",
+            "an unfinished run at this place was another one: ",
+            *[part for one in differences for part in ("; ", *one)][1:],
             *mended,
             ". Pass the same to go on, or ",
             Keyword("resume", False),
