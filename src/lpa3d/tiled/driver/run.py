@@ -91,6 +91,7 @@ KEYS = (
     "places",
     "tile",
     "id",
+    "built",
     "shown",
     "made",
     "replaces",
@@ -417,9 +418,9 @@ def open_run(
 
         def forget(kind: Any, error: BaseException | None, trace: Any) -> None:
             """Delete the run of a call that cannot be right, or of which nothing is done."""
-            if error is not None and (useless or (fresh and not journal.noted)):
+            if error is not None and before is not None and (useless or (fresh and not journal.noted)):
                 for output in places.values():
-                    output.discard(token)
+                    output.discard(before)
                 _sweep(blobs, home, before)
 
         stack.push(forget)
@@ -432,8 +433,9 @@ def open_run(
             tile = before["tile"] if tile is None else tile
         else:
             for output in places.values():
-                # What an unfinished run made in a store is no result that would be lost.
-                if before is None or output.final is not None or output.is_complete():
+                # What an unfinished run made in a store, or put into place already, is no result that would be lost.
+                left = before is not None and output.was_published(before)
+                if not left and (before is None or output.final is not None or output.is_complete()):
                     output.refuse_existing(overwrite=options.overwrite)
         resumed = before is not None and options.resume
         plan = choose_tile(
@@ -448,14 +450,16 @@ def open_run(
         if before is None or not resumed:
             if before is not None:
                 for output in places.values():
-                    output.discard(before["id"])
+                    output.discard(before)
             _sweep(blobs, home, before)
             if home is not None:
                 _check_room(verb, cost, first, places, home)
+            token = secrets.token_hex(4)
             before = asked | {
                 "format": FORMAT,
                 "tile": list(plan.tile),
-                "id": secrets.token_hex(4),
+                "id": token,
+                "built": {name: output.choose_built(home, token) for name, output in places.items()},
                 "shown": shown,
                 "made": about,
                 "replaces": [name for name, output in places.items() if output.exists()],
@@ -470,7 +474,7 @@ def open_run(
         stack.callback(scheduler.close)
         attributes = {"lpa3d": before["made"] | {"complete": False}} | dict(storage.get("attributes", {}))
         for name, output in places.items():
-            output.settle_place(home, token, overwrite=options.overwrite or name in before["replaces"])
+            output.settle_place(before["built"][name], token, overwrite=options.overwrite or name in before["replaces"])
             if journal.finished(BUILT):
                 output.reopen(before["made"], whole=journal.finished(WHOLE))
             else:
@@ -555,15 +559,20 @@ def _home(
         of = str(output.final or output.store) if output is not None else " ".join(
             str(local_folder(source.array) or source.name) for source in inputs.values()
         )  # fmt: skip
-        digest = hashlib.sha256(of.encode()).hexdigest()[:8]
-        home = scratch / f"{'-'.join(parts[depth:]) or verb}-{digest}.lpa3d"
+        digest = hashlib.sha256(of.encode()).hexdigest()[:16]
+        home = scratch / f"{_flat(parts[depth:]) or verb}-{digest}.lpa3d"
     elif output is None:
         home = Path(tempfile.mkdtemp(prefix=f"lpa3d-{verb}-"))
     elif output.final is None:
         return None, StoreFolder(output.store, STORE_PREFIX)
     else:
-        home = Path(*parts[:depth], f"{'-'.join(parts[depth:])}.lpa3d")
+        home = Path(*parts[:depth], f"{_flat(parts[depth:])}.lpa3d")
     return home, Folder(home)
+
+
+def _flat(parts: Sequence[str]) -> str:
+    """Return a path inside a store as one name, which no other path has: ``g.zarr+b`` of ``g.zarr/b``."""
+    return "+".join(part.replace("%", "%25").replace("+", "%2B") for part in parts)
 
 
 def _make_home(home: Path) -> None:
@@ -575,7 +584,8 @@ def _make_home(home: Path) -> None:
             f"cannot make the folder of the run, {home}: {error.strerror}; choose another one with ",
             Keyword("scratch", Example("FOLDER")),
         ) from error
-    check_folder(home, str(home))
+    if home.is_dir():  # or a run that ends just now has removed it; whoever locks it makes it anew
+        check_folder(home, str(home))
 
 
 def _remove_empty(home: Path) -> None:
@@ -593,8 +603,9 @@ def _earlier(blobs: Blobs, home: Path | None) -> dict[str, Any] | None:
             raise ValueError
         if before.get("format", 1) == FORMAT:
             before = read_record(RUN, data)
-        found: dict[str, Any] = {key: before[key] for key in KEYS if key != "format"}
-        found["format"] = before.get("format", 1)
+            found: dict[str, Any] = {key: before[key] for key in KEYS}
+        else:
+            found = {key: before[key] for key in ("id", "tile", "version")} | {"format": 1, "built": {}}
     except KeyError as error:
         if error.args == (RUN,):
             return None
