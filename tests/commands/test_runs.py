@@ -50,7 +50,7 @@ def test_a_run_is_listed_and_left_as_it_is(world: World, capsys: Any) -> None:
         assert one["run"] == str(world.root / "out.zarr.lpa3d")
         assert one["outputs"] == {"out": str(world.root / "out.zarr")}
         assert one["verb"] == "label"
-        assert one["parameters"] == {"connectivity": 26}
+        assert one["parameters"] == {"connectivity": "26"}
         assert one["tile"] == [4, 4, 4]
         assert one["tiles"] == 8
         assert 0 <= one["tiles_done"] <= 8

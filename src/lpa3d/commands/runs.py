@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_runs_arguments", "run_runs"]
 
-SHOWN = 60
-"""Letters of a parameter."""
-
 
 def add_runs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -79,7 +76,7 @@ def _facts(found: Found) -> dict[str, Any]:
             "version": about["version"],
             "inputs": {name: one["name"] for name, one in about["inputs"].items()},
             "outputs": about["places"],
-            "parameters": about["parameters"],
+            "parameters": about["shown"],
             "tile": about["tile"],
             "stages_done": found.stages,
             "stage": found.stage or None,
@@ -102,7 +99,7 @@ def _text(found: Found) -> str:
         inputs = ", ".join(one["name"] for one in about["inputs"].values())
         lines["output"] = ", ".join(about["places"].values()) or "none but what the call returns"
         lines["verb"] = f"{about['verb']} of {inputs}, lpa3d {about['version']}"
-        lines["with"] = ", ".join(f"{name} {_cut(value)}" for name, value in about["parameters"].items()) or "defaults"
+        lines["with"] = ", ".join(f"{name} {value}" for name, value in about["shown"].items()) or "nothing"
     at_work = "a process is at work on it" if found.busy else "nobody is at work on it"
     if found.busy is None:
         at_work = "whether a process is at work on it cannot be seen"
@@ -122,8 +119,3 @@ def _text(found: Found) -> str:
         lines["go on"] = "make the same call, or run the same command, again"
         lines["delete"] = f"lpa3d runs --delete '{found.home}'"
     return f"{found.home}\n" + "".join(f"  {key + ':':<9} {text}\n" for key, text in lines.items())
-
-
-def _cut(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

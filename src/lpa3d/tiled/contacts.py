@@ -68,7 +68,7 @@ def contacts(call: Call) -> Contacts:
         inputs["image"] = open_source(image, "image")
         same_shape(inputs["image"], "image", source, "labels")
     parameters = {"connectivity": steps}
-    with open_run("contacts", inputs, parameters, {}, call.options, stages=STAGES) as run:
+    with open_run("contacts", inputs, parameters, {}, call.options, keywords=call.keywords, stages=STAGES) as run:
         map_counts(run, source, inputs.get("image"), None, steps)
         counts = fold_counts(run.scratch, run.grid)
     return tabulate(counts, sizes, None if image is None else image_scale(inputs["image"].dtype))

@@ -171,7 +171,9 @@ def evaluate(call: Call) -> Evaluation:
         "classes": [digest(one) if isinstance(one, Mapping) else None for one in sources],
     }
 
-    with open_run("evaluate", inputs, parameters, {}, call.options, stages=_list_stages(mode)) as run:
+    with open_run(
+        "evaluate", inputs, parameters, {}, call.options, keywords=call.keywords, stages=_list_stages(mode)
+    ) as run:
         volumes = Volumes(run.grid, run.scratch, mode, first, second, ignore)
         table = _count(run, volumes, request, sources)
 

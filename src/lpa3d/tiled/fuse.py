@@ -122,7 +122,7 @@ def fuse(call: Call) -> Fused:
         "instance_classes": digest(rules.maps[INSTANCES]),
         "slice_classes": digest(rules.maps[SLICES]),
     }
-    with open_run("fuse", sources, parameters, outputs, call.options, stages=STAGES) as run:
+    with open_run("fuse", sources, parameters, outputs, call.options, keywords=call.keywords, stages=STAGES) as run:
         depth = shape[rules.axis]
         # Mappings may be long, and tiles have no use for them.
         context = _Context(run.grid, run.scratch, replace(rules, maps={}), sources, np.zeros(depth, np.uint8))

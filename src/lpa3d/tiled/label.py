@@ -102,6 +102,7 @@ def label(call: Call) -> Any:
         {"connectivity": steps},
         {"out": Wanted(call.place, source.shape, source.ndim, dtype)},
         call.options,
+        keywords=call.keywords,
         stages=STAGES,
     ) as run:
         run.map(f"{NAME} scan", _scan, _Scan(source, run.grid, run.scratch, steps))

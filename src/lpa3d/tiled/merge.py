@@ -74,7 +74,7 @@ def merge(call: Call) -> Any:
         "classes": digest(classes) if isinstance(classes, Mapping) else None,
     }
     outputs = {"out": Wanted(call.place, source.shape, source.ndim, source.dtype)}
-    with open_run("merge", inputs, parameters, outputs, call.options, stages=STAGES) as run:
+    with open_run("merge", inputs, parameters, outputs, call.options, keywords=call.keywords, stages=STAGES) as run:
         map_counts(run, source, None, inputs.get("classes"), rules.connectivity)
         given = inputs["classes"].dtype if "classes" in inputs else classes
         run.once("decide", _decide, run.scratch, run.grid, rules, source, given)

@@ -722,7 +722,9 @@ def propagate(call: Call) -> Any:
     dtypes = {"labels": _choose_dtype(ids, rules), "confidence": np.dtype(np.uint16)}
     wanted = {name: Wanted(place, classes.shape, classes.ndim, dtypes[name]) for name, place in places.items()}
     parameters = {name: value for name, value in asdict(rules).items() if name != "weights"}
-    with open_run("propagate", inputs, parameters, wanted, call.options, stages=_list_stages(rules)) as run:
+    with open_run(
+        "propagate", inputs, parameters, wanted, call.options, keywords=call.keywords, stages=_list_stages(rules)
+    ) as run:
         _run(run, rules, classes, ids, costs)
     labels = run.result("labels")
     return (labels, run.result("confidence")) if rules.return_confidence else labels

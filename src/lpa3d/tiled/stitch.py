@@ -229,7 +229,7 @@ def stitch(call: Call) -> Any:
         "cannot_link": digest(rules.cannot_link),
     }
     outputs = {"out": Wanted(call.place, source.shape, source.ndim, dtype)}
-    with open_run("stitch", inputs, parameters, outputs, call.options, stages=STAGES) as run:
+    with open_run("stitch", inputs, parameters, outputs, call.options, keywords=call.keywords, stages=STAGES) as run:
         volume = _Volume(run.grid, run.scratch, rules.axis)
         run.map("list", _list_tile, _Listing(volume, source, inputs.get("classes"), usable))
         run.map("fold", _fold_layer, volume, volume.layers)

@@ -258,6 +258,11 @@ class Machine(RuleBasedStateMachine):
         """Version of the inputs and variant of each call so far: the results that there may be."""
         self.late: list[Callable[[], Any]] = []
 
+    def begin(self, fresh: bool) -> None:
+        """Delete the results where a run is to have something to do."""
+        if fresh:
+            clear(self.world)
+
     def try_call(self, variant: int, options: dict[str, Any], hook: Hook | None = None) -> Exception | None:
         version = self.world.inputs
         self.asked.add((version, variant))
@@ -275,8 +280,9 @@ class Machine(RuleBasedStateMachine):
         self.tally.note(what)
         self.tally.states.add(digest(self.world.save()))
 
-    @rule(variant=VARIANTS, resume=st.booleans(), overwrite=st.booleans())
-    def call(self, variant: int, resume: bool, overwrite: bool) -> None:
+    @rule(fresh=st.booleans(), variant=VARIANTS, resume=st.booleans(), overwrite=st.booleans())
+    def call(self, fresh: bool, variant: int, resume: bool, overwrite: bool) -> None:
+        self.begin(fresh)
         self.note(f"call: {type(self.try_call(variant, {'resume': resume, 'overwrite': overwrite})).__name__}")
 
     @rule(variant=VARIANTS)
@@ -287,8 +293,9 @@ class Machine(RuleBasedStateMachine):
         assert self.world.list_others() == self.world.others
         self.note("advice followed")
 
-    @rule(variant=VARIANTS, at=AT, resume=st.booleans(), overwrite=st.booleans())
-    def crash(self, variant: int, at: int, resume: bool, overwrite: bool) -> None:
+    @rule(fresh=st.booleans(), variant=VARIANTS, at=AT, resume=st.booleans(), overwrite=st.booleans())
+    def crash(self, fresh: bool, variant: int, at: int, resume: bool, overwrite: bool) -> None:
+        self.begin(fresh)
         self.asked.add((self.world.inputs, variant))
         dead = False
         with self.world.noted() as tasks, contextlib.suppress(Lpa3dError):
@@ -297,12 +304,14 @@ class Machine(RuleBasedStateMachine):
         self.tally.points += dead
         self.note("crash" if dead else "call: ended before")
 
-    @rule(variant=VARIANTS, at=AT, count=st.sampled_from([1, 4, 10**9]))
-    def fill_disk(self, variant: int, at: int, count: int) -> None:
+    @rule(fresh=st.booleans(), variant=VARIANTS, at=AT, count=st.sampled_from([1, 4, 10**9]))
+    def fill_disk(self, fresh: bool, variant: int, at: int, count: int) -> None:
+        self.begin(fresh)
         self.note(f"disk full: {type(self.try_call(variant, {}, full(at, count))).__name__}")
 
-    @rule(variant=VARIANTS, other=VARIANTS, at=AT, resume=st.booleans())
-    def meet(self, variant: int, other: int, at: int, resume: bool) -> None:
+    @rule(fresh=st.booleans(), variant=VARIANTS, other=VARIANTS, at=AT, resume=st.booleans())
+    def meet(self, fresh: bool, variant: int, other: int, at: int, resume: bool) -> None:
+        self.begin(fresh)
         errors: list[BaseException | None] = []
 
         def second() -> None:
@@ -326,13 +335,9 @@ class Machine(RuleBasedStateMachine):
         self.world.write_inputs(version, replace=replace)
         self.note("inputs changed")
 
-    @rule()
-    def take_away(self) -> None:
-        clear(self.world)
-        self.note("results deleted")
-
-    @rule(variant=VARIANTS, at=AT, version=st.sampled_from([0, 1, 2]))
-    def change_inputs_meanwhile(self, variant: int, at: int, version: int) -> None:
+    @rule(fresh=st.booleans(), variant=VARIANTS, at=AT, version=st.sampled_from([0, 1, 2]))
+    def change_inputs_meanwhile(self, fresh: bool, variant: int, at: int, version: int) -> None:
+        self.begin(fresh)
         before = self.world.inputs
         error = self.try_call(variant, {}, once(at, lambda: self.world.write_inputs(version, replace=False)))
         self.asked.add((self.world.inputs, variant))

@@ -413,7 +413,7 @@ def test_another_run_is_not_gone_on_with(volume: Path, calls: Path, tmp_path: Pa
     out = tmp_path / "out.zarr"
     with pytest.raises(TileError):
         run_double(volume, out, calls, tile=8, broken=[5])
-    with pytest.raises(InputError, match=r"parameters\.p was 1 and is 2.*resume=False"):
+    with pytest.raises(InputError, match=r": p was 1 and is 2.*resume=False"):
         run_double(volume, out, calls, tile=8, p=2)
     with pytest.raises(InputError, match=r"tile was \[8, 8, 8\] and is \[4, 4, 4\]"):
         run_double(volume, out, calls, tile=4)
@@ -694,6 +694,73 @@ def test_killed_while_outputs_are_moved(volume: Path, tmp_path: Path, at: int, m
     np.testing.assert_array_equal(zarr.open_array(str(places["b"]), mode="r")[:], 2 * values)
     left = [p.name for p in tmp_path.iterdir() if p.name not in ("volume.zarr", "other.zarr", "a.zarr", "g.zarr")]
     assert not left
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("again", [{}, {"resume": False}])
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_killed_between_renames_with_scratch_on_another_disk(
+    volume: Path, tmp_path: Path, at: int, again: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lpa3d.tiled.driver import outputs
+
+    monkeypatch.setattr(outputs, "_disk", lambda folder: "scratch" in str(folder))
+    places = {"a": tmp_path / "new" / "er" / "a.zarr", "b": tmp_path / "new" / "b.zarr"}
+    how = {"scratch": tmp_path / "scratch"}
+    replace, count = Path.replace, [0]
+
+    def deadly(self: Path, target: Any) -> Any:
+        count[0] += 1
+        if count[0] == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done = replace(self, target)
+        if at == 3 and count[0] == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(Path, "replace", deadly)
+        try:
+            run_two(volume, places, **how)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    first, second = run_two(volume, places, **how, **again)
+    values = zarr.open_array(str(volume))[:]
+    np.testing.assert_array_equal(first[:], values)
+    np.testing.assert_array_equal(second[:], 2 * values)
+    left = [path for path in tmp_path.rglob(".*")] + list((tmp_path / "scratch").iterdir())
+    assert not left
+
+
+def test_what_others_put_there_is_not_deleted_with_a_run(volume: Path, tmp_path: Path) -> None:
+    places = {"a": tmp_path / "a.zarr", "b": tmp_path / "b.zarr"}
+
+    def stop(stage: str, done: float) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_two(volume, places, progress=stop)
+    zarr.create_array(str(places["a"]), shape=(2, 2, 2), dtype="u4", chunks=(2, 2, 2))[:] = 7
+    with pytest.raises(InputError, match="exists"):
+        run_two(volume, places, resume=False)
+    assert (zarr.open_array(str(places["a"]))[:] == 7).all()
+
+
+def test_runs_of_different_places_have_different_folders(volume: Path, calls: Path, tmp_path: Path) -> None:
+    from lpa3d.tiled.driver.run import _flat
+
+    names = ["g.zarr/b-c", "g.zarr/b/c", "g.zarr/b+c", "g.zarr/b%2Bc", "g.zarr-b", "g.zarr+b", "g.zarr/b", "g.zarr/b%c"]
+    assert len({_flat(name.split("/")) for name in names}) == len(names)
+    for how in ({}, {"scratch": tmp_path / "scratch"}):
+        for name in ("g.zarr/b-c", "g.zarr/b/c"):
+            with pytest.raises(TileError):
+                run_double(volume, tmp_path / name, calls, tile=8, broken=[5], **how)
+        for name in ("g.zarr/b-c", "g.zarr/b/c"):
+            run_double(volume, tmp_path / name, calls, tile=8, **how)
+        shutil.rmtree(tmp_path / "g.zarr")
 
 
 def fail_to_rename(monkeypatch: pytest.MonkeyPatch, target: Path) -> None:

@@ -69,6 +69,8 @@ class Journal:
 
     def __init__(self, blobs: Blobs) -> None:
         self.blobs = blobs
+        self.noted = False
+        """Whether any item was noted since it was opened."""
         self._files: dict[str, tuple[int, int]] = {}
         """The file of each stage, and its rows."""
         self._segments: dict[str, int] = {}
@@ -78,6 +80,7 @@ class Journal:
 
     def append(self, stage: str, *row: int) -> None:
         """Note that something is done; all rows of a stage have one length."""
+        self.noted = True
         with self._lock:
             if isinstance(self.blobs, Folder):
                 file, place = self._open(stage, len(row))

@@ -39,7 +39,6 @@ __all__ = [
     "check_folder",
     "check_storage",
     "choose_layout",
-    "find_beside",
     "name_aside",
     "pack_written",
     "place_outputs",
@@ -410,18 +409,27 @@ class Output:
         if not overwrite:
             raise InputError(f"{self.shown} exists; pass ", Keyword("overwrite", True), " to replace it")
 
-    def settle_place(self, home: Path | None, token: str, *, overwrite: bool) -> None:
-        """Decide where it is built: with the run, or beside its place if only there it can be renamed."""
+    def choose_built(self, home: Path | None, token: str) -> str | None:
+        """Return where it is built: with the run, or beside its place if only there it can be renamed; None in a store.
+
+        Where its place is beside may look different later, as folders are made.
+        """
+        if self.final is None:
+            return None
+        assert home is not None
+        if _disk(home) == _disk(self.anchor):
+            return str(home / token / "result" / self.name)
+        return str(self.anchor / f"{TEMPORARY}{token}-{self.name}")
+
+    def settle_place(self, built: str | None, token: str, *, overwrite: bool) -> None:
+        """Take over where it is built, as `choose_built` said."""
         if self.final is None:
             self.run = token
             return
-        assert home is not None
-        temp = home / token / "result" / self.name
-        if os.stat(home).st_dev != os.stat(self.anchor).st_dev:
-            temp = find_beside(self.final, self.name, token) or self.anchor / f"{TEMPORARY}{token}-{self.name}"
+        assert built is not None
         advice = "; move one of them away and run the same again, or pass ", Keyword("overwrite", True)
         aside = name_aside(self.final, self.name, token)
-        self.beside = Beside(self.shown, self.final, temp, aside, overwrite, advice)
+        self.beside = Beside(self.shown, self.final, Path(built), aside, overwrite, advice)
 
     def create(self, layout: Layout, attributes: dict[str, Any]) -> Sink:
         """Make the empty array, in the place of one that an earlier call of the same run had made."""
@@ -548,12 +556,29 @@ class Output:
         if self.beside is not None:
             self.beside.settle()
 
-    def discard(self, token: str) -> None:
+    def was_published(self, before: Mapping[str, Any]) -> bool:
+        """Return whether what is at its place was put there by a run that was killed before all of its outputs were."""
+        built = before["built"].get(self.name)
+        if self.final is None or built is None or self.name in before["replaces"] or os.path.lexists(built):
+            return False
+        import zarr
+
+        try:
+            found = zarr.open_array(str(self.final), mode="r")
+        except (FileNotFoundError, KeyError, ValueError, TypeError):
+            return False
+        return bool(found.attrs.get("lpa3d") == {**before["made"], "complete": True})
+
+    def discard(self, before: Mapping[str, Any]) -> None:
         """Delete what a run that is to be forgotten made of it."""
         if self.final is None:
             self._discard_stored()
-        elif (beside := find_beside(self.final, self.name, token)) is not None:
-            remove(beside)
+            return
+        if self.was_published(before):
+            remove(self.final)
+        built = before["built"].get(self.name)
+        if built is not None and Path(built).name == f"{TEMPORARY}{before['id']}-{self.name}":
+            remove(Path(built))
 
     def _discard_stored(self) -> None:
         """Delete the unfinished array of a store: its chunks, whatever their keys are, and no other array's."""
@@ -584,17 +609,8 @@ class Output:
         return dask.array.from_zarr(array)
 
 
-def find_beside(final: Path, name: str, token: str) -> Path | None:
-    """Return where the output `name` of the run `token` was built beside its place, None if it is not there.
-
-    Folders between the two may have been made since.
-    """
-    places = (folder / f"{TEMPORARY}{token}-{name}" for folder in final.parents)
-    return next((place for place in places if os.path.lexists(place)), None)
-
-
 def name_aside(final: Path, name: str, token: str) -> Path:
-    """Return where waits what an output replaces."""
+    """Return where waits what the output `name` of the run `token` replaces."""
     return final.with_name(f"{ASIDE}{token}-{name}")
 
 
@@ -638,6 +654,11 @@ def place_outputs(outputs: Mapping[str, Wanted], inputs: Mapping[str, Source]) -
         output.number = len(found)
         found[name] = output
     return found
+
+
+def _disk(folder: Path) -> int:
+    """Return a number that differs between disks: from one to another nothing is renamed."""
+    return os.stat(folder).st_dev
 
 
 def _root(store: Any) -> Path | None:

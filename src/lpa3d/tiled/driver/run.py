@@ -38,7 +38,8 @@ import numpy.typing as npt
 from ..._version import __version__
 from ...arrays import backend as _backend
 from ...arrays.call import Options, Progress
-from ...errors import Example, InputError, InputTypeError, Keyword, Lpa3dError, Part
+from ...arrays.text import list_some
+from ...errors import Example, InputError, InputTypeError, Keyword, Lpa3dError, Part, RangeError
 from ...files.outputs import publish
 from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_tile, find_cost
 from .grid import Grid
@@ -61,8 +62,9 @@ from .schedulers import OnDevice, Scheduler, Task, Threads, choose_scheduler
 from .scratch import Blobs, Folder, Scratch, ScratchError, StoreFolder, pack_record, read_record
 from .stages import Plan, Stage
 from .stored import Source, is_url, local_folder
+from .tables import Digest
 
-__all__ = ["BUILT", "RUN", "WHOLE", "Run", "TileError", "open_run", "read_run", "remove_empty", "sweep"]
+__all__ = ["BUILT", "FORMAT", "RUN", "WHOLE", "Run", "TileError", "open_run", "read_run", "remove_empty", "sweep"]
 
 ALGORITHM = 1
 """Raised when the bytes of a result change."""
@@ -89,6 +91,8 @@ KEYS = (
     "places",
     "tile",
     "id",
+    "built",
+    "shown",
     "made",
     "replaces",
 )
@@ -99,6 +103,9 @@ BUILT = "built"
 
 WRITTEN = FIRST
 """The log of what was written to outputs (`pack_written`), kept to the end."""
+
+USELESS = (InputError, InputTypeError, RangeError)
+"""What ends a run that the same call would end again: it is deleted, so that the corrected call begins anew."""
 
 WHOLE = "whole"
 """The stage that ends with all outputs complete; what is left is to move them."""
@@ -340,6 +347,7 @@ def open_run(
     options: Options,
     *,
     stages: Sequence[Stage],
+    keywords: Mapping[str, Any] | None = None,
     bytes_per_voxel: float | None = None,
 ) -> Iterator[Run]:
     """Start, or go on with, a run; put its outputs into place when the block ends without an error.
@@ -357,6 +365,8 @@ def open_run(
     options : Options
     stages : sequence of Stage
         All stages that there may be, in their order.
+    keywords : mapping, optional
+        What messages show of the parameters: the verb's keywords as they were given. Without, `parameters` are shown.
     bytes_per_voxel : float, optional
         Peak memory of a task for each voxel of a tile, of runs that are no verb; `find_cost` knows all of a verb.
 
@@ -379,6 +389,7 @@ def open_run(
         cost = find_cost(verb, dtypes, [wanted.dtype for wanted in outputs.values()], parameters)
     storage = check_storage(options.storage, first.ndim)
     places = place_outputs(outputs, inputs)
+    shown = _show_parameters(parameters, keywords)
     about = {
         "verb": verb,
         "version": __version__,
@@ -403,17 +414,28 @@ def open_run(
             _make_home(home)
             stack.callback(remove_empty, home)
             stack.enter_context(lock(home))
+        fresh = useless = False
+
+        def forget(kind: Any, error: BaseException | None, trace: Any) -> None:
+            """Delete the run of a call that cannot be right, or of which nothing is done."""
+            if error is not None and before is not None and (useless or (fresh and not journal.noted)):
+                for output in places.values():
+                    output.discard(before)
+                sweep(blobs, home, before)
+
+        stack.push(forget)
         before = read_run(blobs, home)
         if before is None:
             sweep(blobs, home, None)
         tile = options.tile
         if before is not None and options.resume:
-            _compare(before, asked, options, first.ndim)
+            _compare(before, asked, shown, options, first.ndim)
             tile = before["tile"] if tile is None else tile
         else:
             for output in places.values():
-                # What an unfinished run made in a store is no result that would be lost.
-                if before is None or output.final is not None or output.is_complete():
+                # What an unfinished run made in a store, or put into place already, is no result that would be lost.
+                left = before is not None and output.was_published(before)
+                if not left and (before is None or output.final is not None or output.is_complete()):
                     output.refuse_existing(overwrite=options.overwrite)
         resumed = before is not None and options.resume
         plan = choose_tile(
@@ -428,18 +450,22 @@ def open_run(
         if before is None or not resumed:
             if before is not None:
                 for output in places.values():
-                    output.discard(before["id"])
+                    output.discard(before)
             sweep(blobs, home, before)
             if home is not None:
                 _check_room(verb, cost, first, places, home)
+            token = secrets.token_hex(4)
             before = asked | {
                 "format": FORMAT,
                 "tile": list(plan.tile),
-                "id": secrets.token_hex(4),
+                "id": token,
+                "built": {name: output.choose_built(home, token) for name, output in places.items()},
+                "shown": shown,
                 "made": about,
                 "replaces": [name for name, output in places.items() if output.exists()],
             }
             blobs.put(RUN, [pack_record(RUN, before)], durable=True)
+            fresh = True
         token = before["id"]
         inner = _below(blobs, token)
         journal = Journal(inner)
@@ -448,7 +474,7 @@ def open_run(
         stack.callback(scheduler.close)
         attributes = {"lpa3d": before["made"] | {"complete": False}} | dict(storage.get("attributes", {}))
         for name, output in places.items():
-            output.settle_place(home, token, overwrite=options.overwrite or name in before["replaces"])
+            output.settle_place(before["built"][name], token, overwrite=options.overwrite or name in before["replaces"])
             if journal.finished(BUILT):
                 output.reopen(before["made"], whole=journal.finished(WHOLE))
             else:
@@ -473,8 +499,12 @@ def open_run(
         except KeyboardInterrupt as error:
             error.add_note(f"{verb}: make the same call again to go on where it was interrupted")
             raise
+        except USELESS:
+            useless = True
+            raise
         changed = [name for name, source in inputs.items() if source.describe() != asked["inputs"][name]]
         if changed:
+            useless = True
             raise InputError(
                 *[part for name in changed for part in (", ", Keyword(name))][1:],
                 f" changed while {verb} read it, so the result would be of neither state; run it again with ",
@@ -529,15 +559,20 @@ def _home(
         of = str(output.final or output.store) if output is not None else " ".join(
             str(local_folder(source.array) or source.name) for source in inputs.values()
         )  # fmt: skip
-        digest = hashlib.sha256(of.encode()).hexdigest()[:8]
-        home = scratch / f"{'-'.join(parts[depth:]) or verb}-{digest}.lpa3d"
+        digest = hashlib.sha256(of.encode()).hexdigest()[:16]
+        home = scratch / f"{_flat(parts[depth:]) or verb}-{digest}.lpa3d"
     elif output is None:
         home = Path(tempfile.mkdtemp(prefix=f"lpa3d-{verb}-"))
     elif output.final is None:
         return None, StoreFolder(output.store, STORE_PREFIX)
     else:
-        home = Path(*parts[:depth], f"{'-'.join(parts[depth:])}.lpa3d")
+        home = Path(*parts[:depth], f"{_flat(parts[depth:])}.lpa3d")
     return home, Folder(home)
+
+
+def _flat(parts: Sequence[str]) -> str:
+    """Return a path inside a store as one name, which no other path has: ``g.zarr+b`` of ``g.zarr/b``."""
+    return "+".join(part.replace("%", "%25").replace("+", "%2B") for part in parts)
 
 
 def _make_home(home: Path) -> None:
@@ -549,7 +584,8 @@ def _make_home(home: Path) -> None:
             f"cannot make the folder of the run, {home}: {error.strerror}; choose another one with ",
             Keyword("scratch", Example("FOLDER")),
         ) from error
-    check_folder(home, str(home))
+    if home.is_dir():  # or a run that ends just now has removed it; whoever locks it makes it anew
+        check_folder(home, str(home))
 
 
 def remove_empty(home: Path) -> None:
@@ -567,8 +603,9 @@ def read_run(blobs: Blobs, home: Path | None) -> dict[str, Any] | None:
             raise ValueError
         if before.get("format", 1) == FORMAT:
             before = read_record(RUN, data)
-        found: dict[str, Any] = {key: before[key] for key in KEYS if key != "format"}
-        found["format"] = before.get("format", 1)
+            found: dict[str, Any] = {key: before[key] for key in KEYS}
+        else:
+            found = {key: before[key] for key in ("id", "tile", "version")} | {"format": 1, "built": {}}
     except KeyError as error:
         if error.args == (RUN,):
             return None
@@ -595,7 +632,30 @@ def sweep(blobs: Blobs, home: Path | None, before: dict[str, Any] | None) -> Non
         shutil.rmtree(home / name, ignore_errors=True)
 
 
-def _compare(before: dict[str, Any], now: dict[str, Any], options: Options, ndim: int) -> None:
+def _show_parameters(parameters: Mapping[str, Any], keywords: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return how messages show what the result depends on."""
+
+    def show(value: Any) -> str:
+        if isinstance(value, Digest):
+            return value.shown
+        if isinstance(value, (list, tuple, range)):
+            return f"({list_some(value, show=show)})"
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return str(value) if isinstance(value, (str, int, float, type(None), np.generic)) else ""
+
+    shown = {name: show(value) for name, value in (parameters if keywords is None else keywords).items()}
+    # What was given as an array, or is none of the keywords.
+    listed = (list, tuple)
+    shown |= {
+        name: show(value)
+        for name, value in parameters.items()
+        if isinstance(value, Digest) or (isinstance(value, listed) and any(isinstance(one, Digest) for one in value))
+    }
+    return {name: text for name, text in shown.items() if text}
+
+
+def _compare(before: dict[str, Any], now: dict[str, Any], shown: dict[str, str], options: Options, ndim: int) -> None:
     """Refuse to go on with a run that was of something else."""
     if before["format"] != FORMAT:
         raise InputError(
@@ -604,10 +664,12 @@ def _compare(before: dict[str, Any], now: dict[str, Any], options: Options, ndim
             Keyword("resume", False),
             " to delete what it did and start anew",
         )
-    differences = []
+    differences: list[tuple[Part, ...]] = []
+    digests = False
 
     def compare(name: str, old: Any, new: Any) -> None:
-        if name == "version" or re.fullmatch(r"inputs\.\w+\.name", name):
+        nonlocal digests
+        if re.fullmatch(r"(parameters\.)?version|inputs\.\w+\.name", name):
             return  # the algorithm's number and the contents decide
         if options.resume == "force" and re.fullmatch(r"inputs\.\w+\.digest", name):
             return
@@ -615,20 +677,29 @@ def _compare(before: dict[str, Any], now: dict[str, Any], options: Options, ndim
             for key in sorted(set(old) | set(new)):
                 compare(f"{name}.{key}" if name else key, old.get(key), new.get(key))
         elif old != new:
-            shown = [text if len(text := str(value)) < 60 else f"{text[:57]}..." for value in (old, new)]
-            differences.append(f"{name} was {shown[0]} and is {shown[1]}")
+            texts = [text if len(text := str(value)) < 60 else f"{text[:57]}..." for value in (old, new)]
+            digests |= name.endswith(".digest")
+            differences.append((f"{name} was {texts[0]} and is {texts[1]}",))
 
-    compare("", {key: before[key] for key in now}, now)
+    changed = before["parameters"] != now["parameters"]
+    for name in sorted({*shown, *before["shown"]} if changed else ()):
+        texts = [table.get(name, "None") for table in (before["shown"], shown)]
+        if texts[0] != texts[1]:
+            differences.append((Keyword(name), f" was {texts[0]} and is {texts[1]}"))
+    # Where these are the same as far as they are shown.
+    skipped = ("parameters",) if differences else ()
+    compare("", *({key: table[key] for key in now if key not in skipped} for table in (before, now)))
     if options.tile is not None:
         tile = list(canonical_sides(options.tile, "tile", ndim))
         if tile != before["tile"]:
-            differences.append(f"tile was {before['tile']} and is {tile}")
+            differences.append((Keyword("tile"), f" was {before['tile']} and is {tile}"))
     if differences:
         mended: tuple[Part, ...] = ()
-        if any(".digest was" in text for text in differences):
+        if digests:
             mended = ". If only what no finished tile has read was mended, pass ", Keyword("resume", "force")
         raise InputError(
-            f"an unfinished run at this place was another one: {'; '.join(differences)}",
+            "an unfinished run at this place was another one: ",
+            *[part for one in differences for part in ("; ", *one)][1:],
             *mended,
             ". Pass the same to go on, or ",
             Keyword("resume", False),

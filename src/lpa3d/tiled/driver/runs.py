@@ -16,8 +16,8 @@ from ...files.places import zarr_kind
 from .grid import Grid
 from .journal import Journal
 from .locks import lock
-from .outputs import find_beside, name_aside
-from .run import BUILT, RUN, WHOLE, read_run, remove_empty, sweep
+from .outputs import name_aside
+from .run import BUILT, FORMAT, RUN, WHOLE, read_run, remove_empty, sweep
 from .scratch import Folder, ScratchError
 from .stored import canonical_shape
 
@@ -37,7 +37,7 @@ class Found:
     damage : str
         Why nothing else is known of it, "" if it is.
     about : dict
-        What `run.json` says: the verb, its parameters, inputs, places of outputs and tile.
+        What `run.json` says: the verb, its inputs, parameters (`shown`), places of outputs and tile; empty if damaged.
     stages : list of str
         Those that are done.
     stage : str
@@ -96,7 +96,7 @@ def describe_run(home: Path) -> Found:
     stages: list[str] = []
     begun, tiles, total = "", 0, 0
     try:
-        about = read_run(Folder(home), home)
+        about = _read(home)
         if about is None:
             raise FileNotFoundError(home / RUN)
         journal = Journal(Folder(home / about["id"]))
@@ -114,7 +114,7 @@ def describe_run(home: Path) -> Found:
         damage = str(error)
     # Before it is seen whether anybody is at work there, which touches the lock.
     sizes, times = [0], [started]
-    for place in [home, *(_list_beside(about) if about else [])]:
+    for place in [home, *_list_beside(home, about or {})]:
         for path, _, files in os.walk(place):
             for name in files:
                 try:
@@ -129,15 +129,18 @@ def describe_run(home: Path) -> Found:
     )  # fmt: skip
 
 
-def _list_beside(about: dict[str, Any]) -> list[Path]:
+def _read(home: Path) -> dict[str, Any] | None:
+    """Return what `run.json` says, None if it is not there any more."""
+    about = read_run(Folder(home), home)
+    if about is not None and about["format"] != FORMAT:
+        raise InputError(f"it was begun by lpa3d {about['version']}, which kept it in another form")
+    return about
+
+
+def _list_beside(home: Path, about: dict[str, Any]) -> list[Path]:
     """Return what a run builds outside its folder, on the disks of its outputs."""
-    found = [find_beside(Path(place), name, about["id"]) for name, place in _list_places(about)]
-    return [path for path in found if path is not None]
-
-
-def _list_places(about: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the outputs of a run that are local folders, by name."""
-    return [(name, place) for name, place in about["places"].items() if os.path.isabs(place)]
+    built = [Path(place) for place in about.get("built", {}).values() if place is not None]
+    return [place for place in built if Path(os.path.realpath(home)) not in place.parents]
 
 
 def _is_busy(home: Path) -> bool | None:
@@ -164,20 +167,20 @@ def delete_run(home: Path) -> None:
     if not _is_run(home):
         raise InputError(f"{home} is no unfinished run: it is no folder OUT{SUFFIX} that holds {RUN}")
     with lock(home):
-        about = read_run(Folder(home), home)
+        about = _read(home)
         if about is None:
             raise InputError(f"{home} is no unfinished run any more: it ended just now")
-        token, places = about["id"], _list_places(about)
-        built = [find_beside(Path(place), name, token) or home / token / "result" / name for name, place in places]
-        whole = Journal(Folder(home / token)).finished(WHOLE)
-        if any(os.path.lexists(name_aside(Path(place), name, token)) for name, place in places) or (
-            whole and not all(map(os.path.lexists, built))
+        token = about["id"]
+        built = {name: Path(place) for name, place in about["built"].items() if place is not None}
+        aside = [name_aside(Path(about["places"][name]), name, token) for name in built]
+        if any(map(os.path.lexists, aside)) or (
+            Journal(Folder(home / token)).finished(WHOLE) and not all(map(os.path.lexists, built.values()))
         ):
             raise InputError(
                 f"{home} was killed while it put its outputs into their places, some of which are there already: make "
                 "the same call again, which does the rest"
             )
-        for path in built:
-            remove(path)
+        for place in built.values():
+            remove(place)
         sweep(Folder(home), home, about)
     remove_empty(home)

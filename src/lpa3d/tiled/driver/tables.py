@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...arrays.pairs import flag_first, sort_pairs
+from ...arrays.text import list_some
 
-__all__ = ["digest", "fold", "unite_rows"]
+__all__ = ["Digest", "digest", "fold", "unite_rows"]
 
 T = TypeVar("T")
 
@@ -42,8 +43,14 @@ def unite_rows(parts: Iterable[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
     return rows[flag_first(rows)]
 
 
-def digest(value: Any) -> str | None:
-    """Return a few letters that differ where arrays, tuples of arrays, or mappings of ids differ; None of None."""
+class Digest(str):
+    """A few letters that differ where values do; `shown` are the first of these, for messages."""
+
+    shown: str
+
+
+def digest(value: Any) -> Digest | None:
+    """Return what tells arrays, tuples of arrays, or mappings of ids apart; None of None."""
     if value is None:
         return None
     code = hashlib.sha256()
@@ -54,4 +61,14 @@ def digest(value: Any) -> str | None:
         for array in value if isinstance(value, tuple) else (value,):
             code.update(f"{array.dtype} {array.shape}\n".encode())
             code.update(np.ascontiguousarray(array).data)
-    return code.hexdigest()[:16]
+    found = Digest(code.hexdigest()[:16])
+    if isinstance(value, Mapping):
+        found.shown = list_some(value, show=lambda key: f"{key}: {value[key]}")
+    else:
+        rows = value if isinstance(value, tuple) else (value,)
+        found.shown = list_some(
+            range(len(rows[0])),
+            show=lambda k: ": ".join(str(part[k].tolist()).replace("[", "(").replace("]", ")") for part in rows),
+        )
+    found.shown = found.shown or "none"
+    return found
