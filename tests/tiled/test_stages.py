@@ -327,7 +327,7 @@ def test_the_census_of_a_tile(tmp_path: Path, scratch: Scratch) -> None:
 def test_the_diffusion_of_a_tile(scratch: Scratch) -> None:
     """A lone voxel of label 2 in a row of label 1 is outvoted; as a seed it stays."""
     grid = Grid((1, 1, 12), (1, 1, 6))
-    tables = tiled_propagate._Tables(scratch, "token of the test")
+    tables = tiled_propagate._Tables(scratch)
     tables.put(ids=np.arange(3), classes=np.array([0, 1, 1], np.uint8))
     volume = tiled_propagate._Volume(grid, scratch, tables, 6, classes=None, cost=None)  # type: ignore[arg-type]
     filled, out = (scratch.volume(f"volumes/{name}", grid, np.uint32, cut=1) for name in ("filled", "smoothed"))
