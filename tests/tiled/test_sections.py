@@ -11,7 +11,7 @@ from lpa3d import phantom
 from lpa3d.propagation import motions, sections
 from lpa3d.tiled import sections as tiled
 from lpa3d.tiled.driver.grid import Grid
-from lpa3d.tiled.driver.scratch import Folder, Scratch
+from lpa3d.tiled.driver.scratch import Folder, Scratch, ScratchError
 from tests.strategies import moving_blobs
 
 
@@ -225,5 +225,5 @@ def test_a_task_that_comes_late_fails(every_class, tmp_path):
     at = run.grid.box(0).slices
     for folder in ("sections/images", "sections/items"):
         run.scratch.clear(folder)
-        with pytest.raises(KeyError):
+        with pytest.raises(ScratchError, match="it is missing"):
             tiled.draw_tile(drawing, 0, volume[at], ranks[at].copy())

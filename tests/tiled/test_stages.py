@@ -18,7 +18,7 @@ from lpa3d.tiled import merge as tiled_merge
 from lpa3d.tiled import propagate as tiled_propagate
 from lpa3d.tiled.driver import run as driver
 from lpa3d.tiled.driver.grid import Grid
-from lpa3d.tiled.driver.scratch import CLEARED, Blobs, Folder, Scratch
+from lpa3d.tiled.driver.scratch import Blobs, Folder, Scratch, ScratchError
 from lpa3d.tiled.driver.stages import Plan, Stage, is_in
 from lpa3d.tiled.driver.stored import open_source
 
@@ -96,7 +96,7 @@ class Watch:
 
     def note(self, doing: str, key: str) -> None:
         """Judge that a key is read or written now."""
-        if self.plan is None or key.endswith(CLEARED):
+        if self.plan is None:
             return
         if self.stage is not None:
             own = (*self.stage.writes, *self.stage.keeps)
@@ -116,9 +116,12 @@ class Watched:
     blobs: Blobs
     watch: Watch
 
-    def put(self, key: str, parts: list[bytes]) -> None:
+    def put(self, key: str, parts: list[bytes], *, durable: bool = False) -> None:
         self.watch.note("writes", key)
-        self.blobs.put(key, parts)
+        self.blobs.put(key, parts, durable=durable)
+
+    def name(self, key: str) -> str:
+        return self.blobs.name(key)
 
     def get(self, key: str, start: int, length: int) -> bytes:
         self.watch.note("reads", key)
@@ -165,7 +168,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
     def look(blobs: Blobs, home: Path | None, before: Any) -> None:
         if before is not None and seen.plan is not None and scratches:
-            seen.left.update(key for key in scratches[-1].keys("") if not key.endswith(CLEARED))
+            seen.left.update(scratches[-1].keys(""))
         sweep(blobs, home, before)
 
     sweep = driver.sweep
@@ -262,7 +265,7 @@ def test_a_read_that_is_not_declared_is_caught(
 
     def peep(context: Any, tile: int) -> None:
         context.scratch.has(f"seams/{tile}")
-        with pytest.raises(KeyError):  # it is gone
+        with pytest.raises(ScratchError, match="it is missing"):  # it is gone
             context.scratch.get(f"seams/{tile}")
         relabel(context, tile)
 
@@ -324,7 +327,7 @@ def test_the_census_of_a_tile(tmp_path: Path, scratch: Scratch) -> None:
 def test_the_diffusion_of_a_tile(scratch: Scratch) -> None:
     """A lone voxel of label 2 in a row of label 1 is outvoted; as a seed it stays."""
     grid = Grid((1, 1, 12), (1, 1, 6))
-    tables = tiled_propagate._Tables(scratch, "token of the test")
+    tables = tiled_propagate._Tables(scratch)
     tables.put(ids=np.arange(3), classes=np.array([0, 1, 1], np.uint8))
     volume = tiled_propagate._Volume(grid, scratch, tables, 6, classes=None, cost=None)  # type: ignore[arg-type]
     filled, out = (scratch.volume(f"volumes/{name}", grid, np.uint32, cut=1) for name in ("filled", "smoothed"))

@@ -246,7 +246,7 @@ class _Driver:
                     self._record(self._place(tile), version)
         self.run.journal.append(self.spread.name, -1, life + 1)
         # Also after a power cut no other life has this number.
-        self.run.journal.sync(self.spread.name)
+        self.run.journal.flush()
         return life + 1
 
     def _record(self, place: tuple[int, int, int], version: int) -> None:
@@ -307,7 +307,7 @@ class _Driver:
             return []
         for _ in garbage:
             self.outdated.popleft()
-        self.run.journal.sync(self.spread.name)
+        self.run.journal.flush()
         return [(tile, version) for _, tile, version in garbage]
 
     def _finish(self, tile: int, improved: Improved | None) -> None:

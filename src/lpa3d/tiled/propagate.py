@@ -21,10 +21,9 @@ from __future__ import annotations
 
 import logging
 import math
-import secrets
 import threading
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -217,23 +216,23 @@ def _as_ids(ids: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Tables:
-    """Ids and classes by rank, at index 0 none: loaded once in each process, as they may be large.
+    """Ids and classes by rank, at index 0 none: loaded once for all tasks of a context, as they may be large.
 
-    `token` tells runs apart.
+    They are kept as long as the context is, and do not travel with it.
     """
 
     scratch: Scratch
-    token: str
+    _loaded: dict[str, Array] = field(default_factory=dict, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Tables, (self.scratch,)
 
     def get(self, name: str) -> Array:
         """Return a table."""
-        key = (self.token, name)
         with _lock:
-            if key not in _loaded:
-                while len(_loaded) >= MOST_TABLES:
-                    del _loaded[next(iter(_loaded))]
-                _loaded[key] = self.scratch.get(f"tables/{name}")[name]
-            return _loaded[key]
+            if name not in self._loaded:
+                self._loaded[name] = self.scratch.get(f"tables/{name}")[name]
+            return self._loaded[name]
 
     def put(self, **tables: Array) -> None:
         """Keep tables."""
@@ -241,10 +240,6 @@ class _Tables:
             self.scratch.put(f"tables/{name}", **{name: table})
 
 
-MOST_TABLES = 6
-"""Those of two runs: ids, classes, sweeps."""
-
-_loaded: dict[tuple[str, str], Array] = {}
 _lock = threading.Lock()
 
 
@@ -739,7 +734,6 @@ def _list_stages(rules: Rules, *, drawn: bool | None = None, smoothed: bool | No
     lead, refilled_lead = (("volumes/lead",), ("volumes/refilled lead",)) if rules.return_confidence else ((), ())
     stages = [
         Stage("census", writes=("census",)),
-        Stage("token"),
         Stage("ranks", reads=("census",), keeps=("tables", "slices")),
         Stage("seeds", reads=("tables",), writes=("volumes/seeds",)),
     ]
@@ -783,7 +777,7 @@ def _run(run: Run, rules: Rules, classes: Source, seeds: Source, cost: Source | 
     whole, missing = run.grid, tuple(rules.missing)
     census = _Census(whole, run.scratch, classes, seeds, cost, missing)
     run.map("census", _count, census)
-    tables = _Tables(run.scratch, run.once("token", lambda: {"token": secrets.token_hex(8)})["token"])
+    tables = _Tables(run.scratch)
     found = run.once("ranks", _take_census, census, rules, tables)
     if found["lost"]:
         warn(*missing_note(found["lost"]))
@@ -890,10 +884,12 @@ class _Stages:
     def _smooth(self, filled: ScratchVolume, sweeps: Ints) -> None:
         """Find the final labels and their lead over others."""
         run, rules, volume = self.run, self.rules, self.volume
-        lead = self._create("lead", np.uint16) if rules.return_confidence else None
+        most, least = (int(sweeps[1:].max()), int(sweeps[1:].min())) if len(sweeps) > 1 else (0, 0)
+        # Without diffusion no label leads over others.
+        led = None if most else np.empty(0, np.int64)
+        lead = self._create("lead", np.uint16, tiles=led) if rules.return_confidence else None
         self.labels = _Labels(filled)
         self.lead: tuple[ScratchVolume, ScratchVolume | None] | None = None if lead is None else (lead, None)
-        most, least = (int(sweeps[1:].max()), int(sweeps[1:].min())) if len(sweeps) > 1 else (0, 0)
         if most == 0:
             return
         out = self._create("smoothed", np.uint32, cut=1)

@@ -103,7 +103,7 @@ class Journal:
         ScratchError
             If what was noted is damaged.
         """
-        self.flush()
+        self._write()
         found = self._read_file if isinstance(self.blobs, Folder) else self._read_segments
         for data in found(stage, columns):
             if data:
@@ -167,7 +167,7 @@ class Journal:
 
     def finish(self, stage: str, **values: Any) -> None:
         """Note that a whole stage is done, with what it found (JSON); its rows are not needed any more."""
-        self.flush()
+        self._write()
         key = f"done/{_flat(stage)}"
         self.blobs.put(key, [pack_record(key, values)], durable=True)
         with self._lock:
@@ -202,16 +202,16 @@ class Journal:
             raise self._refuse(key, stage, str(error)) from error
 
     def flush(self) -> None:
+        """Write what waits, and all that was noted to the disk."""
+        with self._lock:
+            self._flush()
+            for file, _ in self._files.values():
+                os.fsync(file)
+
+    def _write(self) -> None:
         """Write what waits."""
         with self._lock:
             self._flush()
-
-    def sync(self, stage: str) -> None:
-        """Write what was noted of a stage to the disk."""
-        with self._lock:
-            self._flush()
-            if stage in self._files:
-                os.fsync(self._files[stage][0])
 
     def _flush(self) -> None:
         self._since = time.monotonic()
@@ -230,7 +230,7 @@ class Journal:
         """Write what waits and close all files."""
         while self._files:
             os.close(self._files.popitem()[1][0])
-        self.flush()
+        self._write()
 
     def _open(self, stage: str, columns: int) -> tuple[int, int]:
         """Return the open file of a stage in a folder, and how many rows it has."""

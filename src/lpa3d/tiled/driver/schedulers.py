@@ -6,6 +6,7 @@ that neither cores nor memory are asked for twice.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pickle
 import queue
@@ -189,6 +190,9 @@ class Cluster:
         for future, _ in self._running.values():
             future.cancel()
         self._running.clear()
+        # A scheduler that is gone has no workers that would keep anything.
+        with contextlib.suppress(Exception):
+            self._client.run(_load.cache_clear, wait=False)
 
 
 def choose_scheduler(workers: int | None) -> Scheduler:
