@@ -32,7 +32,8 @@ pytest.importorskip("zarr")
 from zarr.core.sync import sync
 
 from lpa3d.errors import Lpa3dError
-from tests.tiled.driver.world import Changes, Hook, State, World, full, once, watch
+from lpa3d.tiled.driver import run
+from tests.tiled.driver.world import Changes, Crash, Hook, State, World, full, once, watch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -235,6 +236,41 @@ def come_late(world: World, number: int, **options: Any) -> str:
         with contextlib.suppress(Exception):
             task()
     return "" if world.holds(world.inputs, 1) else f"a late one of {len(tasks)} tasks changed the result of a newer run"
+
+
+def lag(world: World, number: int) -> str:
+    """Let one change of a run that died arrive when a newer run is over."""
+    asleep, awake = threading.Event(), threading.Event()
+
+    def sleep() -> None:
+        asleep.set()
+        awake.wait(120)
+
+    hook = once(number, sleep)
+
+    def pause(at: int, what: str, of: str) -> None:
+        if awake.is_set():
+            raise Crash
+        if not asleep.is_set():
+            hook(at, what, of)
+
+    def first() -> None:
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(BaseException):
+            # The system lets go of the lock of a process that dies.
+            patch.setattr(run, "lock", lambda *_: contextlib.nullcontext())
+            world.call(0)
+        asleep.set()
+
+    with world.watched(pause):
+        thread = threading.Thread(target=first)
+        thread.start()
+        asleep.wait(120)
+        wrong = follow(world, 1)
+        awake.set()
+        thread.join(120)
+    if wrong or (not thread.is_alive() and world.holds(world.inputs, 1)):
+        return wrong
+    return "what a run that died wrote late changed the result of a newer one"
 
 
 # ------------------------------------------------------------------------------------------------------ the machine
