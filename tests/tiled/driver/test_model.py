@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import os
 import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from zarr.core.sync import sync
 
 from lpa3d.errors import Lpa3dError
 from lpa3d.tiled.driver import run
-from tests.tiled.driver.world import Changes, Crash, Hook, State, World, full, once, watch
+from tests.tiled.driver.world import PLACES, VERBS, Changes, Crash, Hook, State, World, full, once, watch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -92,13 +93,13 @@ def check_end(world: World, variant: int = 0, **options: Any) -> str:
     return ""
 
 
-def sweep_crashes(world: World, tally: Tally, stride: int, first: int, variant: int = 0, **options: Any) -> None:
-    """Kill a run at every `stride`-th of its crash points from `first` on, and make the same call again."""
+def sweep_crashes(world: World, tally: Tally, numbers: set[int], variant: int = 0, **options: Any) -> None:
+    """Kill a run at some of its changes, and make the same call again."""
     begin = world.save()
     states: list[tuple[str, State]] = []
 
     def keep(number: int, what: str, of: str) -> None:
-        if number % stride == first % stride:
+        if number in numbers:
             states.append((f"{number}: {what} {of.replace(str(world.folder), '')}", world.save()))
 
     with world.watched(keep):
@@ -153,7 +154,7 @@ def follow(world: World, variant: int = 0, **options: Any) -> str:
     return f"no way out: {said}"
 
 
-def sweep(world: World, tally: Tally, numbers: range, what: Callable[[int], str]) -> None:
+def sweep(world: World, tally: Tally, numbers: Iterable[int], what: Callable[[int], str]) -> None:
     """Try something at each of some changes of a run, each time from the state that is there now."""
     begin = world.save()
     version = world.inputs
@@ -419,7 +420,102 @@ def run_machine(verb: str, place: str, folder: Path, changes: Changes, examples:
     return tally
 
 
-@pytest.fixture
-def changes(tmp_path: Path) -> Iterator[Changes]:
-    with watch(tmp_path) as found:
-        yield found
+# -------------------------------------------------------------------------------------------------------- the tests
+
+SCENARIOS: dict[str, Callable[[World, int], str] | None] = {
+    "killed": None,
+    "killed while it replaces": None,
+    "killed while it starts anew": None,
+    "disk full": lambda world, at: fill_disk(world, at, 10**9),
+    "one write fails": lambda world, at: fill_disk(world, at, 1),
+    "a second call": meet,
+    "inputs replaced": lambda world, at: change_inputs(world, at, True),
+    "inputs changed in place": lambda world, at: change_inputs(world, at, False),
+    "late tasks": come_late,
+    "a late change": lag,
+}
+LOCAL = ("folder", "scratch")
+
+
+def try_changes(scenario: str, world: World, points: int, tally: Tally) -> None:
+    """Try what may happen to a run at some of its changes, the first and the last among them."""
+    begin = world.save()
+    world.expected(0, 1)
+    with world.watched(None):
+        world.call()
+        last = world.changes.count
+    world.restore(begin)
+    options: dict[str, Any] = {}
+    if scenario == "killed while it replaces":
+        world.call(1)
+        options = {"overwrite": True}
+    elif scenario == "killed while it starts anew":
+        world.crash(last // 2, 1)
+        options = {"resume": False}
+    numbers = sorted({1 + round(k * last / max(1, points - 1)) for k in range(points)})
+    what = SCENARIOS[scenario]
+    if what is None:
+        sweep_crashes(world, tally, set(numbers), **options)
+    else:
+        sweep(world, tally, numbers, lambda number: what(world, number))
+
+
+def report(tally: Tally, *of: object) -> None:
+    print(f"MODEL {' | '.join(map(str, of))}: {tally.points} points, {len(tally.states)} states, {tally.outcomes}")
+    assert not tally.faults, "\n".join(tally.faults)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "verb", "place", "points"),
+    [
+        ("killed", "label", "folder", 7),
+        ("killed", "fuse", "scratch", 6),
+        ("killed", "merge", "memory", 5),
+        ("killed", "propagate", "folder", 2),
+        ("killed", "label", "obstore-memory", 3),
+        ("killed while it replaces", "fuse", "folder", 4),
+        ("killed while it starts anew", "merge", "folder", 4),
+        ("disk full", "label", "scratch", 3),
+        ("one write fails", "merge", "folder", 4),
+        ("a second call", "label", "folder", 3),
+        ("inputs replaced", "fuse", "folder", 2),
+        ("inputs changed in place", "label", "folder", 2),
+        ("late tasks", "merge", "folder", 2),
+        ("a late change", "label", "folder", 2),
+    ],
+)
+def test_some_changes(scenario: str, verb: str, place: str, points: int, tmp_path: Path) -> None:
+    tally = Tally()
+    with watch(tmp_path) as changes:
+        try_changes(scenario, World(verb, place, tmp_path, changes), points, tally)
+    report(tally, scenario, verb, place)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("place", PLACES)
+def test_many_changes(scenario: str, verb: str, place: str, tmp_path: Path) -> None:
+    if place not in LOCAL and scenario in ("killed while it replaces", "a late change"):
+        pytest.skip("nothing is replaced in a store, nor kept from whoever writes late")
+    # A run makes 70 to 3,300 changes, and those of half a second are many.
+    points = int(os.environ.get("LPA3D_MODEL_POINTS", 40 if verb == "propagate" or scenario != "killed" else 1000))
+    tally = Tally()
+    with watch(tmp_path) as changes:
+        try_changes(scenario, World(verb, place, tmp_path, changes), points, tally)
+    report(tally, scenario, verb, place)
+
+
+@pytest.mark.parametrize(("verb", "place"), [("label", "folder"), ("merge", "memory")])
+def test_sequences(verb: str, place: str, tmp_path: Path) -> None:
+    with watch(tmp_path) as changes:
+        run_machine(verb, place, tmp_path, changes, 2, 4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("place", PLACES)
+def test_many_sequences(verb: str, place: str, tmp_path: Path) -> None:
+    examples = int(os.environ.get("LPA3D_MODEL_EXAMPLES", 20))
+    with watch(tmp_path) as changes:
+        report(run_machine(verb, place, tmp_path, changes, examples, 8), "sequences", verb, place)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError, InputTypeError, Keyword
-from ...files.outputs import ASIDE, TEMPORARY, Beside, flush, overlaps, remove
+from ...files.outputs import ASIDE, TEMPORARY, Beside, flush, flush_folders, overlaps, remove
 from .budget import canonical_sides
 from .grid import Box, Grid, Place
 from .scratch import ScratchError
@@ -40,6 +40,7 @@ __all__ = [
     "check_storage",
     "choose_layout",
     "name_aside",
+    "name_group",
     "pack_written",
     "place_outputs",
     "record_written",
@@ -541,7 +542,7 @@ class Output:
         if self.beside is None:
             self._mark(True)
             return
-        _make_groups(self.beside.target)
+        _make_groups(self.beside.target, name_group(self.beside.temp))
         self.beside.publish()
 
     def take_back(self) -> None:
@@ -579,6 +580,7 @@ class Output:
         built = before["built"].get(self.name)
         if built is not None and Path(built).name == f"{TEMPORARY}{before['id']}-{self.name}":
             remove(Path(built))
+            remove(name_group(Path(built)))
 
     def _discard_stored(self) -> None:
         """Delete the unfinished array of a store: its chunks, whatever their keys are, and no other array's."""
@@ -614,19 +616,35 @@ def name_aside(final: Path, name: str, token: str) -> Path:
     return final.with_name(f"{ASIDE}{token}-{name}")
 
 
-def _make_groups(final: Path) -> None:
-    """Make the groups between the first ``.zarr`` of a path and the array that comes there; others may do the same."""
+def name_group(built: Path) -> Path:
+    """Return where groups are made for what is built at a place."""
+    return built.with_name(f"{built.name}-group")
+
+
+def _make_groups(final: Path, temp: Path) -> None:
+    """Make the groups between the first ``.zarr`` of a path and the array that comes there; others may do the same.
+
+    Each appears whole: it is made as `temp`, on the same disk, and renamed.
+    """
     import zarr
 
     parts = final.parts
     depth = next((i for i, part in enumerate(parts) if part.lower().endswith(".zarr")), len(parts) - 1)
-    final.parent.mkdir(parents=True, exist_ok=True)
+    Path(*parts[:depth]).mkdir(parents=True, exist_ok=True)
     for i in range(depth + 1, len(parts)):
         group = Path(*parts[:i])
-        if not (group / "zarr.json").exists():
-            with contextlib.suppress(FileExistsError, zarr.errors.ContainsGroupError):
-                zarr.create_group(str(group), zarr_format=3)
-                flush(group)
+        if group.exists():
+            continue
+        remove(temp)
+        zarr.create_group(str(temp), zarr_format=3)
+        flush(temp)
+        try:
+            temp.rename(group)
+        except OSError:
+            if not (group / "zarr.json").exists():
+                raise
+        flush_folders(group.parent, group)
+    remove(temp)
 
 
 def place_outputs(outputs: Mapping[str, Wanted], inputs: Mapping[str, Source]) -> dict[str, Output]:

@@ -16,7 +16,7 @@ from ...files.places import zarr_kind
 from .grid import Grid
 from .journal import Journal
 from .locks import lock
-from .outputs import name_aside
+from .outputs import name_aside, name_group
 from .run import BUILT, FORMAT, RUN, WHOLE, read_run, remove_empty, sweep
 from .scratch import Folder, ScratchError
 from .stored import canonical_shape
@@ -182,5 +182,6 @@ def delete_run(home: Path) -> None:
             )
         for place in built.values():
             remove(place)
+            remove(name_group(place))
         sweep(Folder(home), home, about)
     remove_empty(home)
