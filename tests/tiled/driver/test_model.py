@@ -104,8 +104,8 @@ def sweep_crashes(world: World, tally: Tally, numbers: set[int], variant: int = 
 
     with world.watched(keep):
         world.call(variant, **options)
-    if wrong := check_end(world, variant):
-        tally.faults.append(f"undisturbed: {wrong}")
+    if not world.holds(world.inputs, variant):
+        tally.faults.append("undisturbed it is wrong")
     for where, state in states:
         tally.points += 1
         tally.states.add(digest(state))
@@ -438,7 +438,7 @@ LOCAL = ("folder", "scratch")
 
 
 def try_changes(scenario: str, world: World, points: int, tally: Tally) -> None:
-    """Try what may happen to a run at some of its changes, the first and the last among them."""
+    """Try what may happen to a run at some of its changes."""
     begin = world.save()
     world.expected(0, 1)
     with world.watched(None):
@@ -452,7 +452,7 @@ def try_changes(scenario: str, world: World, points: int, tally: Tally) -> None:
     elif scenario == "killed while it starts anew":
         world.crash(last // 2, 1)
         options = {"resume": False}
-    numbers = sorted({1 + round(k * last / max(1, points - 1)) for k in range(points)})
+    numbers = sorted({1 + round((k + 0.5) * last / points) for k in range(points)})
     what = SCENARIOS[scenario]
     if what is None:
         sweep_crashes(world, tally, set(numbers), **options)
@@ -468,20 +468,20 @@ def report(tally: Tally, *of: object) -> None:
 @pytest.mark.parametrize(
     ("scenario", "verb", "place", "points"),
     [
-        ("killed", "label", "folder", 7),
-        ("killed", "fuse", "scratch", 6),
-        ("killed", "merge", "memory", 5),
+        ("killed", "label", "folder", 5),
+        ("killed", "fuse", "scratch", 4),
+        ("killed", "merge", "memory", 4),
         ("killed", "propagate", "folder", 2),
-        ("killed", "label", "obstore-memory", 3),
-        ("killed while it replaces", "fuse", "folder", 4),
-        ("killed while it starts anew", "merge", "folder", 4),
-        ("disk full", "label", "scratch", 3),
-        ("one write fails", "merge", "folder", 4),
-        ("a second call", "label", "folder", 3),
-        ("inputs replaced", "fuse", "folder", 2),
-        ("inputs changed in place", "label", "folder", 2),
+        ("killed", "label", "obstore-memory", 2),
+        ("killed while it replaces", "fuse", "folder", 2),
+        ("killed while it starts anew", "merge", "folder", 3),
+        ("disk full", "label", "scratch", 2),
+        ("one write fails", "merge", "folder", 3),
+        ("a second call", "label", "folder", 2),
+        ("inputs replaced", "merge", "memory", 2),
+        ("inputs changed in place", "label", "folder", 1),
         ("late tasks", "merge", "folder", 2),
-        ("a late change", "label", "folder", 2),
+        ("a late change", "label", "folder", 1),
     ],
 )
 def test_some_changes(scenario: str, verb: str, place: str, points: int, tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ class Changes:
 # ------------------------------------------------------------------------------------------------------------- verbs
 
 TILE = 4
-SHAPE = (8, 8, 8)
+SHAPE = (8, 8, 4)
 
 Arrays = dict[str, Any]
 
@@ -164,7 +164,8 @@ def make_inputs(version: int) -> Arrays:
     instances = np.where(volume > 0, 1 + blocks + version, 0).astype(np.int64)
     seeds = np.zeros_like(instances)
     seeds[1::3] = instances[1::3]
-    return {"volume": volume, "instances": instances, "seeds": seeds}
+    crop = tuple(slice(0, side) for side in SHAPE)
+    return {"volume": volume[crop], "instances": instances[crop], "seeds": seeds[crop]}
 
 
 def label(arrays: Arrays, variant: int, **options: Any) -> Any:
