@@ -239,6 +239,15 @@ def come_late(world: World, number: int, **options: Any) -> str:
     return "" if world.holds(world.inputs, 1) else f"a late one of {len(tasks)} tasks changed the result of a newer run"
 
 
+def start_anew(world: World, number: int) -> str:
+    """Forget a run that was killed while it replaced a result, for another one."""
+    world.crash(number, overwrite=True)
+    error = attempt(world, 1, resume=False, overwrite=True)
+    if error is None and world.holds(world.inputs, 1) and not world.litter():
+        return ""
+    return f"the new run ended in {error!r}, and there is {world.litter()[:3]}"
+
+
 def lag(world: World, number: int) -> str:
     """Let one change of a run that died arrive when a newer run is over."""
     asleep, awake = threading.Event(), threading.Event()
@@ -426,6 +435,7 @@ SCENARIOS: dict[str, Callable[[World, int], str] | None] = {
     "killed": None,
     "killed while it replaces": None,
     "killed while it starts anew": None,
+    "killed while it replaces, then forgotten": start_anew,
     "disk full": lambda world, at: fill_disk(world, at, 10**9),
     "one write fails": lambda world, at: fill_disk(world, at, 1),
     "a second call": meet,
@@ -437,8 +447,8 @@ SCENARIOS: dict[str, Callable[[World, int], str] | None] = {
 LOCAL = ("folder", "scratch")
 
 
-def try_changes(scenario: str, world: World, points: int, tally: Tally) -> None:
-    """Try what may happen to a run at some of its changes."""
+def try_changes(scenario: str, world: World, points: int, tally: Tally, since: float = 0.0) -> None:
+    """Try what may happen to a run at some of its changes, from a part of them on."""
     begin = world.save()
     world.expected(0, 1)
     with world.watched(None):
@@ -446,13 +456,16 @@ def try_changes(scenario: str, world: World, points: int, tally: Tally) -> None:
         last = world.changes.count
     world.restore(begin)
     options: dict[str, Any] = {}
-    if scenario == "killed while it replaces":
+    if "replaces" in scenario:
+        # Another result, which is neither that of the one call nor of the other.
+        world.write_inputs(1)
         world.call(1)
+        world.write_inputs(0)
         options = {"overwrite": True}
     elif scenario == "killed while it starts anew":
         world.crash(last // 2, 1)
         options = {"resume": False}
-    numbers = sorted({1 + round((k + 0.5) * last / points) for k in range(points)})
+    numbers = sorted({1 + round((since + (1 - since) * (k + 0.5) / points) * last) for k in range(points)})
     what = SCENARIOS[scenario]
     if what is None:
         sweep_crashes(world, tally, set(numbers), **options)
@@ -473,7 +486,8 @@ def report(tally: Tally, *of: object) -> None:
         ("killed", "merge", "memory", 4),
         ("killed", "propagate", "folder", 2),
         ("killed", "label", "obstore-memory", 2),
-        ("killed while it replaces", "fuse", "folder", 2),
+        ("killed while it replaces", "fuse", "folder", 3),
+        ("killed while it replaces, then forgotten", "fuse", "scratch", 3),
         ("killed while it starts anew", "merge", "folder", 3),
         ("disk full", "label", "scratch", 2),
         ("one write fails", "merge", "folder", 3),
@@ -487,7 +501,9 @@ def report(tally: Tally, *of: object) -> None:
 def test_some_changes(scenario: str, verb: str, place: str, points: int, tmp_path: Path) -> None:
     tally = Tally()
     with watch(tmp_path) as changes:
-        try_changes(scenario, World(verb, place, tmp_path, changes), points, tally)
+        # Outputs are put into place in the last tenth of a run.
+        since = 0.85 if "replaces" in scenario else 0.0
+        try_changes(scenario, World(verb, place, tmp_path, changes), points, tally, since)
     report(tally, scenario, verb, place)
 
 
@@ -496,7 +512,7 @@ def test_some_changes(scenario: str, verb: str, place: str, points: int, tmp_pat
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("place", PLACES)
 def test_many_changes(scenario: str, verb: str, place: str, tmp_path: Path) -> None:
-    if place not in LOCAL and scenario in ("killed while it replaces", "a late change"):
+    if place not in LOCAL and ("replaces" in scenario or scenario == "a late change"):
         pytest.skip("nothing is replaced in a store, nor kept from whoever writes late")
     # A run makes 70 to 3,300 changes, and those of half a second are many.
     points = int(os.environ.get("LPA3D_MODEL_POINTS", 40 if verb == "propagate" or scenario != "killed" else 1000))

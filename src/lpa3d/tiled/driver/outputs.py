@@ -35,15 +35,17 @@ __all__ = [
     "Output",
     "Sink",
     "Wanted",
+    "bring_back",
     "check_apart",
     "check_folder",
     "check_storage",
     "choose_layout",
-    "name_aside",
+    "list_aside",
     "name_group",
     "pack_written",
     "place_outputs",
     "record_written",
+    "settle_aside",
     "unpack_written",
 ]
 
@@ -614,6 +616,26 @@ class Output:
 def name_aside(final: Path, name: str, token: str) -> Path:
     """Return where waits what the output `name` of the run `token` replaces."""
     return final.with_name(f"{ASIDE}{token}-{name}")
+
+
+def bring_back(before: Mapping[str, Any]) -> None:
+    """Put what a run that was killed had moved aside into its place again, where nothing has come there."""
+    for final, aside in list_aside(before):
+        if os.path.lexists(aside) and not os.path.lexists(final):
+            aside.rename(final)
+
+
+def settle_aside(before: Mapping[str, Any]) -> None:
+    """Delete what a run that is to be forgotten had replaced."""
+    bring_back(before)
+    for _, aside in list_aside(before):
+        remove(aside)
+
+
+def list_aside(before: Mapping[str, Any]) -> list[tuple[Path, Path]]:
+    """Return the place of each local output of a run, and where waits what it replaces."""
+    finals = {name: Path(before["places"][name]) for name, built in before["built"].items() if built is not None}
+    return [(final, name_aside(final, name, before["id"])) for name, final in finals.items()]
 
 
 def name_group(built: Path) -> Path:

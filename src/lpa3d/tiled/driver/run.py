@@ -49,6 +49,7 @@ from .outputs import (
     Output,
     Sink,
     Wanted,
+    bring_back,
     check_apart,
     check_folder,
     check_storage,
@@ -56,6 +57,7 @@ from .outputs import (
     pack_written,
     place_outputs,
     record_written,
+    settle_aside,
     unpack_written,
 )
 from .schedulers import OnDevice, Scheduler, Task, Threads, choose_scheduler
@@ -421,6 +423,7 @@ def open_run(
             if error is not None and before is not None and (useless or (fresh and not journal.noted)):
                 for output in places.values():
                     output.discard(before)
+                settle_aside(before)
                 sweep(blobs, home, before)
 
         stack.push(forget)
@@ -432,6 +435,8 @@ def open_run(
             _compare(before, asked, shown, options, first.ndim)
             tile = before["tile"] if tile is None else tile
         else:
+            if before is not None:
+                bring_back(before)
             for output in places.values():
                 # What an unfinished run made in a store, or put into place already, is no result that would be lost.
                 left = before is not None and output.was_published(before)
@@ -451,6 +456,7 @@ def open_run(
             if before is not None:
                 for output in places.values():
                     output.discard(before)
+                settle_aside(before)
             sweep(blobs, home, before)
             if home is not None:
                 _check_room(verb, cost, first, places, home)

@@ -16,7 +16,7 @@ from ...files.places import zarr_kind
 from .grid import Grid
 from .journal import Journal
 from .locks import lock
-from .outputs import name_aside, name_group
+from .outputs import list_aside, name_group
 from .run import BUILT, FORMAT, RUN, WHOLE, read_run, remove_empty, sweep
 from .scratch import Folder, ScratchError
 from .stored import canonical_shape
@@ -170,17 +170,16 @@ def delete_run(home: Path) -> None:
         about = _read(home)
         if about is None:
             raise InputError(f"{home} is no unfinished run any more: it ended just now")
-        token = about["id"]
-        built = {name: Path(place) for name, place in about["built"].items() if place is not None}
-        aside = [name_aside(Path(about["places"][name]), name, token) for name in built]
-        if any(map(os.path.lexists, aside)) or (
-            Journal(Folder(home / token)).finished(WHOLE) and not all(map(os.path.lexists, built.values()))
+        built = [Path(place) for place in about["built"].values() if place is not None]
+        whole = Journal(Folder(home / about["id"])).finished(WHOLE)
+        if any(os.path.lexists(aside) for _, aside in list_aside(about)) or (
+            whole and not all(map(os.path.lexists, built))
         ):
             raise InputError(
                 f"{home} was killed while it put its outputs into their places, some of which are there already: make "
                 "the same call again, which does the rest"
             )
-        for place in built.values():
+        for place in built:
             remove(place)
             remove(name_group(place))
         sweep(Folder(home), home, about)
