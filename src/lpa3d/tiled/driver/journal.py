@@ -15,7 +15,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -67,8 +67,10 @@ class Journal:
     `close` it at the end: a store's last segment is written then.
     """
 
-    def __init__(self, blobs: Blobs) -> None:
+    def __init__(self, blobs: Blobs, check: Callable[[], None] = lambda: None) -> None:
         self.blobs = blobs
+        self._check = check
+        """Called before anything is noted in a store."""
         self.noted = False
         """Whether any item was noted since it was opened."""
         self._files: dict[str, tuple[int, int]] = {}
@@ -168,6 +170,7 @@ class Journal:
     def finish(self, stage: str, **values: Any) -> None:
         """Note that a whole stage is done, with what it found (JSON); its rows are not needed any more."""
         self._write()
+        self._check()
         key = f"done/{_flat(stage)}"
         self.blobs.put(key, [pack_record(key, values)], durable=True)
         with self._lock:
@@ -211,6 +214,8 @@ class Journal:
     def _flush(self) -> None:
         self._since = time.monotonic()
         waiting, self._waiting = self._waiting, {}
+        if waiting:
+            self._check()
         # What was written before that it is done, as `append` was called.
         for stage, rows in sorted(waiting.items(), key=lambda entry: entry[0] != FIRST):
             number = self._segments.get(stage, -1)

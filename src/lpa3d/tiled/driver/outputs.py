@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError, InputTypeError, Keyword
-from ...files.outputs import ASIDE, TEMPORARY, Beside, flush, overlaps, remove
+from ...files.outputs import ASIDE, TEMPORARY, Beside, flush, flush_folders, overlaps, remove
 from .budget import canonical_sides
 from .grid import Box, Grid, Place
 from .scratch import ScratchError
@@ -540,7 +540,9 @@ class Output:
         if self.beside is None:
             self._mark(True)
             return
+        anchor = self.anchor
         _make_groups(self.beside.target)
+        flush_folders(self.beside.target.parent, anchor)
         self.beside.publish()
 
     def take_back(self) -> None:

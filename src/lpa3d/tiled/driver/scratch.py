@@ -232,7 +232,8 @@ class StoreFolder:
         from zarr.core.sync import sync
 
         async def collect() -> list[str]:
-            return [key async for key in self.store.list_prefix(f"{self._key(prefix)}/")]
+            top = self._key(prefix).rstrip("/")
+            return [key async for key in self.store.list_prefix(f"{top}/" if top else "")]
 
         skip = len(self.prefix) + 1 if self.prefix else 0
         for key in sync(collect()):
