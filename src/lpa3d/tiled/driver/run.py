@@ -40,7 +40,7 @@ from ...arrays import backend as _backend
 from ...arrays.call import Options, Progress
 from ...arrays.text import list_some
 from ...errors import Example, InputError, InputTypeError, Keyword, Lpa3dError, Part, RangeError
-from ...files.outputs import publish
+from ...files.outputs import flush_folders, publish
 from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_tile, find_cost
 from .grid import Grid
 from .journal import FIRST, Journal
@@ -587,6 +587,7 @@ def _make_home(home: Path) -> None:
     """Make the folder of a run."""
     try:
         home.mkdir(parents=True, exist_ok=True)
+        flush_folders(home.parent, home)
     except OSError as error:
         raise InputError(
             f"cannot make the folder of the run, {home}: {error.strerror}; choose another one with ",

@@ -110,7 +110,8 @@ class Folder:
                         os.fsync(file.fileno())
                 os.replace(temp, path)
                 if durable:
-                    flush_folders(path.parent, self.root)
+                    # Folders that were there before are on the disk, or were flushed with what was put into them first.
+                    flush_folders(path.parent, self.root if attempt else path)
                 return
             except FileNotFoundError:
                 if attempt:
