@@ -431,8 +431,8 @@ def open_run(
                     output.discard(before)
                 _sweep(blobs, home, before)
 
-        stack.push(forget)
         before = _earlier(blobs, home)
+        stack.push(forget)
         if before is None:
             _sweep(blobs, home, None)
         tile = options.tile
