@@ -89,6 +89,7 @@ def assert_refused(done: subprocess.CompletedProcess, message: str, code: int = 
 # -------------------------------------------------------------------------------------------------------- the commands
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("source", SUFFIXES)
 @pytest.mark.parametrize("target", SUFFIXES)
 def test_label_is_lpa3d_label(files, source, target, capsys):
@@ -568,6 +569,7 @@ def interrupted(code: str, words: list[str], number: int) -> tuple[int, str]:
     """
     # A shell starts its background jobs deaf to SIGINT, which children inherit: these tests may run in one.
     hear = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    hear += "\nif hasattr(signal, 'SIGHUP'): signal.signal(signal.SIGHUP, signal.SIG_DFL)"
     code = f"{hear}\n{code}\nimport sys\nfrom lpa3d.cli import main\nsys.exit(main())"
     with subprocess.Popen(
         [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -587,6 +589,12 @@ def interrupted(code: str, words: list[str], number: int) -> tuple[int, str]:
         ("zarr", signal.SIGINT, 130, "lpa3d: interrupted\n"),
         ("nii.gz", signal.SIGINT, 130, "lpa3d: interrupted\n"),
         ("h5", signal.SIGTERM, 143, "lpa3d: terminated\n"),
+        (
+            "tif",
+            getattr(signal, "SIGHUP", signal.SIGTERM),
+            129 if hasattr(signal, "SIGHUP") else 143,
+            "lpa3d: terminated\n",
+        ),
     ],
 )
 def test_interrupted_write_leaves_nothing(files, suffix, number, expected, message):
@@ -615,6 +623,36 @@ def test_killed_write_leaves_the_output_as_it_was(files, suffix):
     np.testing.assert_array_equal(io.read(f"seeds.{suffix}"), two_cells()[1])
     assert all(name.startswith(".lpa3d-tmp-") for name in set(names(files)) - set(before))
     assert cli.main(["label", "volume.npy", f"out.{suffix}", "-q"]) == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+def test_what_is_ignored_stays_so(monkeypatch):
+    from lpa3d.commands import job
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with job._signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("words", "closed", "code"),
+    [
+        (["label", "volume.npy", "out.npy"], (0, 1, 2), 0),
+        (["label", "volume.npy", "missing/out.npy"], (2,), 2),
+        (["info", "volume.npy"], (1,), 1),  # the result cannot be written
+    ],
+)
+@pytest.mark.skipif(os.name != "posix", reason="needs file descriptors")
+def test_streams_that_are_closed(files, words, closed, code):
+    closing = "".join(f"import os; os.close({number})\n" for number in closed)
+    start = f"{closing}os.execv({sys.executable!r}, [{sys.executable!r}, '-m', 'lpa3d', *{words!r}])"
+    assert subprocess.run([sys.executable, "-c", start], capture_output=True, timeout=60).returncode == code
+    if code == 0:
+        assert Path("out.npy").exists()
 
 
 def test_closed_pipe_is_quiet(files):

@@ -2,7 +2,7 @@
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 the work failed, 2 the command
 line or an input cannot be used (nothing was written), 3 a result misses a limit that was asked for, 130 Ctrl-C, 143
-terminated.
+terminated, 129 the terminal was closed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .commands.pipeline import add_pipeline_arguments, run_pipeline
 from .commands.propagate import add_propagate_arguments, run_propagate
 from .commands.runs import add_runs_arguments, run_runs
 from .commands.stitch import add_stitch_arguments, run_stitch
-from .commands.terminal import Terminal
+from .commands.terminal import Terminal, open_streams
 from .commands.wording import word_options
 
 __all__ = ["main"]
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv : sequence of str, optional
         Arguments without the program's name; those of the process by default.
     """
+    open_streams()
     try:
         try:
             return _main(list(sys.argv[1:] if argv is None else argv))

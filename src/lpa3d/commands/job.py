@@ -34,7 +34,9 @@ from .wording import Word
 
 __all__ = ["BROKEN_PIPE", "FAILED", "INTERRUPTED", "UNUSABLE", "Job", "attend", "report"]
 
-OK, FAILED, UNUSABLE, MISSED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 2, 3, 130, 141, 143
+OK, FAILED, UNUSABLE, MISSED, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 130, 141
+SIGNALS = ("SIGTERM", "SIGHUP")
+"""What ends a run as Ctrl-C does; the exit code is 128 and the signal's number. Windows has no SIGHUP."""
 
 TILES_END = 10.0
 """Seconds that tiles in flight have to end after an interruption. What they leave unfinished is done again."""
@@ -116,24 +118,31 @@ class Job:
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived."""
+    """One of `SIGNALS` arrived: its number."""
+
+
+def _catchable() -> list[int]:
+    """Return the numbers of `SIGNALS` that are not ignored (as nohup has it)."""
+    numbers = [int(getattr(signal, name)) for name in SIGNALS if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
 
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that it cleans up as Ctrl-C does."""
+    """Turn signals into an exception, so that they clean up as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
+        raise _Terminated(number)
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {number: signal.signal(number, terminate) for number in _catchable()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -182,7 +191,7 @@ def attend(run: Callable[[Job], None], args: argparse.Namespace, word: Word) -> 
                 terminal.tick()
     except (KeyboardInterrupt, _Terminated) as interruption:
         # Once is enough: the cleaning up is not to be interrupted.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *_catchable())}
         # A writer stops by itself at the next slab, a run over tiles when those in flight are done; one that does not
         # is cut off.
         outputs.cancel()
@@ -192,11 +201,12 @@ def attend(run: Callable[[Job], None], args: argparse.Namespace, word: Word) -> 
         terminal.finish()
         stopped = isinstance(interruption, _Terminated)
         terminal.message(("terminated" if stopped else "interrupted") + advice)
-        code = TERMINATED if stopped else INTERRUPTED
+        code = 128 + interruption.args[0] if isinstance(interruption, _Terminated) else INTERRUPTED
         if not done.is_set():
             # Compiled code cannot be stopped, and leaving in the usual way would wait for it.
             os._exit(code)
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         return code
     terminal.finish()
     if failures:

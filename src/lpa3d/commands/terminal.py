@@ -8,9 +8,26 @@ import sys
 import threading
 import time
 
-__all__ = ["Terminal"]
+__all__ = ["Terminal", "open_streams"]
 
 BAR = 24
+
+
+def open_streams() -> None:
+    """Put something in the place of standard streams that are closed (``2>&-``).
+
+    Else the next file that is opened would take their number, and messages of libraries would be written into it.
+    Messages are lost; results that cannot be written are an error.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR if number == 2 else os.O_RDONLY)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
 
 
 class Terminal:
@@ -79,8 +96,8 @@ class Terminal:
         try:
             sys.stderr.write(text)
             sys.stderr.flush()
-        except OSError:
-            pass  # nobody listens; the work goes on
+        except (OSError, ValueError):
+            pass  # nobody listens, or it is closed; the work goes on
 
     def say(self, text: str) -> None:
         """Print a note, unless the user wants quiet."""

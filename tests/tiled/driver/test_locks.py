@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lpa3d.errors import InputError
-from lpa3d.tiled.driver.locks import lock
+from lpa3d.tiled.driver import locks
+from lpa3d.tiled.driver.locks import LockError, claim, lock
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -99,3 +104,107 @@ def test_other_errors_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     lose(monkeypatch, errno.EIO)
     with pytest.raises(OSError, match="no locks here"), lock(tmp_path):
         pass
+
+
+# -------------------------------------------------------------------------------------------------------------- stores
+
+
+def stores(tmp_path: Path) -> list[Any]:
+    """Return a store of each kind."""
+    zarr = pytest.importorskip("zarr")
+    found = [zarr.storage.MemoryStore(), zarr.storage.LocalStore(tmp_path / "local")]
+    try:
+        import fsspec  # noqa: F401
+        import obstore
+    except ImportError:
+        return found
+    return [
+        *found,
+        zarr.storage.FsspecStore.from_url(f"memory://claims/{tmp_path.name}"),
+        zarr.storage.ObjectStore(obstore.store.MemoryStore()),
+        zarr.storage.ObjectStore(obstore.store.LocalStore(str(tmp_path / "objects"), mkdir=True)),
+    ]
+
+
+@pytest.fixture(params=range(5))
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    found = stores(tmp_path)
+    return found[request.param] if request.param < len(found) else pytest.skip("needs fsspec and obstore")
+
+
+def list_claims(store: Any) -> list[str]:
+    return list(locks.StoreFolder(store, locks.CLAIMS).keys(""))
+
+
+def test_a_store_is_claimed_once(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "WAIT", 0)
+    with claim(store) as one:
+        one.check()
+        with pytest.raises(InputError, match=r"another process is at work on.*delete \.lpa3d-lock/"), claim(store):
+            pass
+        one.check()
+    with claim(store):
+        pass
+    assert list_claims(store) == []
+
+
+def test_many_that_claim_a_store_at_once(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_work, most, done, refused = [0], [0], [0], [0]
+    start, guard = threading.Barrier(4), threading.Lock()
+
+    def work() -> None:
+        start.wait()
+        try:
+            with claim(store) as one:
+                with guard:
+                    at_work[0] += 1
+                    most[0] = max(most[0], at_work[0])
+                time.sleep(0.01)
+                one.check()
+                with guard:
+                    at_work[0] -= 1
+                    done[0] += 1
+        except InputError:
+            refused[0] += 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most[0] == 1
+    assert done[0] + refused[0] == 4
+    assert list_claims(store) == []
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"place": locks._place(), "process": 2**22 + 1, "started": 1.0},  # it is not there
+        {"place": locks._place(), "process": os.getppid(), "started": 1.0},  # another one of its number
+        {"place": locks._place(), "process": os.getpid(), "started": 1.0},  # this one, which has let go of it
+    ],
+)
+def test_a_claim_of_a_process_that_ended(store: Any, about: Any) -> None:
+    locks.StoreFolder(store, locks.CLAIMS).put("old", [json.dumps(about).encode()])
+    with claim(store):
+        assert "old" not in list_claims(store)
+
+
+@pytest.mark.parametrize("text", [b'{"place": "elsewhere", "process": 7, "started": 1.0}', b"", b"[]"])
+def test_a_claim_of_another_machine(store: Any, text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "WAIT", 0)
+    blobs = locks.StoreFolder(store, locks.CLAIMS)
+    blobs.put("old", [text])
+    with pytest.raises(InputError, match=r"another machine.* delete \.lpa3d-lock/old"), claim(store):
+        pass
+    blobs.delete("old")
+    with claim(store):
+        pass
+
+
+def test_a_claim_that_was_deleted(store: Any) -> None:
+    with claim(store) as one:
+        one.blobs.delete(one.key)
+        with pytest.raises(LockError, match="was deleted while this run was at work"):
+            one.check()

@@ -802,7 +802,7 @@ def test_a_pair_that_cannot_be_published_leaves_the_former_one(
 def test_outputs_are_on_the_disk_before_they_are_in_place(
     volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    places = {"a": tmp_path / "a.zarr", "b": tmp_path / "b.zarr"}
+    places = {"a": tmp_path / "a.zarr", "b": tmp_path / "new" / "er" / "b.zarr"}
     flushed: list[str] = []
     fsync, replace, rename = os.fsync, Path.replace, os.replace
     home = tmp_path / "a.zarr.lpa3d"
@@ -829,6 +829,8 @@ def test_outputs_are_on_the_disk_before_they_are_in_place(
                     files = {str(path) for path in [built, *built.rglob("*")]}
                     assert files <= set(flushed)
                     assert zarr.open_array(str(built)).attrs["lpa3d"]["complete"] is True
+            if to == places["b"]:  # the folders that were made for it, too
+                assert {str(folder) for folder in list(to.parents)[:3]} <= set(flushed[renamed[0] :])
             assert records[-1][1].endswith("/done")
             renamed.append(len(flushed))
             assert home.is_dir()  # nothing of the run is deleted before
@@ -840,7 +842,7 @@ def test_outputs_are_on_the_disk_before_they_are_in_place(
     monkeypatch.setattr(os, "fsync", note_flush)
     monkeypatch.setattr(Path, "replace", look)
     run_two(volume, places)
-    assert [flushed[k] for k in renamed] == [str(tmp_path)] * 2
+    assert [flushed[k] for k in renamed] == [str(place.parent) for place in places.values()]
     assert len(records) == 4  # the run; outputs are made, tiles are done, outputs are whole
     assert all(flushed[at] == folder for at, folder in records)
 

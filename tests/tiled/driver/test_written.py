@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpa3d.arrays.call import Options
+from lpa3d.errors import InputError
+from lpa3d.tiled.driver import locks
 from lpa3d.tiled.driver import run as driver
 from lpa3d.tiled.driver.outputs import Sink, Wanted, pack_written, unpack_written
 from lpa3d.tiled.driver.run import open_run
@@ -202,3 +204,38 @@ def test_scratch_is_not_made_where_the_driver_made_none(tmp_path: Path) -> None:
     with pytest.raises(ScratchError, match="is not there"):
         Folder(tmp_path / "gone", made=True).put("a/b", [b"x"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["memory", "store"])
+def test_two_runs_at_once_on_one_store(
+    kind: str, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (store, *_), _ = places(tmp_path, kind)
+    monkeypatch.setattr(locks, "WAIT", 0)
+    seen = []
+
+    def second(stage: str, done: float) -> None:
+        if done == 1.0 and not seen:
+            for resume in (True, False):
+                with pytest.raises(InputError, match="another process is at work on this output"):
+                    run(volume, [store], resume=resume)
+            seen.append(done)
+
+    (result,) = run(volume, [store], progress=second)
+    assert seen
+    np.testing.assert_array_equal(result[:], zarr.open_array(str(volume))[:])
+
+
+def test_a_run_whose_claim_is_taken_stops(volume: Path, tmp_path: Path) -> None:
+    store = zarr.storage.MemoryStore()
+
+    def take(stage: str, done: float) -> None:
+        if done == 1.0:
+            for key in [key for key in store._store_dict if key.startswith(locks.CLAIMS)]:
+                del store._store_dict[key]
+
+    with pytest.raises(locks.LockError, match="so this one stops"):
+        run(volume, [store], progress=take)
+    assert zarr.open_array(store).attrs["lpa3d"]["complete"] is False
+    (result,) = run(volume, [store])  # nothing was deleted
+    np.testing.assert_array_equal(result[:], zarr.open_array(str(volume))[:])

@@ -28,7 +28,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 import lpa3d
-from lpa3d.tiled.driver import run, schedulers
+from lpa3d.tiled.driver import locks, run, schedulers
 
 Hook = Callable[[int, str, str], None]
 """Called with the number of a change, what it is, and of which file or key, before it is made."""
@@ -482,6 +482,7 @@ def watch(folder: Path) -> Iterator[Changes]:
         changes.patch(patch)
         patch.setenv("LPA3D_NUM_THREADS", "1")
         patch.setattr(run, "PAUSE", 0.0)
+        patch.setattr(locks, "WAIT", 0.01)
         patch.setattr(os, "fsync", lambda handle: None)
         patch.setattr(os, "stat", stat_elsewhere)
         yield changes

@@ -4,8 +4,8 @@ A stage's log holds rows of int64, appended when an item is done: in a local fol
 which survive the process at once; in a zarr store, which cannot append, as segments of about a second each.
 
 Each row has a checksum, in which its stage and its place take part. Where a disk was full or the power was cut, the
-last row may be torn, and nothing but zeros follows it: it is cut off. Any other damage is an error. The start of a log
-and the end of a stage are on the disk before the run goes on; a power cut thus loses rows at the end at most.
+last row may be torn, and nothing but zeros follows it: it is cut off. Any other damage is an error. The end of a stage
+is on the disk before what it replaces is deleted; rows get there when the system, or `Journal.flush`, writes them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -67,12 +67,16 @@ class Journal:
     `close` it at the end: a store's last segment is written then.
     """
 
-    def __init__(self, blobs: Blobs) -> None:
+    def __init__(self, blobs: Blobs, check: Callable[[], None] = lambda: None) -> None:
         self.blobs = blobs
+        self._check = check
+        """Called before anything is noted in a store."""
         self.noted = False
         """Whether any item was noted since it was opened."""
         self._files: dict[str, tuple[int, int]] = {}
         """The file of each stage, and its rows."""
+        self._named: set[str] = set()
+        """Stages whose files have their names on the disk."""
         self._segments: dict[str, int] = {}
         self._waiting: dict[str, list[tuple[int, ...]]] = {}
         self._since = time.monotonic()
@@ -168,6 +172,7 @@ class Journal:
     def finish(self, stage: str, **values: Any) -> None:
         """Note that a whole stage is done, with what it found (JSON); its rows are not needed any more."""
         self._write()
+        self._check()
         key = f"done/{_flat(stage)}"
         self.blobs.put(key, [pack_record(key, values)], durable=True)
         with self._lock:
@@ -205,8 +210,11 @@ class Journal:
         """Write what waits, and all that was noted to the disk."""
         with self._lock:
             self._flush()
-            for file, _ in self._files.values():
+            for stage, (file, _) in self._files.items():
                 os.fsync(file)
+                if stage not in self._named and isinstance(self.blobs, Folder):
+                    flush_folders((self.blobs.root / self._key(stage)).parent, self.blobs.root)
+                    self._named.add(stage)
 
     def _write(self) -> None:
         """Write what waits."""
@@ -216,6 +224,8 @@ class Journal:
     def _flush(self) -> None:
         self._since = time.monotonic()
         waiting, self._waiting = self._waiting, {}
+        if waiting:
+            self._check()
         # What was written before that it is done, as `append` was called.
         for stage, rows in sorted(waiting.items(), key=lambda entry: entry[0] != FIRST):
             number = self._segments.get(stage, -1)
@@ -247,7 +257,6 @@ class Journal:
                     os.ftruncate(file, START + count * width)
                 else:
                     self._begin(file, _start(stage, columns))
-                    flush_folders(path.parent, self.blobs.root)
             except BaseException:
                 os.close(file)
                 raise
@@ -255,9 +264,8 @@ class Journal:
         return self._files[stage]
 
     def _begin(self, file: int, start: bytes) -> None:
-        """Write the start of a log, also to the disk."""
+        """Write the start of a log."""
         assert isinstance(self.blobs, Folder)
         os.ftruncate(file, 0)
         if os.write(file, start) != len(start):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.blobs.root))
-        os.fsync(file)

@@ -544,7 +544,9 @@ class Output:
         if self.beside is None:
             self._mark(True)
             return
+        anchor = self.anchor
         _make_groups(self.beside.target, name_group(self.beside.temp))
+        flush_folders(self.beside.target.parent, anchor)
         self.beside.publish()
 
     def take_back(self) -> None:
@@ -665,7 +667,6 @@ def _make_groups(final: Path, temp: Path) -> None:
         except OSError:
             if not (group / "zarr.json").exists():
                 raise
-        flush_folders(group.parent, group)
     remove(temp)
 
 

@@ -40,11 +40,11 @@ from ...arrays import backend as _backend
 from ...arrays.call import Options, Progress
 from ...arrays.text import list_some
 from ...errors import Example, InputError, InputTypeError, Keyword, Lpa3dError, Part, RangeError
-from ...files.outputs import publish
+from ...files.outputs import flush_folders, publish
 from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_tile, find_cost
 from .grid import Grid
 from .journal import FIRST, Journal
-from .locks import lock
+from .locks import LockError, claim, lock
 from .outputs import (
     Output,
     Sink,
@@ -416,18 +416,26 @@ def open_run(
             _make_home(home)
             stack.callback(remove_empty, home)
             stack.enter_context(lock(home))
+        claims = [stack.enter_context(claim(output.store)) for output in places.values() if output.final is None]
+
+        def check_claims() -> None:
+            for one in claims:
+                one.check()
+
         fresh = useless = False
 
         def forget(kind: Any, error: BaseException | None, trace: Any) -> None:
             """Delete the run of a call that cannot be right, or of which nothing is done."""
-            if error is not None and before is not None and (useless or (fresh and not journal.noted)):
+            if isinstance(error, LockError) or error is None or before is None:
+                return  # it may be another one's by now; or it is done; or there is none
+            if useless or (fresh and not journal.noted):
                 for output in places.values():
                     output.discard(before)
                 settle_aside(before)
                 sweep(blobs, home, before)
 
-        stack.push(forget)
         before = read_run(blobs, home)
+        stack.push(forget)
         if before is None:
             sweep(blobs, home, None)
         tile = options.tile
@@ -474,7 +482,7 @@ def open_run(
             fresh = True
         token = before["id"]
         inner = _below(blobs, token)
-        journal = Journal(inner)
+        journal = Journal(inner, check_claims)
         stack.callback(journal.close)
         # First the threads end, which still note in the journal what they finish.
         stack.callback(scheduler.close)
@@ -585,6 +593,7 @@ def _make_home(home: Path) -> None:
     """Make the folder of a run."""
     try:
         home.mkdir(parents=True, exist_ok=True)
+        flush_folders(home.parent, home)
     except OSError as error:
         raise InputError(
             f"cannot make the folder of the run, {home}: {error.strerror}; choose another one with ",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import pickle
 import queue
 import sys
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 
 from ...arrays import backend as _backend
 from ...arrays.threads import num_threads, serial
+from ...arrays.warn import warn
 
 __all__ = ["Cluster", "OnDevice", "Scheduler", "Task", "Threads", "choose_scheduler"]
 
@@ -151,15 +153,34 @@ class Cluster:
         self._client = client
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._running: dict[str, tuple[Any, list[tuple[Any, ...]]]] = {}
-        self._slots, self._asked = 0, 0.0
+        self._slots, self._asked = 0, -math.inf
+        self._lonely: float | None = None
+        """Since when there have been no workers."""
+        self._told = 0.0
 
     @property
     def slots(self) -> int:
         """Return the number of the workers' threads, which may change while the run goes on."""
-        if not self._slots or time.monotonic() - self._asked > 1.0:
-            self._slots = max(1, sum(self._client.nthreads().values()))
-            self._asked = time.monotonic()
-        return self._slots
+        now = time.monotonic()
+        if now - self._asked > 1.0:
+            self._slots, self._asked = sum(self._client.nthreads().values()), now
+            if self._slots:
+                self._lonely = None
+            elif self._lonely is None:
+                self._lonely = self._told = now
+        return max(1, self._slots)
+
+    def _warn_lonely(self) -> None:
+        """Warn now and then that there are no workers, for which a run waits without an end: they may still come."""
+        now = time.monotonic()
+        patience = 10.0 if self._told == self._lonely else 60.0
+        if not self._slots and self._lonely is not None and now - self._told > patience:
+            self._told = now
+            warn(
+                f"the dask cluster has had no workers for {now - self._lonely:.0f} s, so nothing is done: start some "
+                "(cluster.scale, or dask worker), or close the client to work on the threads of this process. "
+                "Ctrl-C ends the run; what is finished is kept"
+            )
 
     def prepare(self, task: Task, context: Any) -> Any:
         """Return task and context as bytes."""
@@ -176,6 +197,8 @@ class Cluster:
         try:
             future = self._done.get(timeout=timeout)
         except queue.Empty:
+            if self.slots:  # asks for them
+                self._warn_lonely()
             return None
         _, batch = self._running.pop(future.key)
         try:

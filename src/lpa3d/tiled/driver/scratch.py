@@ -110,7 +110,8 @@ class Folder:
                         os.fsync(file.fileno())
                 os.replace(temp, path)
                 if durable:
-                    flush_folders(path.parent, self.root)
+                    # Folders that were there before are on the disk, or were flushed with what was put into them first.
+                    flush_folders(path.parent, self.root if attempt else path)
                 return
             except FileNotFoundError:
                 if attempt:
@@ -232,7 +233,8 @@ class StoreFolder:
         from zarr.core.sync import sync
 
         async def collect() -> list[str]:
-            return [key async for key in self.store.list_prefix(f"{self._key(prefix)}/")]
+            top = self._key(prefix).rstrip("/")
+            return [key async for key in self.store.list_prefix(f"{top}/" if top else "")]
 
         skip = len(self.prefix) + 1 if self.prefix else 0
         for key in sync(collect()):
