@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lpa3d
-from lpa3d.errors import InputError, InputTypeError, Lpa3dWarning
+from lpa3d.errors import DeviceError, InputError, InputTypeError, Lpa3dWarning
 from lpa3d.linking.contacts import Counts, add_counts, count_pairs
 from lpa3d.tiled import merge as tiled_merge
 from lpa3d.tiled import surfaces as tiled_surfaces
@@ -202,8 +202,8 @@ def test_merge_goes_on_only_with_what_it_was_asked(tmp_path):
     labels = store(np.random.default_rng(0), np.arange(1, 28).reshape(3, 3, 3))
     out = tmp_path / "out.zarr"
     with (
-        mock.patch.object(tiled_merge, "relabel", side_effect=InputError("stop")),
-        pytest.raises(InputError, match="stop"),
+        mock.patch.object(tiled_merge, "relabel", side_effect=DeviceError("stop")),
+        pytest.raises(DeviceError, match="stop"),
     ):
         lpa3d.merge(labels, must_link=[(1, 2)], out=out, tile=2)
     for other in (
@@ -332,8 +332,8 @@ def test_evaluate_goes_on_where_it_stopped(tmp_path):
     sides = store(random, volume), store(random, np.roll(volume, 1, 2))
     arguments = {"surfaces": True, "scratch": tmp_path / "run", "tile": 3, "iou_thresholds": 0.1}
     with (
-        mock.patch.object(tiled_surfaces, "measure_lists", side_effect=InputError("stop")),
-        pytest.raises(InputError, match="stop"),
+        mock.patch.object(tiled_surfaces, "measure_lists", side_effect=DeviceError("stop")),
+        pytest.raises(DeviceError, match="stop"),
     ):
         lpa3d.evaluate(*sides, **arguments)
     with pytest.raises(InputError, match="an unfinished run at this place was another one"):
