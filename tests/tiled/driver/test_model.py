@@ -535,3 +535,17 @@ def test_many_sequences(verb: str, place: str, tmp_path: Path) -> None:
     examples = int(os.environ.get("LPA3D_MODEL_EXAMPLES", 20))
     with watch(tmp_path) as changes:
         report(run_machine(verb, place, tmp_path, changes, examples, 8), "sequences", verb, place)
+
+
+@pytest.mark.parametrize("at", ["group.zarr", ".run.json"])
+def test_killed_where_something_new_is_made(at: str, tmp_path: Path) -> None:
+    with watch(tmp_path) as changes:
+        world = World("fuse", "folder", tmp_path, changes)
+        begin, seen = world.save(), []
+        with world.watched(lambda number, what, of: seen.append((number, of))):
+            world.call()
+        world.restore(begin)
+        numbers = [number for number, of in seen if at in of or "-group" in of]
+        tally = Tally()
+        sweep_crashes(world, tally, set(numbers[:8]))
+    report(tally, at)

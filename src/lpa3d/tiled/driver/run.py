@@ -642,7 +642,11 @@ def sweep(blobs: Blobs, home: Path | None, before: dict[str, Any] | None) -> Non
     if home is None:
         blobs.clear("")
         return
-    names = [path.name for path in home.iterdir() if re.fullmatch("[0-9a-f]{8}", path.name)]
+    names = [path.name for path in home.iterdir()]
+    for name in names:
+        if re.fullmatch(rf"\.{re.escape(RUN)}\.[0-9a-f]+", name):
+            (home / name).unlink(missing_ok=True)  # of a run that was killed while it wrote that
+    names = [name for name in names if re.fullmatch("[0-9a-f]{8}", name)]
     for name in {*names, *([before["id"]] if before is not None else [])}:
         shutil.rmtree(home / name, ignore_errors=True)
 
