@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -208,3 +209,45 @@ def test_a_claim_that_was_deleted(store: Any) -> None:
         one.blobs.delete(one.key)
         with pytest.raises(LockError, match="was deleted while this run was at work"):
             one.check()
+
+
+def test_a_run_that_begins_while_another_one_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever the one that ends removes its empty folder, the one that begins has a folder, or is refused."""
+    zarr = pytest.importorskip("zarr")
+    import lpa3d
+
+    zarr.create_array(str(tmp_path / "in.zarr"), shape=(4, 4, 4), dtype="u1", chunks=(2, 2, 2))[:] = 1
+    home = tmp_path / "out.zarr.lpa3d"
+    steps = [(Path, "mkdir"), (Path, "is_dir"), (os, "access"), (os, "open"), (os, "stat"), (os, "listdir")]
+
+    def stop(stage: str, done: float) -> None:
+        raise KeyboardInterrupt
+
+    def call(at: int) -> int:
+        """Remove the folder after one of the steps, unless it is in use; return how many there were."""
+        count = [0]
+        with monkeypatch.context() as patch:
+            for owner, name in steps:
+                inner = getattr(owner, name)
+
+                def counted(*args: Any, inner: Any = inner, **how: Any) -> Any:
+                    result = inner(*args, **how)
+                    if count[0] >= 0 and str(args[0]).startswith(str(home)):
+                        count[0] += 1
+                        if count[0] == at:
+                            count[0] = -1
+                            with contextlib.suppress(OSError):
+                                home.rmdir()
+                            count[0] = at
+                    return result
+
+                patch.setattr(owner, name, counted)
+            with pytest.raises(KeyboardInterrupt):  # not earlier
+                lpa3d.label(tmp_path / "in.zarr", out=tmp_path / "out.zarr", tile=4, progress=stop)
+        assert not home.exists()
+        return count[0]
+
+    total = call(-1)
+    assert total > 5
+    for at in range(1, min(total, 10)):
+        call(at)

@@ -599,7 +599,8 @@ def _make_home(home: Path) -> None:
             f"cannot make the folder of the run, {home}: {error.strerror}; choose another one with ",
             Keyword("scratch", Example("FOLDER")),
         ) from error
-    if home.is_dir():  # or a run that ends just now has removed it; whoever locks it makes it anew
+    # A run that ends just now may have removed it; whoever locks it makes it anew.
+    if not os.access(home, os.W_OK | os.X_OK) and home.is_dir():
         check_folder(home, str(home))
 
 
