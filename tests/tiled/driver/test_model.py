@@ -34,7 +34,7 @@ from zarr.core.sync import sync
 
 from lpa3d.errors import Lpa3dError
 from lpa3d.tiled.driver import run
-from tests.tiled.driver.world import PLACES, VERBS, Changes, Crash, Hook, State, World, full, once, watch
+from tests.tiled.driver.world import PLACES, VERBS, Changes, Crash, Hook, State, World, die, full, once, watch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -179,6 +179,15 @@ def fill_disk(world: World, number: int, count: int, **options: Any) -> str:
     if error is not None and not isinstance(error, Lpa3dError) and getattr(error, "errno", 0) != errno.ENOSPC:
         return f"raw {type(error).__name__}: {error}"
     return check_end(world, **options)
+
+
+def lose_workers(world: World, number: int, times: int) -> str:
+    """Let a worker die at a change of its task, and the ones that try that again."""
+    with world.watched(die(world.changes, number, times)):
+        error = attempt(world)
+    if error is not None and not (isinstance(error, Lpa3dError) and "run the same call again" in str(error)):
+        return f"{type(error).__name__}: {error}"
+    return check_end(world)
 
 
 def do_meanwhile(action: Callable[[], None]) -> None:
@@ -355,6 +364,11 @@ class Machine(RuleBasedStateMachine):
         self.begin(fresh)
         self.note(f"disk full: {type(self.try_call(variant, {}, full(at, count))).__name__}")
 
+    @rule(fresh=st.booleans(), variant=VARIANTS, at=AT, times=st.sampled_from([1, 2, 3]))
+    def lose_workers(self, fresh: bool, variant: int, at: int, times: int) -> None:
+        self.begin(fresh)
+        self.note(f"workers die: {type(self.try_call(variant, {}, die(self.world.changes, at, times))).__name__}")
+
     @rule(fresh=st.booleans(), variant=VARIANTS, other=VARIANTS, at=AT, resume=st.booleans())
     def meet(self, fresh: bool, variant: int, other: int, at: int, resume: bool) -> None:
         self.begin(fresh)
@@ -438,6 +452,8 @@ SCENARIOS: dict[str, Callable[[World, int], str] | None] = {
     "killed while it replaces, then forgotten": start_anew,
     "disk full": lambda world, at: fill_disk(world, at, 10**9),
     "one write fails": lambda world, at: fill_disk(world, at, 1),
+    "a worker dies": lambda world, at: lose_workers(world, at, 1),
+    "workers die": lambda world, at: lose_workers(world, at, 3),
     "a second call": meet,
     "inputs replaced": lambda world, at: change_inputs(world, at, True),
     "inputs changed in place": lambda world, at: change_inputs(world, at, False),
@@ -490,7 +506,9 @@ def report(tally: Tally, *of: object) -> None:
         ("killed while it replaces, then forgotten", "fuse", "scratch", 3),
         ("killed while it starts anew", "merge", "folder", 3),
         ("disk full", "label", "scratch", 2),
-        ("one write fails", "merge", "folder", 3),
+        ("one write fails", "merge", "folder", 2),
+        ("a worker dies", "merge", "scratch", 2),
+        ("workers die", "merge", "memory", 1),
         ("a second call", "label", "folder", 2),
         ("inputs replaced", "merge", "memory", 2),
         ("inputs changed in place", "label", "folder", 1),
@@ -549,3 +567,16 @@ def test_killed_where_something_new_is_made(at: str, tmp_path: Path) -> None:
         tally = Tally()
         sweep_crashes(world, tally, set(numbers[:8]))
     report(tally, at)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_half_a_row_of_the_journal_is_cut_off(count: int, tmp_path: Path) -> None:
+    with watch(tmp_path) as changes:
+        world = World("merge", "folder", tmp_path, changes)
+        begin, rows = world.save(), []
+        with world.watched(lambda number, what, of: rows.append(number) if what == "torn" and "/rows" in of else None):
+            world.call()
+        tally = Tally()
+        world.restore(begin)
+        sweep(world, tally, rows[1::5], lambda number: fill_disk(world, number, count))
+    report(tally)

@@ -38,12 +38,18 @@ class Crash(BaseException):
     """The process is dead: from now on each change that it tries ends in this."""
 
 
+class Died(BaseException):
+    """The worker is dead that does a task."""
+
+
 class Changes:
     """Calls `hook` before each change below `roots`, and in the zarr stores of memory and of obstore."""
 
     def __init__(self) -> None:
         self.count = 0
         self.hook: Hook | None = None
+        self.tasks = 0
+        """How many batches of tasks are in progress."""
         self.roots: tuple[str, ...] = ()
         self._files: dict[int, str] = {}
         self._lock = threading.RLock()
@@ -71,6 +77,19 @@ class Changes:
             for name in ("put", "delete", "copy", "rename"):
                 patch.setattr(obstore, f"{name}_async", self._awaited(name, getattr(obstore, f"{name}_async")))
                 patch.setattr(obstore, name, self._called(name, getattr(obstore, name)))
+
+    def watch_tasks(self, patch: pytest.MonkeyPatch) -> None:
+        """Count the tasks in progress."""
+        inner = schedulers._call
+
+        def call(*args: Any) -> Any:
+            self.tasks += 1
+            try:
+                return inner(*args)
+            finally:
+                self.tasks -= 1
+
+        patch.setattr(schedulers, "_call", call)
 
     def _awaited(self, what: str, inner: Any) -> Any:
         async def call(store: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
@@ -451,6 +470,18 @@ def full(at: int, count: int = 10**9) -> Hook:
     return fail
 
 
+def die(changes: Changes, at: int, times: int) -> Hook:
+    """Return a hook: workers die before a change of a task, from number `at` on, some times."""
+    left = [times]
+
+    def fail(number: int, what: str, of: str) -> None:
+        if number >= at and left[0] and changes.tasks:
+            left[0] -= 1
+            raise Died
+
+    return fail
+
+
 def once(at: int, action: Callable[[], Any]) -> Hook:
     """Return a hook that does something before change number `at`, or the next one that is not made in zarr's loop."""
     done: list[int] = []
@@ -480,6 +511,7 @@ def watch(folder: Path) -> Iterator[Changes]:
 
     with pytest.MonkeyPatch.context() as patch, zarr.config.set({"async.concurrency": 1}):
         changes.patch(patch)
+        changes.watch_tasks(patch)
         patch.setenv("LPA3D_NUM_THREADS", "1")
         patch.setattr(run, "PAUSE", 0.0)
         patch.setattr(locks, "WAIT", 0.01)

@@ -89,9 +89,14 @@ class Journal:
             if isinstance(self.blobs, Folder):
                 file, place = self._open(stage, len(row))
                 data = _seal(stage, place, np.array(row, np.int64).tobytes())
-                if os.write(file, data) != len(data):
-                    # What follows must not stand behind a torn row.
-                    os.close(self._files.pop(stage)[0])
+                whole = False
+                try:
+                    whole = os.write(file, data) == len(data)
+                finally:
+                    if not whole:
+                        # What follows must not stand behind a torn row: who opens the file anew cuts that off.
+                        os.close(self._files.pop(stage)[0])
+                if not whole:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.blobs.root))
                 self._files[stage] = file, place + 1
                 return
