@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,5 +118,5 @@ def _text(found: Found) -> str:
     lines["on disk"] = format_bytes(found.size)
     if not found.busy and not found.damage:
         lines["go on"] = "make the same call, or run the same command, again"
-        lines["delete"] = f"lpa3d runs --delete '{found.home}'"
+        lines["delete"] = f"lpa3d runs --delete {shlex.quote(str(found.home))}"
     return f"{found.home}\n" + "".join(f"  {key + ':':<9} {text}\n" for key, text in lines.items())
