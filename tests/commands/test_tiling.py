@@ -225,7 +225,7 @@ def test_an_interrupted_run_goes_on(files, number, code, message, capsys):
 
     assert cli.main(COMMAND.replace("--tile", "--connectivity 18 --tile").split()) == 2
     said = capsys.readouterr().err
-    assert "parameters.connectivity was" in said
+    assert "--connectivity was 6 and is 18" in said
     assert "pass the same to go on, or --no-resume to delete" in said.lower()
     assert cli.main([*COMMAND.split()[:-1], "8"]) == 2
     assert "tile was [8, 16, 16] and is [8, 8, 8]" in capsys.readouterr().err

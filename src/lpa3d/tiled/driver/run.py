@@ -573,7 +573,7 @@ def _home(
         of = str(output.final or output.store) if output is not None else " ".join(
             str(local_folder(source.array) or source.name) for source in inputs.values()
         )  # fmt: skip
-        digest = hashlib.sha256(of.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(of.encode()).hexdigest()[:8]
         home = scratch / f"{_flat(parts[depth:]) or verb}-{digest}.lpa3d"
     elif output is None:
         home = Path(tempfile.mkdtemp(prefix=f"lpa3d-{verb}-"))
