@@ -46,7 +46,7 @@ from .outputs import Output, Sink, Wanted, check_apart, check_folder, check_stor
 from .schedulers import OnDevice, Scheduler, Task, Threads, choose_scheduler
 from .scratch import Blobs, Folder, Scratch, StoreFolder
 from .stages import Plan, Stage
-from .stored import Source, is_url, local_folder
+from .stored import Source, is_url
 
 __all__ = ["Run", "TileError", "open_run"]
 
@@ -470,7 +470,7 @@ def _home(
         scratch = Path(os.path.realpath(os.path.expanduser(options.scratch)))
         # Runs of other places, or of other inputs where there is no output, have folders of their own.
         of = str(output.final or output.store) if output is not None else " ".join(
-            str(local_folder(source.array) or source.name) for source in inputs.values()
+            source.place for source in inputs.values()
         )  # fmt: skip
         digest = hashlib.sha256(of.encode()).hexdigest()[:8]
         home = scratch / f"{'-'.join(parts[depth:]) or verb}-{digest}.lpa3d"
@@ -555,10 +555,13 @@ def _compare(before: dict[str, Any], now: dict[str, Any], options: Options, ndim
         tile = list(canonical_sides(options.tile, "tile", ndim))
         if tile != before["tile"]:
             differences.append(f"tile was {before['tile']} and is {tile}")
+    for name, source in now["inputs"].items():
+        if "unknown" in source and options.resume != "force":
+            differences.append(f"inputs.{name} is read from {source['unknown']}, which may give other values now")
     if differences:
         mended: tuple[Part, ...] = ()
-        if any(".digest was" in text for text in differences):
-            mended = ". If only what no finished tile has read was mended, pass ", Keyword("resume", "force")
+        if any(".digest was" in text or "may give other values" in text for text in differences):
+            mended = ". If nothing changed that a finished tile has read, pass ", Keyword("resume", "force")
         raise InputError(
             f"an unfinished run at this place was another one: {'; '.join(differences)}",
             *mended,

@@ -8,8 +8,9 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from ...errors import InputError, InputTypeError, Keyword
 from .grid import Box, Place
+from .origins import Origin, find_origins
 
 __all__ = [
     "Source",
@@ -26,7 +28,6 @@ __all__ = [
     "check_classes",
     "check_ids",
     "is_url",
-    "local_folder",
     "open_source",
     "same_shape",
 ]
@@ -97,44 +98,35 @@ class Source:
     def describe(self) -> dict[str, Any]:
         """Return what must be the same when a run is resumed (JSON): form, and a digest of what is stored.
 
-        The digest of an array in a local folder is that of names, sizes and times of its files, that of a dask array
-        its name, which dask derives from where it comes from. Of other stores only the metadata are compared.
+        What it is read from is told apart by names, sizes and times (`lpa3d.tiled.driver.origins`), a dask array by its
+        name besides. ``"unknown"`` names what cannot be told apart.
         """
         about: dict[str, Any] = {"name": self.name, "shape": list(self.shape[3 - self.ndim :]), "dtype": self.dtype.str}
-        if self.is_dask:
-            return about | {"digest": str(self.array.name)}
         if isinstance(self.array, np.ndarray):
             return about | {"digest": f"in memory at {self.array.ctypes.data:x}"}
-        metadata = json.dumps(self.array.metadata.to_dict(), sort_keys=True, default=str)
-        digest = hashlib.sha256(metadata.encode())
-        folder = local_folder(self.array)
-        if folder is not None:
-            for path, files in sorted(_walk(folder)):
-                for file in sorted(files):
-                    stat = os.stat(os.path.join(path, file))
-                    digest.update(f"{os.path.relpath(path, folder)}/{file} {stat.st_size} {stat.st_mtime_ns}".encode())
-        return about | {"digest": digest.hexdigest()}
+        form = self.array.name if self.is_dask else self.array.metadata.to_dict()
+        found, unknown = [], set()
+        for origin in self.origins:
+            contents = origin.list_contents()
+            if contents is None:
+                unknown.add(origin.unknown)
+            else:
+                found.append(hashlib.sha256(b"\n".join(contents)).hexdigest())
+        digest = hashlib.sha256(json.dumps([form, sorted(found)], sort_keys=True, default=str).encode())
+        return about | {"digest": digest.hexdigest()} | ({"unknown": ", ".join(sorted(unknown))} if unknown else {})
 
+    @cached_property
+    def origins(self) -> tuple[Origin, ...]:
+        """Return what it is read from."""
+        return find_origins(self.array)
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield every folder below `folder`, also behind links, and the files in it; each once, if links go in a circle."""
-    seen = set()
-    for path, folders, files in os.walk(folder, followlinks=True):
-        stat = os.stat(path)
-        if (stat.st_dev, stat.st_ino) in seen:
-            folders.clear()
-        else:
-            seen.add((stat.st_dev, stat.st_ino))
-            yield path, files
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "origins"}
 
-
-def local_folder(array: Any) -> Path | None:
-    """Return the folder of a zarr array, None if it lies elsewhere."""
-    store = getattr(array, "store", None)
-    root = getattr(store, "root", None)
-    if not isinstance(root, (str, Path)) or type(store).__name__ != "LocalStore":
-        return None
-    return Path(root) / str(array.path)
+    @property
+    def place(self) -> str:
+        """Return where it lies, in whatever words it was named."""
+        return " ".join(sorted({os.sep.join(one.parts) for one in self.origins if one.is_local})) or self.name
 
 
 def open_source(array: Any, role: str) -> Source:
