@@ -1,5 +1,6 @@
 """The command line as its users and their scripts meet it: files, messages, exit codes, signals."""
 
+import argparse
 import csv
 import inspect
 import io as textio
@@ -712,3 +713,28 @@ def test_bar(monkeypatch):
 def test_no_progress_if_quiet_or_dumb(files):
     assert on_terminal(["label", "volume.npy", "a.npy", "--quiet"]) == ""
     assert on_terminal(["label", "volume.npy", "b.npy"], TERM="dumb").count("\r") == 1  # of the one line's end
+
+
+SUBS = next(one for one in cli._parser([])._actions if isinstance(one, argparse._SubParsersAction)).choices
+
+
+@pytest.mark.parametrize("command", SUBS)
+def test_empty_values_are_not_taken_for_none(command, capsys):
+    for option in SUBS[command]._actions:
+        count = option.nargs if isinstance(option.nargs, int) else 1
+        for empty in ("", " ") if count else ():
+            with pytest.raises(SystemExit) as caught:
+                SUBS[command].parse_args([*option.option_strings[-1:], *[empty] * count])
+            assert caught.value.code == 2
+            assert "it is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", ["propagate a b c --missing-slices", "stitch a b --bad-slices", "fuse --seeds s --complete-slices"]
+)
+def test_long_lists_of_slices_are_refused_before_they_are_made(words, capsys):
+    for end in (10**11, 10**30):
+        with pytest.raises(SystemExit) as caught:
+            cli.main([*words.split(), f"3-{end}"])
+        assert caught.value.code == 2
+        assert f"lists {end - 2:,} slices, more than any volume has" in capsys.readouterr().err

@@ -247,11 +247,9 @@ PURE = {"_operator", "builtins", "cytoolz", "dask", "functools", "itertools", "m
 }
 """Packages whose functions and objects read only what they are given; a file's name is seen where it is given."""
 
-PLAIN = (int, float, complex, bytes, slice, range, type(None), type(...), types.ModuleType) + (
-    np.generic,
-    np.dtype,
-    np.ufunc,
-)
+PLAIN: tuple[type, ...] = (int, float, complex, bytes, slice, range, type(None), type(...), types.ModuleType)
+PLAIN += (np.generic, np.dtype, np.ufunc)
+"""Types of values that hold nothing that is read."""
 
 DEPTH = 8
 """How far objects that nothing is known of are looked through: one inside of another."""
@@ -387,5 +385,5 @@ def _list_slots(kind: type) -> list[str]:
 
 
 def _list_attributes(value: Any) -> list[Any]:
-    held = [getattr(value, name, None) for name in _list_slots(type(value))]
+    held = [getattr(value, name, None) for name in _list_slots(value.__class__)]
     return held + list(getattr(value, "__dict__", {}).values())

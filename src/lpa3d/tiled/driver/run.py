@@ -465,7 +465,7 @@ def _home(
     parts = output.final.parts if output is not None and output.final is not None else ()
     depth = next((i for i, part in enumerate(parts) if part.lower().endswith(".zarr")), len(parts) - 1)
     if options.scratch is not None:
-        if not isinstance(options.scratch, (str, os.PathLike)) or is_url(options.scratch):
+        if not isinstance(options.scratch, (str, os.PathLike)) or not str(options.scratch) or is_url(options.scratch):
             raise InputTypeError(Keyword("scratch"), f" is {options.scratch!r}; a local or shared folder is needed")
         scratch = Path(os.path.realpath(os.path.expanduser(options.scratch)))
         # Runs of other places, or of other inputs where there is no output, have folders of their own.

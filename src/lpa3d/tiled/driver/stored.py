@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...arrays.checks import refuse_mask
 from ...errors import InputError, InputTypeError, Keyword
 from .grid import Box, Place
 from .origins import Origin, find_origins
@@ -49,6 +50,9 @@ def canonical_shape(shape: Sequence[int]) -> Place:
     """Return a 2D or 3D shape as ``(Z, Y, X)``."""
     z, y, x = (1,) * (3 - len(shape)) + tuple(int(n) for n in shape)
     return z, y, x
+
+
+LOST = " has masked chunks, whose mask would be lost; "
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,32 @@ class Source:
         index = (0,) * self.lead + box.slices[3 - self.ndim :]
         part = self.array[index]
         if self.is_dask:
-            part = part.compute(scheduler="synchronous")
+            part = self._check(part.compute(scheduler="synchronous"), box)
         out = np.ascontiguousarray(part, dtype=self.dtype).reshape(box.shape)
         return out if out.flags.writeable else out.copy()
+
+    def _check(self, part: Any, box: Box) -> Any:
+        """Return what dask computed, and refuse what is another thing than the dask array says."""
+        name = Keyword(self.name)
+        if isinstance(part, np.ma.MaskedArray):
+            raise InputTypeError(name, LOST, f"pass dask.array.ma.filled({self.name}, 0)")
+        if not isinstance(part, np.ndarray):
+            raise InputTypeError(
+                name,
+                f" has chunks of the type {type(part).__module__}.{type(part).__qualname__}; NumPy arrays are needed: "
+                f"pass {self.name}.map_blocks(numpy.asarray)",
+            )
+        if part.shape[self.lead :] != box.shape[3 - self.ndim :]:
+            raise InputError(
+                name, f" has chunks of other shapes than it says: {part.shape}, not {box.shape[3 - self.ndim :]}"
+            )
+        if not np.can_cast(part.dtype, self.dtype, "safe"):
+            raise InputTypeError(
+                name,
+                f" says that its dtype is {self.dtype}, but a chunk has {part.dtype.name}, of which values would be "
+                f"lost; pass it with the dtype that it has, as map_blocks(..., dtype={part.dtype.name!r}) does",
+            )
+        return part
 
     def describe(self) -> dict[str, Any]:
         """Return what must be the same when a run is resumed (JSON): form, and a digest of what is stored.
@@ -140,7 +167,21 @@ def open_source(array: Any, role: str) -> Source:
     name = role
     if isinstance(array, (str, os.PathLike)):
         name = os.fspath(array)
-        array = _open_url(name) if is_url(name) else _open_path(os.path.expanduser(as_path(name)))
+        try:
+            array = _open_url(name) if is_url(name) else _open_path(os.path.expanduser(as_path(name)))
+        except (InputError, InputTypeError) as error:
+            raise type(error)(Keyword(role), ": ", *error.args) from error
+    refuse_mask(array, role)
+    # A group of zarr has no shape, and a table of dask no chunks.
+    stored = hasattr(array, "shape") and (hasattr(array, "store_path") or hasattr(array, "dask"))
+    if not (stored and hasattr(array, "chunks")) and not isinstance(array, np.ndarray):
+        raise InputTypeError(
+            Keyword(role),
+            f" is {'None' if array is None else f'a {type(array).__module__}.{type(array).__qualname__}'}; a zarr or "
+            "dask array is needed, or the path or URL of a zarr array",
+        )
+    if isinstance(getattr(array, "_meta", None), np.ma.MaskedArray):
+        raise InputTypeError(Keyword(role), LOST, f"pass dask.array.ma.filled({role}, 0)")
     if any(not math.isfinite(n) for n in array.shape):
         raise InputError(
             Keyword(role), f" is a dask array of unknown shape {array.shape}; pass {role}.compute_chunk_sizes()"
