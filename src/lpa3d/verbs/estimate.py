@@ -161,6 +161,7 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
         ndim=first.ndim,
         bytes_per_voxel=cost.memory,
         halo=cost.halo,
+        inputs=sources.values(),
     )
     voxels = math.prod(first.shape)
     raw = voxels * sum(dtype.itemsize for dtype in made)

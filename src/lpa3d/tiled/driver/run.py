@@ -372,7 +372,7 @@ def open_run(
         plan = choose_tile(
             first.shape, first.chunks, tile=tile, memory=options.memory, ndim=3 if resumed else first.ndim,
             bytes_per_voxel=cost.memory, halo=cost.halo, unit=storage.get("shards") or storage.get("chunks"),
-            room=None if device is None else Room(device.free_bytes(), cost.device),
+            room=None if device is None else Room(device.free_bytes(), cost.device), inputs=inputs.values(),
         )  # fmt: skip
         layouts = {name: choose_layout(wanted.shape, plan.tile, storage, name) for name, wanted in outputs.items()}
         in_memory = any(isinstance(source.array, np.ndarray) for source in inputs.values())
