@@ -265,7 +265,7 @@ def check_mapping(mapping: Any, name: str, dtype: np.dtype[Any] | None) -> dict[
             raise InputError(
                 given,
                 f" gives id {key} the class {value}; classes from {low} to {high} are possible",
-                *((f" in the dtype {dtype} of ", Keyword(CLASSES), wider) if dtype is not None else ()),
+                *((f" in the dtype {dtype.name} of ", Keyword(CLASSES), wider) if dtype is not None else ()),
             )
     return pairs
 

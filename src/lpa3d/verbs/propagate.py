@@ -193,7 +193,7 @@ def _propagate(call: Call) -> Any:
     volume, seeds, cost = (call.arrays[name] for name in ("volume", "seeds", "cost"))
     out = call.place
     shape = check_array(volume, "volume").shape
-    class_dtype = volume.dtype
+    class_dtype = volume.dtype.newbyteorder("=")
     same_shape(check_array(seeds, "seeds"), "seeds", check_array(volume, "volume"), "volume")
     rules = check_rules(shape, **call.keywords)
     classes = class_map(volume)
