@@ -372,7 +372,7 @@ def _build(source: str, options: tuple[str, ...], watched: bool) -> ctypes.CDLL:
     calls = [f'extern "C" void call_{name}(void **values) {{ shim::call({name}, values); }}' for name in kernels]
     shim = (FOLDER / "cuda_shim.h").read_text(encoding="utf-8")
     runtime = (FOLDER / "cuda_shim.cpp").read_text(encoding="utf-8").replace('#include "cuda_shim.h"', shim)
-    flags = ["-std=c++17", "-g", "-fPIC", "-U_FORTIFY_SOURCE", "-fno-exceptions", "-fno-gnu-unique"]
+    flags = ["-std=c++17", "-g1", "-fPIC", "-U_FORTIFY_SOURCE", "-fno-exceptions", "-fno-gnu-unique"]
     # g++ fuses multiplications and additions where it can, unless told not to; CUDA knows no strict aliasing.
     defines = [option for option in options if option.startswith("-D")]
     flags_of_kernels = [*flags, "-O1", "-w", "-ffp-contract=off", "-fno-strict-aliasing", *defines]

@@ -385,6 +385,7 @@ def stores(tmp_path_factory):
     return folder
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("cls", "name"), [m for m in STORED if m[0] is not stored_suite.Stored])
 def test_asv_tiled(cls, name, stores, monkeypatch):
     monkeypatch.chdir(stores)

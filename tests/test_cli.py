@@ -93,6 +93,7 @@ def assert_refused(done: subprocess.CompletedProcess, message: str, code: int = 
 # -------------------------------------------------------------------------------------------------------- the commands
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("source", SUFFIXES)
 @pytest.mark.parametrize("target", SUFFIXES)
 def test_label_is_lpa3d_label(files, source, target, capsys):

@@ -89,6 +89,7 @@ def crowd(connectivity, sweeps, side=5):
     return make(np.ones(labels.shape, dtype=np.uint8), labels, np.zeros_like(labels), connectivity, sweeps)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("sweeps", [1, 254, 255, 256, 300])
 def test_far_from_a_border_and_many_sweeps(device, sweeps):
     check(device, line(sweeps))

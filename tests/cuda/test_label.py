@@ -81,6 +81,7 @@ def sized(shape, density=0.45, classes=2):
     return (random.integers(1, classes + 1, shape) * (random.random(shape) < density)).astype(np.uint8)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("connectivity", CONNECTIVITIES)
 def test_sizes_around_a_tile(device, connectivity):
     depth, height = OWN_TILES
@@ -123,6 +124,7 @@ def cubes():
     return volume
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("connectivity", CONNECTIVITIES)
 def test_paths_through_faces_edges_and_corners_of_tiles(device, connectivity):
     check(device, cubes(), connectivity)
@@ -139,6 +141,7 @@ def diagonals():
     return volume
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("connectivity", CONNECTIVITIES)
 def test_diagonal_paths(device, connectivity):
     for sides in (OWN_TILES, SMALL_TILES):

@@ -291,6 +291,7 @@ def test_volumes_across_any_axis(device, every_class):  # noqa: F811
     assert np.mean(drawn) > 0.5, "too few examples had sections to draw"
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_volumes_in_several_batches(device, axis, every_class, monkeypatch):  # noqa: F811
     # Two intervals at a time, or a few pieces; ids that have many pieces; ends of the volume beyond the slices.

@@ -288,15 +288,15 @@ def real_pairs(data_dir):
     nibabel, zarr = pytest.importorskip("nibabel"), pytest.importorskip("zarr")
     folder = data_dir / "urocell" / "fv"
     instance, binary = (
-        np.asarray(nibabel.load(folder / kind / "fib1-3-2-1.nii.gz").dataobj).T[96:128].astype(np.int64)
+        np.asarray(nibabel.load(folder / kind / "fib1-3-2-1.nii.gz").dataobj).T[96:112].astype(np.int64)
         for kind in ("instance", "binary")
     )
     yield instance, skimage.measure.label(binary > 0, connectivity=1).astype(np.int64)
-    dense = np.asarray(zarr.open(data_dir / "connectomics.zarr", mode="r")[100:164:2, ::3, ::3])
+    dense = np.asarray(zarr.open(data_dir / "connectomics.zarr", mode="r")[100:148:2, ::4, ::4])
     dense = np.unique(dense, return_inverse=True)[1].reshape(dense.shape).astype(np.int64)
     corrupted = dense.copy()
     corrupted[corrupted % 7 == 3] += 1
-    corrupted[16:][corrupted[16:] % 5 == 1] += dense.max() + 1
+    corrupted[12:][corrupted[12:] % 5 == 1] += dense.max() + 1
     corrupted[corrupted % 11 == 5] = 0
     corrupted[:, ::9] = 0
     yield dense, corrupted

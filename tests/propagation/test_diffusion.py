@@ -55,6 +55,7 @@ def test_diffusion_is_the_plain_average(case, sweeps, mixed):
     np.testing.assert_array_equal(confidence, lead)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("sweeps", [1, 100, 253, 254, 255, 256, 400])
 @pytest.mark.usefixtures("threads")
 def test_far_from_a_border_and_many_sweeps(sweeps):

@@ -114,6 +114,7 @@ def measure_distances(links, weights, connectivity, cost, labels):
     }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("connectivity", [6, 18, 26])
 @pytest.mark.parametrize("spacing", SPACINGS[:2])
 @pytest.mark.parametrize("costly", [False, True])

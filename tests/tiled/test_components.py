@@ -147,6 +147,7 @@ def test_classes_differ_in_one_bit(dtype):
             assert labels.ravel().tolist() == [1, 2, 2, 0, 3, 3, 4, 4, 5]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("connectivity", CONNECTIVITIES)
 @pytest.mark.parametrize("tile", [(4, 4, 4), (5, 3, 7), (1, 2, 40), (40, 1, 3)])
 def test_corridors_cross_every_tile_many_times(connectivity, tile):

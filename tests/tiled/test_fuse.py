@@ -82,6 +82,7 @@ def test_tiles_of_one_voxel(arguments, seed):
     assert_same(np.random.default_rng(seed), arguments, tile=(9, 9, 9))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("lead", "other"),
     [("uint8", "uint8"), ("bool", "uint16"), ("int16", "uint64"), ("uint64", "int8"), ("int8", "bool")],

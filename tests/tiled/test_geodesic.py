@@ -232,6 +232,7 @@ def test_tiles_that_are_not_active_are_sources(case, tile, seed, share):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("tile", [(3, 5, 4), (32, 1, 1), (1, 7, 32)])
 @pytest.mark.parametrize(("connectivity", "spacing"), [(6, (1, 1, 1)), (6, (2, 1, 1)), (26, (1, 1, 1))])
 def test_a_corridor_that_crosses_every_tile_many_times(tile, connectivity, spacing):
@@ -369,6 +370,7 @@ def test_a_run_on_threads_that_keeps_files_goes_on_where_it_failed(tmp_path, con
     np.testing.assert_array_equal(found, labels)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("connectivity", "steps"), [(18, (0, 1, 1)), (18, (1, 0, 1)), (18, (1, 1, 0)), (26, (1, 1, 1))]
 )

@@ -21,7 +21,7 @@ from tests.verbs.test_propagate import SPACINGS, seeded
 zarr = pytest.importorskip("zarr")
 
 SIDES = st.tuples(*[st.integers(1, 14)] * 3)
-MOST_TILES = 12
+MOST_TILES = 8
 
 
 def store(array, chunks):
@@ -164,6 +164,7 @@ def test_every_stage_changes_something(monkeypatch):
     assert min(counts.values()) > 5, counts
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("connectivity", [6, 18, 26])
 @pytest.mark.parametrize("tile", [(1, 1, 5), (2, 3, 4), (3, 7, 2)])
 def test_a_corridor_crosses_every_tile_many_times(connectivity, tile):
@@ -206,6 +207,7 @@ def test_dropped_seeds_beyond_the_distance_annotate_no_slice():
         np.testing.assert_array_equal(labels, naive.propagate(volume, seeds, **options)[0])
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("missing", [[0], [8], [3, 4], [0, 2, 5, 8], range(9)])
 @pytest.mark.parametrize("unseeded", ["drop", "label"])
 def test_missing_slices(missing, unseeded):

@@ -102,6 +102,7 @@ def test_large_ids(seed, dtype):
     assert_same(slices, random, arguments, kind="dask")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("tile", [(1, 2, 1), (2, 3, 50), (4, 4, 4), (64, 64, 64)])
 def test_discs_that_move_over_gaps(axis, tile):

@@ -295,7 +295,7 @@ def draw_evaluation(random, mode):
 
 @pytest.mark.filterwarnings("ignore::lpa3d.errors.Lpa3dWarning")
 @pytest.mark.parametrize("mode", ["ids", "components", None])
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(seeds)
 def test_evaluate(mode, seed):
     random = np.random.default_rng(seed)

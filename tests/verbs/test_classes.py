@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import lpa3d
@@ -44,6 +44,7 @@ OPTIONS = [
 ]
 
 
+@settings(max_examples=12)
 @given(st.integers(0, 2**32 - 1), names, connectivities, st.sampled_from(OPTIONS), st.booleans())
 @example(3, [-1, -2, -3], 6, OPTIONS[0], False)
 @example(3, [2**60 + 1, 2**60 + 2, 2**60 + 3], 26, OPTIONS[1], True)

@@ -117,6 +117,7 @@ def used(device: Device, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 # ----------------------------------------------------------------------------------------------------- stored arrays
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("verb", CALLS)
 def test_tiles_on_the_device(verb, device, used, tmp_path):
     result = call(verb, store, device="cuda", tile=(5, 9, 12), **place(verb, tmp_path))
@@ -264,6 +265,7 @@ def test_options_of_propagate(device, monkeypatch, share):
         lpa3d.propagate(CASE["volume"], CASE["seeds"].astype(np.uint8), unseeded="label", out=out, device="cuda")
 
 
+@pytest.mark.each_value
 @any_order
 @pytest.mark.parametrize("share", [1.01, 0.9])
 @pytest.mark.parametrize("instances", ["ids", "components"])

@@ -684,15 +684,15 @@ def gain(volume, instances, k, axis=0):
 
 
 @pytest.mark.parametrize(
-    ("steps", "quality", "ratio"),
+    ("volumes", "steps", "quality", "ratio"),
     [
-        ((16,), 0.085, 0.42),
-        pytest.param((8, 16), 0.085, 0.42, marks=pytest.mark.long),
-        pytest.param((32,), 0.06, 0.8, marks=pytest.mark.long),
+        ((1,), (16,), 0.17, 0.25),
+        pytest.param((0, 1), (8, 16), 0.085, 0.42, marks=pytest.mark.long),
+        pytest.param((0, 1), (32,), 0.06, 0.8, marks=pytest.mark.long),
     ],
 )
-def test_vesicles_are_far_better_than_watershed(vesicles, steps, quality, ratio):
-    gains, ours, its = np.mean([gain(*volume, k) for volume in vesicles for k in steps], axis=0)
+def test_vesicles_are_far_better_than_watershed(vesicles, volumes, steps, quality, ratio):
+    gains, ours, its = np.mean([gain(*vesicles[number], k) for number in volumes for k in steps], axis=0)
     assert gains > quality
     assert ours < ratio * its
 

@@ -349,6 +349,7 @@ FLOORS = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("kind", "name", "missing"), FLOORS)
 def test_real_slices(data_dir, kind, name, missing):
     """Sections of what an expert drew, shuffled, put together again; some with a tenth of the slices missing."""
