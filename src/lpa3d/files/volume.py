@@ -103,7 +103,18 @@ class Volume:
         return [(slice(lo, min(lo + rows, length)), *whole) for lo in range(0, length, rows)], 0
 
     def read_box(self, box: Box) -> Array:
-        """Return the voxels of one of `parts`."""
+        """Return the voxels of a box.
+
+        Parameters
+        ----------
+        box : tuple of slice
+            One of `parts`.
+
+        Returns
+        -------
+        ndarray
+            Of the box's shape, and `dtype`.
+        """
         with reading(self.name):
             return self.fetch(box[0].start, box[0].stop) if self.fetch_box is None else self.fetch_box(box)
 
