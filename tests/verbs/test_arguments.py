@@ -50,6 +50,14 @@ def test_flags_are_true_or_false(verb: str, name: str, stored: Any) -> None:
             lpa3d.estimate(verb, **arguments(verb, stored), **{name: value})
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_progress_is_a_function(verb: str, stored: Any) -> None:
+    for array in (stored, ONES):
+        for given in (True, "bar", 0):
+            with pytest.raises(InputTypeError, match=r"progress is .*; a function \(stage, fraction\)"):
+                getattr(lpa3d, verb)(**arguments(verb, array), progress=given)
+
+
 def test_flags_of_numpy_are_flags(stored: Any, tmp_path: Path) -> None:
     yes, no = np.bool_(True), np.bool_(False)
     assert lpa3d.evaluate(ONES, ONES, surfaces=no)["f1"] == 1

@@ -98,6 +98,9 @@ def _check(call: Call) -> Call:
         # Pairs and lists of arrays; the elements of what is longer are none.
         for part in (value, *value) if isinstance(value, (tuple, list)) and len(value) <= FEW else (value,):
             refuse_mask(part, name)
+    progress = call.options.progress
+    if progress is not None and not callable(progress):
+        raise InputTypeError(Keyword("progress"), f" is {progress!r}; a function (stage, fraction) is needed")
     options = check_flags(call.verb, {name: getattr(call.options, name) for name in OPTIONS})
     return replace(call, keywords=check_flags(call.verb, call.keywords), options=Options(**options))
 

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,24 @@ def test_inputs_of_all_kinds_that_change_meanwhile(folder: Path, kind: str) -> N
     with pytest.raises(InputError, match="changed while label read it"):
         lpa3d.label(array, out=folder.parent / "out.zarr", tile=4, progress=meddle)
     assert not (folder.parent / "out.zarr").exists()
+
+
+def test_what_other_processes_do_not_see(folder: Path) -> None:
+    memory = zarr.storage.MemoryStore()
+    for store, private in (
+        (memory, True),
+        (zarr.storage.WrapperStore(memory), True),
+        (zarr.storage.ObjectStore(obstore.store.MemoryStore()), True),
+        (zarr.storage.FsspecStore.from_url("memory://origins"), True),
+        (zarr.storage.FsspecStore.from_url(f"local://{folder}"), False),
+        (zarr.storage.LocalStore(folder), False),
+        (zarr.storage.ObjectStore(obstore.store.S3Store("b", region="x", skip_signature=True)), False),
+    ):
+        assert find_target(store).is_private is private
+    # Workers in other processes get a source without what it was found to be read from.
+    source = open_source(da.from_zarr(str(folder)).map_blocks(np.negative), "volume")
+    assert source.origins
+    assert "origins" not in vars(pickle.loads(pickle.dumps(source)))
 
 
 def test_names_that_look_like_files_are_none(folder: Path) -> None:

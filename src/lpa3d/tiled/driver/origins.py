@@ -52,6 +52,11 @@ class Origin:
         """Return whether it lies in a local, or shared, file system."""
         return bool(self.service == DISK)
 
+    @property
+    def is_private(self) -> bool:
+        """Return whether it lies in the memory of this process, which no other one sees."""
+        return self.service == "memory" or (isinstance(self.service, int) and self.contents is not None)
+
     def overlaps(self, other: Origin) -> bool:
         """Return whether one is, or lies in, the other."""
         if self.service != other.service:

@@ -42,6 +42,7 @@ from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_
 from .grid import Grid
 from .journal import Journal
 from .locks import lock
+from .origins import find_store
 from .outputs import Output, Sink, Wanted, check_apart, check_folder, check_storage, choose_layout, place_outputs
 from .schedulers import OnDevice, Scheduler, Task, Threads, choose_scheduler
 from .scratch import Blobs, Folder, Scratch, StoreFolder
@@ -323,8 +324,6 @@ def open_run(
     """
     device = None if options.device is None else _backend.open_device()
     first = next(iter(inputs.values()))
-    if options.progress is not None and not callable(options.progress):
-        raise InputTypeError(Keyword("progress"), f" is {options.progress!r}; a function (stage, fraction) is needed")
     if bytes_per_voxel is not None:
         cost = Cost(0.0, bytes_per_voxel)
     else:
@@ -578,7 +577,7 @@ def _check_reach(scheduler: Scheduler, inputs: Mapping[str, Source], places: Map
     stores = {name: getattr(source.array, "store", None) for name, source in inputs.items()}
     stores |= {name: output.store for name, output in places.items()}
     for name, store in stores.items():
-        if type(store).__name__ == "MemoryStore":
+        if store is not None and any(origin.is_private for origin in find_store(store)):
             raise InputError(
                 Keyword(name),
                 " lies in the memory of this process, which the workers of the dask client cannot see; use a path that "
