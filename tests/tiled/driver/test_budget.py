@@ -118,8 +118,9 @@ def test_chunks_that_are_decoded_whole_are_in_the_budget() -> None:
     assert plan(enough[1], whole).workers == 1
     # The plan counts what two workers decode, and what they decode from.
     assert plan("2GB", whole, tile=64).memory > 250e6 + 2 * 2 * 256 * 512 * 512 * 4
-    # Whole chunks are counted already, in tiles.
-    assert plan("2GB", usual, tile=128) == plan("2GB", usual, tile=128, inputs=())
+    # Of chunks that tiles hold whole ones of, only those count that threads keep.
+    kept = plan("2GB", usual, tile=128).memory - plan("2GB", usual, tile=128, inputs=()).memory
+    assert 0 < kept <= (DECODERS + 4) * 128**3 * 4
     # Another input of the run has the large chunks.
     with pytest.raises(InputError, match="decoded whole"):
         plan("400MB", usual, whole)
@@ -131,8 +132,8 @@ def test_shards_are_read_in_parts() -> None:
     shards = zarr.create_array({}, shape=(256, 512, 512), chunks=(64, 64, 64), shards=(256, 512, 512), dtype="u4")
     chunks = zarr.create_array({}, shape=(256, 512, 512), chunks=(1, 512, 512), dtype="u4")
     inside, flat = open_source(shards, "labels"), open_source(chunks, "labels")
-    assert count_decoded((64, 64, 64), 0, inside, 2) == 0
+    assert count_decoded((64, 64, 64), 0, inside, 2) <= (DECODERS + 4) * 64**3 * 4
     # As many slices at once as zarr decodes, whatever the number of workers.
     most = max(2, DECODERS) * 512 * 512 * 4
     assert 0 < count_decoded((256, 8, 8), 0, flat, 2) <= 2 * most
-    assert count_decoded((256, 512, 512), 0, flat, 2) == 0
+    assert count_decoded((256, 512, 512), 0, flat, 2) <= (DECODERS + 4) * 512 * 512 * 4

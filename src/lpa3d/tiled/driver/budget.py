@@ -347,6 +347,9 @@ CONCURRENT = 10
 DECODERS = min(32, (os.cpu_count() or 1) + 4)
 """Threads in which zarr decodes, of all reads together: what Python takes where nobody says how many."""
 
+GIVEN_BACK = 2**25
+"""Bytes from which on the allocator of glibc gives a block back; smaller ones each thread may keep."""
+
 
 def count_decoded(tile: Place, halo: int, source: Source, workers: int) -> float:
     """Return the bytes of an input's chunks that are decoded at once beyond those of the tiles themselves.
@@ -360,11 +363,14 @@ def count_decoded(tile: Place, halo: int, source: Source, workers: int) -> float
         met *= min(-(-side // c) if aligned else -(-(side - 1) // c) + 1, -(-n // c))
         box *= side
     size = math.prod(source.chunks) * source.dtype.itemsize
+    there = math.prod(-(-n // c) for n, c in zip(source.shape, source.chunks, strict=True))
+    # Threads that decode, and workers, which copy (measured).
+    kept = size * min(DECODERS + 2 * workers, there) if size < GIVEN_BACK and there > 1 else 0
     if source.is_dask:
         met = 1  # one after the other
     # What it is decoded from may be as large where it hardly compresses; within a tile there is room for that.
     size *= 2 if size > box else 1
-    return max(0.0, min(workers * min(met, CONCURRENT), max(workers, DECODERS)) * size - workers * box)
+    return max(float(kept), min(workers * min(met, CONCURRENT), max(workers, DECODERS)) * size - workers * box)
 
 
 def choose_tile(
