@@ -285,6 +285,27 @@ def test_what_other_processes_do_not_see(folder: Path) -> None:
     assert "origins" not in vars(pickle.loads(pickle.dumps(source)))
 
 
+GLOBAL: dict[str, Any] = {}
+
+
+def test_what_functions_name_is_no_output(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(GLOBAL, "a", read_path(folder))
+    monkeypatch.setitem(globals(), "max", read_path(folder))
+    zeros = da.zeros((8, 8, 8), chunks=8, dtype="u1")
+
+    def deep(block: Any) -> Any:
+        return (lambda: block + GLOBAL["a"][:])()
+
+    for function, found in (
+        (deep, True),
+        (lambda block: block + zarr.open_array("a.zarr", mode="r")[:], True),
+        (lambda block: block * block.max(), False),
+    ):
+        origins = find_origins(zeros.map_blocks(function, dtype="u1", meta=np.empty(0, "u1")))
+        assert any(find_target(folder).overlaps(origin) for origin in origins) is found
+        assert any(origin.contents is None for origin in origins)
+
+
 def test_names_that_look_like_files_are_none(folder: Path) -> None:
     array = da.overlap.overlap(da.zeros((4, 4, 4), chunks=2), 1, "reflect")
     assert find_origins(da.where(array > 0, array, 3).sum(0)) == ()

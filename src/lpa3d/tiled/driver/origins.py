@@ -7,6 +7,7 @@ when it ends (`Origin.list_contents`). Both ask here, so that no kind of store i
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import hashlib
 import os
@@ -148,8 +149,7 @@ def _split(*paths: str) -> tuple[str, ...]:
 
 def find_store(store: Any, path: str = "") -> list[Origin]:
     """Return where an array, or a group, of a zarr store lies."""
-    from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, ZipStore
-    from zarr.storage._wrapper import WrapperStore
+    from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, WrapperStore, ZipStore
 
     while isinstance(store, WrapperStore):
         store = store._store
@@ -363,8 +363,18 @@ def _find_function(function: Any) -> tuple[Iterable[Origin], Iterable[Any], int]
         return (), held, 0
     code = getattr(function, "__code__", None)
     if code is not None:
-        held += [code, *(function.__globals__.get(name) for name in code.co_names)]
+        held += [code, *(function.__globals__.get(name) for name in _list_globals(code))]
     return [_unknown(function, f"the function {function.__qualname__}")], held, 1
+
+
+def _list_globals(code: types.CodeType) -> Iterator[str]:
+    """Yield the global names that a function, and those inside of it, read; attributes of the same names are none."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield str(instruction.argval)
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _list_globals(inner)
 
 
 def _list_members(value: Any) -> Iterable[Any]:
