@@ -434,7 +434,7 @@ def choose_tile(
         one, advice = need(chosen, 1), "a smaller tile, or more memory" if tile is not None else "more memory"
         large = max(sources, key=lambda source: count_decoded(chosen, halo, source, 1), default=None)
         chunk = ""
-        if large is not None and (beyond := count_decoded(chosen, halo, large, 1)) > one / 2:
+        if large is not None and (beyond := count_decoded(chosen, halo, large, 1)) > max(one, FIXED / 5) / 2:
             sides = large.chunks[3 - large.ndim :]
             chunk = f" ({format_bytes(beyond)} of it for chunks of {sides}, which are decoded whole, of {large.name})"
             advice = "more memory, or store it in smaller chunks"
