@@ -439,7 +439,7 @@ ONES = np.ones((2, 3, 4), int)
         ({"instances": ONES, "complete_slices": [-1]}, InputError, "holds -1; positions from 0 to 1"),
         ({"instances": ONES, "complete_slices": [2]}, InputError, "complete_slices holds 2; "),
         ({"instances": ONES, "complete_slices": [True, False]}, InputTypeError, "complete_slices holds True or False"),
-        ({"instances": ONES, "complete_slices": np.array([True, False])}, InputTypeError, "complete_slices holds True or False"),
+        ({"instances": ONES, "complete_slices": np.array([True, False])}, InputTypeError, "holds True or False"),
         ({"instances": ONES, "complete_slices": 1}, InputTypeError, "complete_slices is 1"),
         ({"classes": ONES, "complete_slices": [1]}, InputError, "pass instances or slices"),
         ({"instances": ONES, "priority": "instances"}, InputTypeError, "priority is 'instances'"),
