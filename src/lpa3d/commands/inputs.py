@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.checks import canonical_spacing
+from ..arrays.checks import MOST_SLICES, canonical_spacing
 from ..errors import InputError, Keyword
 from ..files.geometry import Geometry
 from ..files.volume import Volume
@@ -67,7 +67,10 @@ def parse_slices(text: str) -> tuple[int, ...]:
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if not match or (match[2] and int(match[2]) < int(match[1])):
             raise argparse.ArgumentTypeError(f"{text!r} is no list of slices, such as 3,7,10-12")
-        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last - first >= MOST_SLICES:
+            raise argparse.ArgumentTypeError(f"{text!r} lists {last - first + 1:,} slices, more than any volume has")
+        found.update(range(first, last + 1))
     return tuple(sorted(found))
 
 

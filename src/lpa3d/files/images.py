@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays.checks import MOST_SLICES
 from ..arrays.text import list_some
 from ..arrays.threads import num_threads, run_all
 from ..errors import InputError, Lpa3dWarning
@@ -61,6 +62,8 @@ def open_images(location: Location) -> Volume:
             f"{max(numbered)}"
         )
     length = last - first + 1
+    if length > MOST_SLICES:
+        raise InputError(f"{location.name} asks for {length:,} slices, more than any volume has")
     if location.numbers is None and length > SPARSEST * len(chosen):
         raise InputError(
             f"{location.name} holds {_images(kind, len(names))} with numbers from {first} to {last}, of which hardly "

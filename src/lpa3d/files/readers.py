@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from .geometry import Geometry, attribute_geometry, tiff_geometry, zarr_geometry
 from .images import open_images
 from .outputs import ASIDE, TEMPORARY
 from .places import LIBRARIES, Location, load_library, locate, reading, zarr_kind
-from .volume import Volume, choose_rows, drop_leading
+from .volume import Box, Volume, choose_rows, cut_box, drop_leading
 
 __all__ = ["open_volume", "read"]
 
@@ -149,6 +150,15 @@ def _open_zarr(location: Location) -> Volume:
     def fetch(lo: int, hi: int) -> Array:
         return np.asarray(array[(0,) * lead + (slice(lo, hi),)])
 
+    def fetch_box(box: Box) -> Array:
+        return np.asarray(array[(0,) * lead + box])
+
+    def list_stored() -> tuple[list[Box], Any]:
+        unit = tuple(max(int(size), 1) for size in array.chunks)[lead:]
+        starts = [[at * size for at, size in zip(place[lead:], chunks, strict=True)] for place in _list_chunks(array)]
+        fill = array.fill_value
+        return _box_chunks(starts, chunks, shape, unit, array.dtype.itemsize), 0 if fill is None else fill
+
     return Volume(
         location.name,
         path,
@@ -160,7 +170,39 @@ def _open_zarr(location: Location) -> Volume:
         chunks,
         compressors,
         choose_rows(shape, np.dtype(array.dtype), max(chunks[0], 1)) if shape else 0,
+        list_stored=list_stored,
+        fetch_box=fetch_box,
     )
+
+
+def _list_chunks(array: Any) -> list[tuple[int, ...]]:
+    """Return the places in their grid of the chunks (shards) of a local zarr array that are stored."""
+    grid = [-(-side // max(size, 1)) for side, size in zip(array.shape, array.shards or array.chunks, strict=True)]
+    root = Path(array.store.root, array.path)
+    found = []
+    for folder, _, files in os.walk(root, followlinks=True):
+        for file in files:
+            key = Path(folder, file).relative_to(root).as_posix()
+            place = tuple(map(int, re.findall(r"[0-9]+", key)))
+            inside = len(place) == len(grid) and all(at < count for at, count in zip(place, grid, strict=True))
+            if inside and array.metadata.encode_chunk_key(place) == key:
+                found.append(place)
+    return sorted(found)
+
+
+def _box_chunks(
+    starts: Sequence[Sequence[int]],
+    chunks: Sequence[int],
+    shape: Sequence[int],
+    unit: Sequence[int],
+    itemsize: int,
+) -> list[Box]:
+    """Return the boxes of chunks, cut into parts that may be read alone."""
+    boxes = [
+        tuple(slice(at, min(at + size, side)) for at, size, side in zip(start, chunks, shape, strict=True))
+        for start in starts
+    ]
+    return [part for box in boxes for part in cut_box(box, unit, itemsize)]
 
 
 def _codec_name(codec: Any) -> str:
@@ -282,6 +324,16 @@ def _open_hdf5(location: Location) -> Volume:
     def fetch(lo: int, hi: int) -> Array:
         return np.asarray(node[(0,) * lead + (slice(lo, hi),)])
 
+    def fetch_box(box: Box) -> Array:
+        return np.asarray(node[(0,) * lead + box])
+
+    def list_stored() -> tuple[list[Box], Any]:
+        if chunks is None:
+            whole = tuple(slice(0, side) for side in shape)
+            return list(cut_box(whole, (1,) * len(shape), dtype.itemsize)), 0
+        starts = [node.id.get_chunk_info(k).chunk_offset[lead:] for k in range(node.id.get_num_chunks())]
+        return _box_chunks(starts, chunks, shape, chunks, dtype.itemsize), node.fillvalue
+
     return Volume(
         location.name,
         location.path,
@@ -293,6 +345,8 @@ def _open_hdf5(location: Location) -> Volume:
         chunks,
         node.compression or "",
         choose_rows(shape, dtype, chunks[0] if chunks else 1) if shape else 0,
+        list_stored=list_stored,
+        fetch_box=fetch_box,
         close=file.close,
     )
 

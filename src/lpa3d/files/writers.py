@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.backend import is_on_device
+from ..arrays.checks import check_flag, refuse_mask
 from ..arrays.text import list_some
 from ..errors import InputError, InputTypeError
 from .geometry import NANOMETRES, Geometry
@@ -192,6 +193,8 @@ def write(
             f"array is a {type(array).__module__}.{type(array).__qualname__} on a CUDA device; a NumPy array is "
             "needed: pass cupy.asnumpy(array)"
         )
+    refuse_mask(array, "array")
+    check_flag(overwrite, "overwrite")
     geometry = Geometry()
     inputs: list[Path] = []
     if like is not None:
