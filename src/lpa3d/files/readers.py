@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..arrays.text import list_some
 from ..errors import InputError
 from .geometry import Geometry, attribute_geometry, tiff_geometry, zarr_geometry
-from .images import open_images
+from .images import check_palettes, check_photometric, open_images, read_colormap
 from .outputs import ASIDE, TEMPORARY
 from .places import LIBRARIES, Location, load_library, locate, reading, zarr_kind
 from .volume import Volume, choose_rows, drop_leading
@@ -247,6 +247,12 @@ def _open_tiff(location: Location) -> Volume:
                     )
                 shape = (len(series), *shape)
             page = first.keyframe
+            check_photometric(location.path, tiff)
+            if page.photometric.name == "PALETTE":
+                pages = (
+                    (f"image {k}", each.aspage()) for k, each in enumerate(part for one in series for part in one.pages)
+                )
+                check_palettes(location.name, ((name, read_colormap(each) or ()) for name, each in pages))
             compression = "" if page.compression == 1 else page.compression.name.lower()
             geometry = tiff_geometry(tiff)
         except BaseException:
