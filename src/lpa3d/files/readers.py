@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.text import list_some
-from ..errors import InputError
-from .geometry import Geometry, attribute_geometry, tiff_geometry, zarr_geometry
+from ..errors import InputError, Lpa3dWarning
+from .geometry import Geometry, attribute_geometry, nanometres, tiff_geometry, zarr_geometry
 from .images import check_palettes, check_photometric, open_images, read_colormap
 from .outputs import ASIDE, TEMPORARY
 from .places import LIBRARIES, Location, load_library, locate, reading, zarr_kind
@@ -25,6 +26,9 @@ from .volume import Volume, choose_rows, drop_leading
 __all__ = ["open_volume", "read"]
 
 Array = npt.NDArray[Any]
+
+SMALLEST, LARGEST = 1e-3, 1e8
+"""Sides of a voxel in nanometres, beyond which its unit must be wrong: a picometre, and ten centimetres."""
 
 
 def open_volume(name: str | os.PathLike[str]) -> Volume:
@@ -67,11 +71,22 @@ def open_volume(name: str | os.PathLike[str]) -> Volume:
     if len(volume.shape) not in (2, 3):
         volume.close()
         raise InputError(f"{location.name} has shape {volume.shape}; (Z, Y, X) or (Y, X) is needed")
-    if volume.geometry.spacing is None:
+    said = volume.geometry.spacing
+    if said is None:
         return volume
-    if not all(math.isfinite(size) and size > 0 for size in volume.geometry.spacing):
+    if not all(math.isfinite(size) and size > 0 for size in said):
         # A header that was never filled in says nothing about the voxels.
         volume.geometry = Geometry(None, "", volume.geometry.nifti)
+        return volume
+    unit = nanometres(volume.geometry.unit)
+    if unit is not None and not SMALLEST <= unit * min(said) <= unit * max(said) <= LARGEST:
+        sizes = " ".join(f"{size:g}" for size in said)
+        warnings.warn(
+            f"{location.name} says that its voxels are {sizes} {volume.geometry.unit} large, which no microscope has; if "
+            "the unit is wrong, pass the true spacing",
+            Lpa3dWarning,
+            2,
+        )
     return volume
 
 
@@ -299,7 +314,9 @@ def _watching(library: str) -> Iterator[list[str]]:
         logger.removeHandler(handler)
 
 
-BROKEN = re.compile("invalid (page|value) offset|corrupted|truncated|failed to re|Missing data", re.IGNORECASE)
+BROKEN = re.compile(
+    "TiffPages.* invalid|invalid value offset|corrupted|truncated|failed to re|Missing data", re.IGNORECASE
+)
 """What tifffile logs, and goes on with fewer images, or with zeros."""
 
 
