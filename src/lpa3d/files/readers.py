@@ -82,8 +82,8 @@ def open_volume(name: str | os.PathLike[str]) -> Volume:
     if unit is not None and not SMALLEST <= unit * min(said) <= unit * max(said) <= LARGEST:
         sizes = " ".join(f"{size:g}" for size in said)
         warnings.warn(
-            f"{location.name} says that its voxels are {sizes} {volume.geometry.unit} large, which no microscope has; if "
-            "the unit is wrong, pass the true spacing",
+            f"{location.name} says that its voxels are {sizes} {volume.geometry.unit} large, which no microscope has; "
+            "if the unit is wrong, pass the true spacing",
             Lpa3dWarning,
             2,
         )
