@@ -80,3 +80,29 @@ def test_zero_that_is_white(tmp_path):
     # tifffile and ImageJ say so of bilevel images and inverted tables, and mean the values.
     tifffile.imwrite(tmp_path / "bool.tif", plane > 0)
     np.testing.assert_array_equal(io.read(tmp_path / "bool.tif"), plane > 0)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_few_slices_that_tifffile_stores_as_colours(count, tmp_path):
+    labels = draw()[:count].astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", labels)  # as scikit-image and napari do
+    with io.open_volume(tmp_path / "a.tif") as volume:
+        assert f"its {count} planes, which are stored as colours, are taken for slices" in volume.note
+        np.testing.assert_array_equal(volume.read(), labels)
+    tifffile.imwrite(tmp_path / "photo.tif", np.zeros((10, 12, 3), np.uint8), photometric="rgb")
+    with pytest.raises(InputError, match="colour image"):
+        io.read(tmp_path / "photo.tif")
+
+
+def test_objects_in_a_npy_file_are_not_loaded(tmp_path):
+    np.save(tmp_path / "a_seg.npy", {"masks": draw()}, allow_pickle=True)
+    with pytest.raises(InputError, match=r"pickled Python objects.*allow_pickle=True.*masks"):
+        io.read(tmp_path / "a_seg.npy")
+
+
+def test_the_pattern_that_is_proposed_matches_one_series(tmp_path):
+    for number in range(-3, 6):
+        Image.fromarray(draw()[0]).save(tmp_path / f"z{number}.png")
+    with pytest.raises(InputError, match=r"pattern in quotes: '(.*)', or") as caught:
+        io.read(tmp_path)
+    assert io.read(str(caught.value).split("'")[1]).shape == (6, 20, 24)

@@ -149,6 +149,15 @@ def _list_images(location: Location) -> tuple[str, list[str], list[str]]:
     raise InputError(f"{what}, but {list_some(others)}{advice}")
 
 
+def _advise_pattern(location: Location, names: Sequence[str], series: Sequence[str]) -> str:
+    """Return the advice to choose a series by a pattern, if there is one that matches its names and no others."""
+    texts = re.split("[0-9]+", series[0])
+    for pattern in ("*[0-9]".join(texts), "[0-9]*".join(texts)):
+        if fnmatch.filter(names, pattern) == list(series):
+            return f"choose one series with a pattern in quotes: '{location.path / pattern}', or "
+    return ""
+
+
 def _find_numbers(location: Location, names: Sequence[str]) -> list[int]:
     """Return the slice number of each name: the one place where all names differ, in names that are else the same."""
     parts = [re.split("([0-9]+)", Path(name).stem) for name in names]
@@ -163,10 +172,12 @@ def _find_numbers(location: Location, names: Sequence[str]) -> list[int]:
             f"{next(name for name, part in zip(names, parts, strict=True) if tuple(part[::2]) == text)} ({count})"
             for text, count in texts.most_common()
         ]
-        common = "*[0-9]".join(texts.most_common()[0][0]) + Path(names[0]).suffix
+        series = [
+            name for name, part in zip(names, parts, strict=True) if tuple(part[::2]) == texts.most_common()[0][0]
+        ]
         raise InputError(
-            f"{location.name} holds images whose names differ in more than numbers: {list_some(examples)}; choose one "
-            f"series with a pattern in quotes: '{location.path / common}', or name all images alike"
+            f"{location.name} holds images whose names differ in more than numbers: {list_some(examples)}; "
+            f"{_advise_pattern(location, names, series)}name all images alike"
         )
     numbers = [[int(digits) for digits in part[1::2]] for part in parts]
     if len(names) == 1:

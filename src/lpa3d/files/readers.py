@@ -195,7 +195,16 @@ def _codec_name(codec: Any) -> str:
 
 
 def _open_npy(location: Location) -> Volume:
-    array = np.load(location.path, mmap_mode="r", allow_pickle=False)
+    try:
+        array = np.load(location.path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        if "Python objects" not in str(error):
+            raise
+        raise InputError(
+            f"{location.path} holds no array but pickled Python objects, which can do anything when they are loaded, "
+            "so they are not. Where you trust the file, save the array that is in it: found = numpy.load(name, "
+            "allow_pickle=True).item(); numpy.save('masks.npy', found['masks']) for what cellpose writes"
+        ) from error
     lead, shape = drop_leading(array.shape)
     plain = np.asarray(array)[(0,) * lead]
     return Volume(
@@ -251,6 +260,11 @@ def _open_tiff(location: Location) -> Volume:
             axes, full = first.get_axes(False), first.get_shape(False)
             # tifffile notes the shape as it was; OME and ImageJ always name all axes, the unused ones with length 1.
             exact = first.kind == "shaped"
+            note = ""
+            if exact and axes[:1] == "S" and len(full) == 3:
+                # Of three or four slices tifffile makes the planes of a colour image, unless it is told otherwise.
+                axes = "Z" + axes[1:]
+                note = f"{location.name}: its {full[0]} planes, which are stored as colours, are taken for slices"
             _, shape = drop_leading([n for axis, n in zip(axes, full, strict=True) if exact or n > 1 or axis in "YX"])
             if any(axis == "S" and n > 1 for axis, n in zip(axes, full, strict=True)):
                 raise InputError(f"{location.path} is a colour image, axes {axes}, shape {full}; one channel is needed")
@@ -288,6 +302,7 @@ def _open_tiff(location: Location) -> Volume:
         geometry,
         None,
         compression,
+        note=note,
         close=tiff.close,
     )
 
