@@ -82,6 +82,7 @@ def test_zero_that_is_white(tmp_path):
     np.testing.assert_array_equal(io.read(tmp_path / "bool.tif"), plane > 0)
 
 
+@pytest.mark.filterwarnings("ignore:<tifffile.TiffWriter.write> data with shape:DeprecationWarning")
 @pytest.mark.parametrize("count", [3, 4])
 def test_few_slices_that_tifffile_stores_as_colours(count, tmp_path):
     labels = draw()[:count].astype(np.uint16)
