@@ -26,6 +26,7 @@ from .commands.label import add_label_arguments, run_label
 from .commands.merge import add_merge_arguments, run_merge
 from .commands.pipeline import add_pipeline_arguments, run_pipeline
 from .commands.propagate import add_propagate_arguments, run_propagate
+from .commands.runs import add_runs_arguments, run_runs
 from .commands.stitch import add_stitch_arguments, run_stitch
 from .commands.terminal import Terminal, open_streams
 from .commands.wording import word_options
@@ -280,6 +281,15 @@ COMMANDS = (
         ("lpa3d info labels.zarr", "lpa3d info segmentation.h5:/volumes/labels --json"),
         add_info_arguments,
         run_info,
+        writes=False,
+    ),
+    Command(
+        "runs",
+        "list unfinished runs, and delete one",
+        "List the runs over tiles that are unfinished, how far they are, and how to go on with them or delete them.",
+        ("lpa3d runs", "lpa3d runs /data/cell3 --json", "lpa3d runs --delete /data/cell3/labels.zarr.lpa3d"),
+        add_runs_arguments,
+        run_runs,
         writes=False,
     ),
 )

@@ -171,10 +171,10 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
             seen.left.update(scratches[-1].keys(""))
         sweep(blobs, home, before)
 
-    sweep = driver._sweep
+    sweep = driver.sweep
     monkeypatch.setattr(driver, "Plan", WatchedPlan)
     monkeypatch.setattr(driver, "Scratch", make)
-    monkeypatch.setattr(driver, "_sweep", look)
+    monkeypatch.setattr(driver, "sweep", look)
     return seen
 
 

@@ -916,7 +916,7 @@ def test_a_result_that_was_taken_away_is_not_made_up(volume: Path, tmp_path: Pat
     if not child:
         from lpa3d.tiled.driver import run
 
-        run._sweep = lambda *_: os.kill(os.getpid(), signal.SIGKILL) if places["b"].exists() else None
+        run.sweep = lambda *_: os.kill(os.getpid(), signal.SIGKILL) if places["b"].exists() else None
         try:
             run_two(volume, places)
         finally:

@@ -89,9 +89,14 @@ class Journal:
             if isinstance(self.blobs, Folder):
                 file, place = self._open(stage, len(row))
                 data = _seal(stage, place, np.array(row, np.int64).tobytes())
-                if os.write(file, data) != len(data):
-                    # What follows must not stand behind a torn row.
-                    os.close(self._files.pop(stage)[0])
+                whole = False
+                try:
+                    whole = os.write(file, data) == len(data)
+                finally:
+                    if not whole:
+                        # What follows must not stand behind a torn row: who opens the file anew cuts that off.
+                        os.close(self._files.pop(stage)[0])
+                if not whole:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.blobs.root))
                 self._files[stage] = file, place + 1
                 return
@@ -190,6 +195,11 @@ class Journal:
         found = self._read_end(stage)
         assert found is not None
         return found
+
+    def list_stages(self) -> tuple[list[str], list[str]]:
+        """Return the stages that are done, and those in progress, with dots where their names have slashes."""
+        done, begun = ({key.split("/")[1] for key in self.blobs.keys(area)} for area in ("done", "journal"))
+        return sorted(done), sorted(begun - done - {FIRST})
 
     def _read_end(self, stage: str) -> dict[str, Any] | None:
         """Return what is noted of the end of a stage, None if it is not done."""

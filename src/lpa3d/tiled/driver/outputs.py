@@ -36,13 +36,17 @@ __all__ = [
     "Output",
     "Sink",
     "Wanted",
+    "bring_back",
     "check_apart",
     "check_folder",
     "check_storage",
     "choose_layout",
+    "list_aside",
+    "name_group",
     "pack_written",
     "place_outputs",
     "record_written",
+    "settle_aside",
     "unpack_written",
 ]
 
@@ -428,7 +432,7 @@ class Output:
             return
         assert built is not None
         advice = "; move one of them away and run the same again, or pass ", Keyword("overwrite", True)
-        aside = self.final.with_name(f"{ASIDE}{token}-{self.name}")
+        aside = name_aside(self.final, self.name, token)
         self.beside = Beside(self.shown, self.final, Path(built), aside, overwrite, advice)
 
     def create(self, layout: Layout, attributes: dict[str, Any]) -> Sink:
@@ -542,7 +546,7 @@ class Output:
             self._mark(True)
             return
         anchor = self.anchor
-        _make_groups(self.beside.target)
+        _make_groups(self.beside.target, name_group(self.beside.temp))
         flush_folders(self.beside.target.parent, anchor)
         self.beside.publish()
 
@@ -581,6 +585,7 @@ class Output:
         built = before["built"].get(self.name)
         if built is not None and Path(built).name == f"{TEMPORARY}{before['id']}-{self.name}":
             remove(Path(built))
+            remove(name_group(Path(built)))
 
     def _discard_stored(self) -> None:
         """Delete the unfinished array of a store: its chunks, whatever their keys are, and no other array's."""
@@ -611,19 +616,59 @@ class Output:
         return dask.array.from_zarr(array)
 
 
-def _make_groups(final: Path) -> None:
-    """Make the groups between the first ``.zarr`` of a path and the array that comes there; others may do the same."""
+def name_aside(final: Path, name: str, token: str) -> Path:
+    """Return where waits what the output `name` of the run `token` replaces."""
+    return final.with_name(f"{ASIDE}{token}-{name}")
+
+
+def bring_back(before: Mapping[str, Any]) -> None:
+    """Put what a run that was killed had moved aside into its place again, where nothing has come there."""
+    for final, aside in list_aside(before):
+        if os.path.lexists(aside) and not os.path.lexists(final):
+            aside.rename(final)
+
+
+def settle_aside(before: Mapping[str, Any]) -> None:
+    """Delete what a run that is to be forgotten had replaced."""
+    bring_back(before)
+    for _, aside in list_aside(before):
+        remove(aside)
+
+
+def list_aside(before: Mapping[str, Any]) -> list[tuple[Path, Path]]:
+    """Return the place of each local output of a run, and where waits what it replaces."""
+    finals = {name: Path(before["places"][name]) for name, built in before["built"].items() if built is not None}
+    return [(final, name_aside(final, name, before["id"])) for name, final in finals.items()]
+
+
+def name_group(built: Path) -> Path:
+    """Return where groups are made for what is built at a place."""
+    return built.with_name(f"{built.name}-group")
+
+
+def _make_groups(final: Path, temp: Path) -> None:
+    """Make the groups between the first ``.zarr`` of a path and the array that comes there; others may do the same.
+
+    Each appears whole: it is made as `temp`, on the same disk, and renamed.
+    """
     import zarr
 
     parts = final.parts
     depth = next((i for i, part in enumerate(parts) if part.lower().endswith(".zarr")), len(parts) - 1)
-    final.parent.mkdir(parents=True, exist_ok=True)
+    Path(*parts[:depth]).mkdir(parents=True, exist_ok=True)
     for i in range(depth + 1, len(parts)):
         group = Path(*parts[:i])
-        if not (group / "zarr.json").exists():
-            with contextlib.suppress(FileExistsError, zarr.errors.ContainsGroupError):
-                zarr.create_group(str(group), zarr_format=3)
-                flush(group)
+        if group.exists():
+            continue
+        remove(temp)
+        zarr.create_group(str(temp), zarr_format=3)
+        flush(temp)
+        try:
+            temp.rename(group)
+        except OSError:
+            if not (group / "zarr.json").exists():
+                raise
+    remove(temp)
 
 
 def place_outputs(outputs: Mapping[str, Wanted], inputs: Mapping[str, Source]) -> dict[str, Output]:

@@ -50,6 +50,7 @@ from .outputs import (
     Output,
     Sink,
     Wanted,
+    bring_back,
     check_apart,
     check_folder,
     check_storage,
@@ -57,6 +58,7 @@ from .outputs import (
     pack_written,
     place_outputs,
     record_written,
+    settle_aside,
     unpack_written,
 )
 from .schedulers import OnDevice, Scheduler, Task, Threads, choose_scheduler
@@ -65,7 +67,7 @@ from .stages import Plan, Stage
 from .stored import Source, is_url
 from .tables import Digest
 
-__all__ = ["Run", "TileError", "open_run"]
+__all__ = ["BUILT", "FORMAT", "RUN", "WHOLE", "Run", "TileError", "open_run", "read_run", "remove_empty", "sweep"]
 
 ALGORITHM = 1
 """Raised when the bytes of a result change."""
@@ -411,7 +413,7 @@ def open_run(
                 stack.callback(shutil.rmtree, home, ignore_errors=True)
             check_apart(home, inputs)
             _make_home(home)
-            stack.callback(_remove_empty, home)
+            stack.callback(remove_empty, home)
             stack.enter_context(lock(home))
         claims = [stack.enter_context(claim(output.store)) for output in places.values() if output.final is None]
 
@@ -428,17 +430,20 @@ def open_run(
             if useless or (fresh and not journal.noted):
                 for output in places.values():
                     output.discard(before)
-                _sweep(blobs, home, before)
+                settle_aside(before)
+                sweep(blobs, home, before)
 
-        before = _earlier(blobs, home)
+        before = read_run(blobs, home)
         stack.push(forget)
         if before is None:
-            _sweep(blobs, home, None)
+            sweep(blobs, home, None)
         tile = options.tile
         if before is not None and options.resume:
             _compare(before, asked, shown, options, first.ndim)
             tile = before["tile"] if tile is None else tile
         else:
+            if before is not None:
+                bring_back(before)
             for output in places.values():
                 # What an unfinished run made in a store, or put into place already, is no result that would be lost.
                 left = before is not None and output.was_published(before)
@@ -458,7 +463,8 @@ def open_run(
             if before is not None:
                 for output in places.values():
                     output.discard(before)
-            _sweep(blobs, home, before)
+                settle_aside(before)
+            sweep(blobs, home, before)
             if home is not None:
                 _check_room(verb, cost, first, places, home)
             token = secrets.token_hex(4)
@@ -527,7 +533,7 @@ def open_run(
         publish(list(places.values()))
         for name, output in places.items():
             run._results[name] = output.result(as_dask=any(source.is_dask for source in inputs.values()))
-        _sweep(blobs, home, before)
+        sweep(blobs, home, before)
 
 
 def _check_room(verb: str, cost: Cost, first: Source, places: Mapping[str, Output], home: Path) -> None:
@@ -597,13 +603,13 @@ def _make_home(home: Path) -> None:
         check_folder(home, str(home))
 
 
-def _remove_empty(home: Path) -> None:
+def remove_empty(home: Path) -> None:
     """Remove the folder of a run in which nothing is left."""
     with contextlib.suppress(OSError):
         home.rmdir()
 
 
-def _earlier(blobs: Blobs, home: Path | None) -> dict[str, Any] | None:
+def read_run(blobs: Blobs, home: Path | None) -> dict[str, Any] | None:
     """Return what an unfinished run at this place was, None if there is none."""
     try:
         data = blobs.get(RUN, 0, 2**26)
@@ -629,14 +635,18 @@ def _earlier(blobs: Blobs, home: Path | None) -> dict[str, Any] | None:
     return found
 
 
-def _sweep(blobs: Blobs, home: Path | None, before: dict[str, Any] | None) -> None:
+def sweep(blobs: Blobs, home: Path | None, before: dict[str, Any] | None) -> None:
     """Delete what earlier runs at this place left, also such that were killed while they deleted it."""
     # First what says that there is something to go on with: a run half deleted is none.
     blobs.delete(RUN)
     if home is None:
         blobs.clear("")
         return
-    names = [path.name for path in home.iterdir() if re.fullmatch("[0-9a-f]{8}", path.name)]
+    names = [path.name for path in home.iterdir()]
+    for name in names:
+        if re.fullmatch(rf"\.{re.escape(RUN)}\.[0-9a-f]+", name):
+            (home / name).unlink(missing_ok=True)  # of a run that was killed while it wrote that
+    names = [name for name in names if re.fullmatch("[0-9a-f]{8}", name)]
     for name in {*names, *([before["id"]] if before is not None else [])}:
         shutil.rmtree(home / name, ignore_errors=True)
 
