@@ -1,5 +1,6 @@
 """The command line as its users and their scripts meet it: files, messages, exit codes, signals."""
 
+import argparse
 import csv
 import inspect
 import io as textio
@@ -13,9 +14,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import nibabel
 import numpy as np
 import pytest
+import zarr
 
 import lpa3d
 from lpa3d import cli, io
@@ -24,6 +27,7 @@ from lpa3d.commands.terminal import Terminal
 from lpa3d.errors import Lpa3dWarning
 from lpa3d.files.geometry import NANOMETRES
 from lpa3d.files.places import locate
+from lpa3d.files.volume import Volume
 from lpa3d.files.writers import WRITERS
 
 SUFFIXES = ["zarr", "npy", "nii.gz", "tif", "h5"]
@@ -273,6 +277,43 @@ def test_info_counts_in_slabs(files, monkeypatch, capsys):
     assert facts["labels"] == len(np.unique(labels)) - 1
     assert facts["foreground_voxels"] == np.count_nonzero(labels)
     assert facts["largest"] == int(labels.max())
+
+
+@pytest.mark.parametrize(("dtype", "fill"), [(">u8", 9), ("f4", 0)])
+@pytest.mark.parametrize("kind", ["chunks", "shards", "zarr2", "hdf5", "contiguous"])
+def test_info_reads_what_is_stored(files, kind, fill, dtype, monkeypatch, capsys):
+    """Slabs of whole planes may be larger than the memory, and most of a volume may be stored nowhere."""
+    shape, chunks = (20, 300, 300), (7, 13, 11)
+    values = np.full(shape, fill, dtype)
+    values[6:9, 280:, :15] = np.arange(3 * 20 * 15).reshape(3, 20, 15) // 40
+    if kind in ("hdf5", "contiguous"):
+        with h5py.File("a.h5", "w") as file:
+            how = {"chunks": chunks} if kind == "hdf5" else {}
+            node = file.create_dataset("a", shape, dtype, fillvalue=fill, **how)
+            node[6:9, 280:, :15] = values[6:9, 280:, :15]
+    else:
+        how = {"shards": {"shards": (14, 26, 22)}, "zarr2": {"zarr_format": 2}}.get(kind, {})
+        array = zarr.create_array("a.zarr", shape=shape, dtype=dtype, chunks=chunks, fill_value=fill, **how)
+        array[6:9, 280:, :15] = values[6:9, 280:, :15]
+    largest = []
+    read_box = Volume.read_box
+    monkeypatch.setattr(Volume, "read_box", lambda self, box: largest.append(read_box(self, box)) or largest[-1])
+    monkeypatch.setattr("lpa3d.files.volume.SLAB_BYTES", 10**5)
+    assert cli.main(["info", "a.h5" if kind in ("hdf5", "contiguous") else "a.zarr", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert max(part.nbytes for part in largest) <= 10**5
+    assert len(largest) <= (256 if kind == "contiguous" else 32)
+    assert (facts["smallest"], facts["largest"]) == (values.min(), values.max())
+    assert facts["foreground_voxels"] == np.count_nonzero(values)
+    if dtype != "f4":
+        assert facts["labels"] == len(np.unique(values[values != 0]))
+
+
+def test_info_of_nothing_that_is_stored(files, capsys):
+    zarr.create_array("a.zarr", shape=(10**5,) * 3, dtype="u8", chunks=(64,) * 3, fill_value=2**64 - 1)
+    assert cli.main(["info", "a.zarr", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["voxels"] == {str(2**64 - 1): 10**15}
 
 
 @pytest.mark.parametrize(
@@ -750,3 +791,28 @@ def test_bar(monkeypatch):
 def test_no_progress_if_quiet_or_dumb(files):
     assert on_terminal(["label", "volume.npy", "a.npy", "--quiet"]) == ""
     assert on_terminal(["label", "volume.npy", "b.npy"], TERM="dumb").count("\r") == 1  # of the one line's end
+
+
+SUBS = next(one for one in cli._parser([])._actions if isinstance(one, argparse._SubParsersAction)).choices
+
+
+@pytest.mark.parametrize("command", SUBS)
+def test_empty_values_are_not_taken_for_none(command, capsys):
+    for option in SUBS[command]._actions:
+        count = option.nargs if isinstance(option.nargs, int) else 1
+        for empty in ("", " ") if count else ():
+            with pytest.raises(SystemExit) as caught:
+                SUBS[command].parse_args([*option.option_strings[-1:], *[empty] * count])
+            assert caught.value.code == 2
+            assert "it is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", ["propagate a b c --missing-slices", "stitch a b --bad-slices", "fuse --seeds s --complete-slices"]
+)
+def test_long_lists_of_slices_are_refused_before_they_are_made(words, capsys):
+    for end in (10**11, 10**30):
+        with pytest.raises(SystemExit) as caught:
+            cli.main([*words.split(), f"3-{end}"])
+        assert caught.value.code == 2
+        assert f"lists {end - 2:,} slices, more than any volume has" in capsys.readouterr().err

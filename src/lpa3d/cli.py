@@ -95,6 +95,12 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # By its truth it would be taken for an argument that was not given.
+        if not isinstance(action, argparse._SubParsersAction) and any(not text.strip() for text in arg_strings):
+            raise argparse.ArgumentError(action, "it is empty; give it a value, or leave it out")
+        return super()._get_values(action, arg_strings)
+
     def error(self, message: str) -> NoReturn:
         choice = re.search(r"invalid choice: '(.*?)'( \(choose from .*\))", message)
         hint = suggest(choice[1], re.findall(r"[\w-]+", choice[2].partition(" from ")[2])) if choice else ""

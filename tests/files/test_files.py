@@ -163,7 +163,7 @@ def test_nifti_header_is_kept(tmp_path):
     image.header["cal_max"] = 300
     nibabel.save(image, tmp_path / "in.nii.gz")
     array = ids((2, 3, 4), "uint32")
-    io.write(tmp_path / "out.nii", array, like=tmp_path / "in.nii.gz", spacing=(9, 9, 9))
+    io.write(tmp_path / "out.nii", array, like=tmp_path / "in.nii.gz")
     out = nibabel.load(tmp_path / "out.nii")
     np.testing.assert_allclose(out.affine, affine, rtol=1e-6)
     assert out.header.get_zooms() == (0.25, 0.5, 2.0)
@@ -178,6 +178,24 @@ def test_nifti_header_is_kept(tmp_path):
     with io.open_volume(tmp_path / "out.nii") as volume:
         assert volume.geometry.spacing == (2.0, 0.5, 0.25)
         assert volume.geometry.unit == "mm"
+
+
+def test_a_spacing_that_is_given_counts_more_than_the_header(tmp_path):
+    """The directions stay those of the header."""
+    affine = np.array([[0, -0.5, 0, 11], [-0.25, 0, 0, 22], [0, 0, 2, -33], [0, 0, 0, 1.0]])
+    image = nibabel.Nifti1Image(np.zeros((4, 3, 2), "int16"), affine)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, tmp_path / "in.nii.gz")
+    array = ids((2, 3, 4), "uint32")
+    for unit, spacing in (("", (40, 8, 4)), ("mm", (40, 8, 4)), ("um", (40_000, 8_000, 4_000))):
+        io.write(tmp_path / "out.nii", array, like=tmp_path / "in.nii.gz", spacing=spacing, unit=unit, overwrite=True)
+        out = nibabel.load(tmp_path / "out.nii")
+        assert out.header.get_zooms() == (4, 8, 40)
+        expected = [[0, -8, 0, 11], [-4, 0, 0, 22], [0, 0, 40, -33], [0, 0, 0, 1]]
+        np.testing.assert_allclose(out.affine, expected, rtol=1e-6)
+        with io.open_volume(tmp_path / "out.nii") as volume:
+            assert volume.geometry.spacing == (40, 8, 4)
+            assert volume.geometry.unit == "mm"
 
 
 def test_nifti_of_long_axes_is_version_2(tmp_path):
@@ -406,7 +424,7 @@ def test_zarr_ome_spacing(tmp_path, version):
     for name in ("0", "1"):
         group.create_array(name, data=array[np.newaxis])
     with io.open_volume(tmp_path / "a.ome.zarr/1") as volume:
-        assert volume.geometry == io.Geometry((80.0, 16.0, 16.0), "nanometer")
+        assert volume.geometry == io.Geometry((80.0, 16.0, 16.0), "nanometer", offset=(0.0, 0.0, 0.0))
         assert volume.shape == (2, 3, 4)
         np.testing.assert_array_equal(volume.read(), array)
 

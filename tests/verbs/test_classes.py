@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import lpa3d
+from lpa3d.errors import InputError
 from tests.strategies import connectivities
 
 zarr = pytest.importorskip("zarr")
@@ -90,3 +91,45 @@ def test_the_other_verbs(seed, names, connectivity):
         wanted = lpa3d.evaluate(volume, other, instances=instances)
         for metric in wanted:
             np.testing.assert_allclose(found[metric], wanted[metric], rtol=1e-12, err_msg=metric)
+
+
+@given(st.integers(0, 2**32 - 1), names, st.sampled_from(["i8", "u8", ">i8"]), st.booleans(), st.integers(0, 3))
+@example(1, [2**60 + 1, 2**60 + 2, 2**60 + 3], "i8", True, 0)
+@example(1, [-1, -2, -3], "u8", True, 0)
+def test_fuse(seed, names, dtype, mapped, memory):
+    random = np.random.default_rng(seed)
+    volume, instances = make_case(random)
+    slices = np.where(random.random(volume.shape) < 0.6, random.integers(1, 5, volume.shape), 0)
+    # Of classes that tie the smaller one is taken, so that the names are in order.
+    called = np.sort(np.array([*names], np.int64).astype(dtype))
+    called = np.concatenate([np.zeros(1, dtype), called]).astype(dtype)
+    keywords = {"instance_classes": dict.fromkeys(range(1, 5), 1), "slice_classes": dict.fromkeys(range(1, 5), 3)}
+    given = {key: {i: int(called[k]) for i, k in one.items()} for key, one in keywords.items()}
+    wanted = lpa3d.fuse(classes=volume, instances=instances, slices=slices, **(keywords if mapped else {}))
+    arrays, place = {"classes": called[volume], "instances": instances, "slices": slices}, {}
+    if not memory:  # one time in four
+        arrays = {name: zarr.array(array, chunks=(2, 4, 5)) for name, array in arrays.items()}
+        stores = {name: zarr.storage.MemoryStore() for name in ("volume", "seeds", "provenance")}
+        place = {"out": stores, "tile": (4, 4, 5)}
+    found = lpa3d.fuse(**arrays, **(given if mapped else {}), **place)
+    np.testing.assert_array_equal(found.volume[...], called[wanted.volume])
+    np.testing.assert_array_equal(found.seeds[...], wanted.seeds)
+    np.testing.assert_array_equal(found.provenance[...], wanted.provenance)
+    columns, expected = found.conflicts.columns(), wanted.conflicts.columns()
+    for name in expected:
+        values = called[expected[name]] if name.endswith("_class") else expected[name]
+        np.testing.assert_array_equal(columns[name], values, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["<i2", ">i2", ">u8"])
+def test_messages_name_classes_in_any_byte_order(dtype):
+    volume, seeds = np.array([[[1, 1, 2]]], dtype), np.array([[[5, 0, 5]]], dtype)
+    for stored in (False, True):
+        arrays = [zarr.array(one, chunks=(1, 1, 1)) for one in (volume, seeds)] if stored else [volume, seeds]
+        more = {"out": zarr.storage.MemoryStore()} if stored else {}
+        with pytest.raises(InputError, match=r"id 5 on classes 1, 2\."):
+            lpa3d.propagate(*arrays, **more)
+        with pytest.raises(InputError, match=r"id 5 is on 1 and 2\."):
+            lpa3d.merge(arrays[1], classes=arrays[0], **({"out": zarr.storage.MemoryStore()} if stored else {}))
+    with pytest.raises(InputError, match=rf"dtype {np.dtype(dtype).name} of classes"):
+        lpa3d.fuse(classes=volume, instances=seeds, instance_classes={5: 2**70})

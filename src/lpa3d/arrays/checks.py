@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,22 @@ from .backend import array_module, find_device, is_on_device
 
 __all__ = [
     "MAX_ID",
+    "MOST_SLICES",
     "as_bits",
     "canonical_axis",
     "canonical_connectivity",
     "canonical_out",
+    "canonical_slices",
     "canonical_spacing",
     "check_array",
+    "check_flag",
     "check_id_values",
     "check_index",
     "class_map",
     "instance_ids",
     "is_integral",
     "max_id",
+    "refuse_mask",
     "result_dtype",
     "same_shape",
     "seal",
@@ -51,6 +56,9 @@ def result_dtype(dtype: np.dtype[Any], most: int) -> np.dtype[Any]:
 
 MAX_ID = 2**63 - 1
 
+MOST_SLICES = 2**20
+"""More slices than any volume has, so that what lists more is a mistake."""
+
 _CONNECTIVITY = {1: 6, 2: 18, 3: 26, 6: 6, 18: 18, 26: 26}
 
 
@@ -59,11 +67,23 @@ def is_integral(dtype: np.dtype[Any]) -> bool:
     return dtype.kind in "bui"
 
 
+def refuse_mask(array: Any, name: str) -> None:
+    """Refuse a masked array."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputTypeError(Keyword(name), f" is a masked array, whose mask would be lost; pass {name}.filled(0)")
+
+
+def check_flag(value: Any, name: str) -> bool:
+    """Return True or False, and refuse what is merely one of them by its truth."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise InputTypeError(Keyword(name), f" is {value!r}; True or False is needed")
+    return bool(value)
+
+
 def check_array(array: Any, name: str) -> npt.NDArray[Any]:
     """Refuse anything but a 2D or 3D array of booleans, integers or floats, NumPy's (masked ones lose their mask) or
     CuPy's."""
-    if isinstance(array, np.ma.MaskedArray):
-        raise InputTypeError(Keyword(name), f" is a masked array, whose mask would be lost; pass {name}.filled(0)")
+    refuse_mask(array, name)
     if is_on_device(array):
         find_device(array)
     elif not isinstance(array, np.ndarray):
@@ -174,7 +194,7 @@ def same_shape(array: npt.NDArray[Any], name: str, other: npt.NDArray[Any], othe
 def canonical_connectivity(connectivity: Any) -> int:
     """Return 6, 18 or 26 for one of those or for scikit-image's 1, 2, 3."""
     try:
-        return _CONNECTIVITY[operator.index(connectivity)]
+        return _CONNECTIVITY[check_index(connectivity)]
     except (TypeError, KeyError):
         raise InputError(
             Keyword("connectivity"), f" is {connectivity!r}; 6, 18 or 26 is needed (or 1, 2, 3 for the same)"
@@ -207,6 +227,28 @@ def stack_axis(axis: Any, ndim: int) -> int:
     return value
 
 
+def canonical_slices(slices: Any, name: str, depth: int, example: Any) -> list[int]:
+    """Return positions of slices, ascending, each once; `example` is what the argument `name` may be.
+
+    Nothing is kept beyond the first that a volume of `depth` slices does not have, however many are listed.
+    """
+    given, need = Keyword(name), (f"; positions from 0 to {depth - 1} are needed, e.g. ", Keyword(name, example))
+    found = set()
+    try:
+        for z in slices:
+            if isinstance(z, (bool, np.bool_)):
+                break
+            position = operator.index(z)
+            if not 0 <= position < depth:
+                raise InputError(given, f" holds {position}", *need)
+            found.add(position)
+        else:
+            return sorted(found)
+    except TypeError:
+        raise InputTypeError(given, f" is {slices!r}", *need) from None
+    raise InputTypeError(given, " holds True or False", *need, " (numpy.flatnonzero makes them of a mask)")
+
+
 def canonical_spacing(spacing: Any, ndim: int) -> tuple[float, float, float]:
     """Return `spacing` as three positive floats ``(z, y, x)``; two suffice for a 2D array."""
     try:
@@ -226,6 +268,24 @@ def canonical_spacing(spacing: Any, ndim: int) -> tuple[float, float, float]:
     if not all(math.isfinite(value) and value > 0 for value in values):
         raise InputError(Keyword("spacing"), f" is {spacing!r}; every value must be finite and > 0")
     return values[0], values[1], values[2]
+
+
+def _find_map(array: Any) -> Any:
+    """Return the whole array, mapped from a file, that an array is a part of; None if there is none."""
+    found = None
+    while isinstance(array, np.ndarray):
+        if getattr(array, "filename", None) is not None:
+            found = array
+        array = array.base
+    return found
+
+
+def _share_file(out: Any, array: Any) -> bool:
+    """Return whether two arrays are mapped from the same part of a file, which has two places in memory then."""
+    one, other = _find_map(out), _find_map(array)
+    if one is None or other is None or not os.path.samefile(one.filename, other.filename):
+        return False
+    return bool(one.offset < other.offset + other.nbytes and other.offset < one.offset + one.nbytes)
 
 
 def canonical_out(
@@ -251,7 +311,7 @@ def canonical_out(
     if not (out.flags.c_contiguous and (on_device or out.flags.writeable)):
         raise InputError(Keyword("out"), " must be C-contiguous and writeable: ", need)
     kind, may_share = (type(out) if on_device else np.ndarray), array_module(out).may_share_memory
-    if any(isinstance(array, kind) and may_share(out, array) for array in inputs):
+    if any(isinstance(array, kind) and (may_share(out, array) or _share_file(out, array)) for array in inputs):
         raise InputError(
             Keyword("out"), " shares memory with an input, which would be overwritten; pass a new array: ", need
         )

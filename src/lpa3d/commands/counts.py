@@ -16,12 +16,15 @@ __all__ = ["count_labels", "count_sections", "count_values", "summarize"]
 Array = npt.NDArray[Any]
 
 
-def count_values(slabs: Iterable[tuple[int, int, Array]]) -> tuple[Array, Array]:
+def count_values(slabs: Iterable[tuple[int, int, Array]], more: tuple[Array, int] | None = None) -> tuple[Array, Array]:
     """Return the distinct values of an array that comes in slabs, and how often each occurs.
 
-    Label arrays are made of runs of equal voxels, so only the first voxel of each run is sorted.
+    Label arrays are made of runs of equal voxels, so only the first voxel of each run is sorted. `more` is an array of
+    one value, or of none, that occurs so often besides.
     """
     found: list[tuple[Array, Array]] = []
+    if more is not None and more[0].size:
+        found.append((more[0], np.array([more[1]])))
     pending = 0
     for _, _, slab in slabs:
         for flat in _pieces(slab):
@@ -46,6 +49,10 @@ def _total(values: Array, counts: Array) -> tuple[Array, Array]:
 
 def _pieces(slab: Array, size: int = 2**22) -> Iterator[Array]:
     """Yield `slab` as flat pieces of at most about `size` voxels."""
+    if slab.flags.c_contiguous:  # a plane may be larger than the memory, where it is mapped from a file
+        flat = slab.reshape(-1)
+        yield from (flat[lo : lo + size] for lo in range(0, flat.size, size))
+        return
     rows = max(size // max(math.prod(slab.shape[1:]), 1), 1)
     for lo in range(0, len(slab), rows):
         piece = np.ascontiguousarray(slab[lo : lo + rows]).reshape(-1)

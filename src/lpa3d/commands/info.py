@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -55,22 +56,27 @@ LISTED = 16
 
 def _info_values(job: Job, source: Volume) -> dict[str, Any]:
     """Return what the voxels hold: extremes of an image, ids of labels."""
-
-    def slabs() -> Iterator[tuple[int, int, Array]]:
-        for lo, hi, slab in source.slabs():
-            yield lo, hi, slab
-            job.progress(hi / source.shape[0])
-
     if source.dtype.kind not in "buif" or not math.prod(source.shape):
         return {}
+    boxes, fill = source.parts()
+    held = [math.prod(side.stop - side.start for side in box) for box in boxes]
+    rest = math.prod(source.shape) - sum(held)
+    one = np.full(1, fill, source.dtype)
+
+    def slabs() -> Iterator[tuple[int, int, Array]]:
+        for done, box in zip(itertools.accumulate(held), boxes, strict=True):
+            part = source.read_box(box)
+            yield 0, len(part), part
+            job.progress(done / sum(held))
+
     if source.dtype.kind == "f":
-        low, high, foreground, whole = math.inf, -math.inf, 0, True
-        for _, _, slab in slabs():
+        low, high, foreground, whole = math.inf, -math.inf, max(rest - 1, 0) * int(one[0] != 0), True
+        for _, _, slab in itertools.chain([(0, 1, one)] if rest else [], slabs()):
             low, high = min(low, float(np.nanmin(slab))), max(high, float(np.nanmax(slab)))
             foreground += int(np.count_nonzero(slab))
             whole = whole and bool(np.array_equal(np.rint(slab), slab))
         return {"smallest": low, "largest": high, "foreground_voxels": foreground, "whole_numbers": whole}
-    values, counts = count_values(slabs())
+    values, counts = count_values(slabs(), (one[: min(rest, 1)], rest))
     inside = values != 0
     facts: dict[str, Any] = {
         "smallest": int(values[0]),

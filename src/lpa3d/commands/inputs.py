@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays.checks import canonical_spacing
+from ..arrays.checks import MOST_SLICES, canonical_spacing
 from ..errors import InputError, Keyword
-from ..files.geometry import Geometry
+from ..files.geometry import Geometry, in_nanometres, nanometres
 from ..files.volume import Volume
 from .job import Job
 
@@ -67,7 +67,10 @@ def parse_slices(text: str) -> tuple[int, ...]:
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if not match or (match[2] and int(match[2]) < int(match[1])):
             raise argparse.ArgumentTypeError(f"{text!r} is no list of slices, such as 3,7,10-12")
-        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last - first >= MOST_SLICES:
+            raise argparse.ArgumentTypeError(f"{text!r} lists {last - first + 1:,} slices, more than any volume has")
+        found.update(range(first, last + 1))
     return tuple(sorted(found))
 
 
@@ -96,18 +99,53 @@ def check_same_shape(volume: Volume, other: Volume) -> None:
 
 
 def check_same_place(job: Job, volume: Volume, other: Volume) -> None:
-    """Warn where two files say that their voxels are not of the same size or place; voxels are matched by index."""
+    """Warn where two files say that their voxels are not of the same size or place; voxels are matched by index.
+
+    Refuse files whose axes run in other directions: no voxel is matched with its own.
+    """
     a, b = volume.geometry, other.geometry
     if a.nifti is not None and b.nifti is not None:
+        turned = _find_turned(a.nifti.get_best_affine(), b.nifti.get_best_affine())
+        if turned:
+            raise InputError(
+                f"{other.name} has {turned} than {volume.name}, as their affines say; turn one of them, e.g. with "
+                "nibabel.as_closest_canonical, or mend the affine"
+            )
         if not np.allclose(a.nifti.get_best_affine(), b.nifti.get_best_affine(), rtol=1e-4, atol=1e-4):
             job.terminal.message(
                 f"warning: {volume.name} and {other.name} have different affines; voxels are matched by index"
             )
-    elif a.spacing and b.spacing and a.unit == b.unit and not np.allclose(a.spacing, b.spacing, rtol=1e-4):
+        return
+    if bool(nanometres(a.unit)) != bool(nanometres(b.unit)):
+        return  # numbers of which nobody can say whether they agree
+    (size, place), (other_size, other_place) = in_nanometres(a), in_nanometres(b)
+    units = ("", "") if a.unit == b.unit else (a.unit, b.unit)
+    if size and other_size and not np.allclose(size, other_size, rtol=1e-4):
         job.terminal.message(
-            f"warning: {volume.name} has spacing {format_sizes(a.spacing)} but {other.name} {format_sizes(b.spacing)}; "
-            f"voxels are matched by index"
+            f"warning: {volume.name} has spacing {_say_sizes(a.spacing, units[0])} but {other.name} "
+            f"{_say_sizes(b.spacing, units[1])}; voxels are matched by index"
         )
+    if place and other_place and not np.allclose(place, other_place, rtol=1e-4, atol=1e-4):
+        job.terminal.message(
+            f"warning: {volume.name} begins at {_say_sizes(a.offset, units[0])} but {other.name} at "
+            f"{_say_sizes(b.offset, units[1])}; voxels are matched by index"
+        )
+
+
+def _find_turned(affine: Any, other: Any) -> str:
+    """Return in which way the axes of two affines differ, empty if they do not."""
+    steps = [one[:3, :3] / np.maximum(np.sqrt((one[:3, :3] ** 2).sum(axis=0)), 1e-12) for one in (affine, other)]
+    cosines = steps[0].T @ steps[1]
+    main = np.abs(cosines).argmax(axis=0)
+    if (main != np.arange(3)).any():
+        moved = [axis for axis, k in zip("xyz", main != np.arange(3), strict=True) if k]
+        return f"its axes {' and '.join(moved)} in another order"
+    mirrored = [axis for axis, cosine in zip("xyz", np.diag(cosines), strict=True) if cosine < 0]
+    return f"{' and '.join(mirrored)} in the opposite direction" if mirrored else ""
+
+
+def _say_sizes(sizes: Iterable[float] | None, unit: str) -> str:
+    return f"{format_sizes(sizes or ())} {unit}".strip()
 
 
 def format_sizes(spacing: Iterable[float]) -> str:

@@ -255,7 +255,9 @@ class Tiling:
         source = open_source(_stored(array), "labels")
         # The voxels, where their runs start, and what is sorted of them.
         needed = 2 * source.dtype.itemsize + 10
-        plan = choose_tile(source.shape, source.chunks, memory=self.job.args.memory, bytes_per_voxel=needed)
+        plan = choose_tile(
+            source.shape, source.chunks, memory=self.job.args.memory, bytes_per_voxel=needed, inputs=[source]
+        )
         return source, Grid(source.shape, plan.tile)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from ..arrays.checks import check_flag
 from ..errors import InputError
 
 __all__ = ["CONVENTIONS", "Convention"]
@@ -62,6 +63,7 @@ class Convention:
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 choices = " or ".join(map(repr, get_args(hint)))
                 raise InputError(f"{name} is {getattr(self, name)!r}; {choices} is needed")
+        check_flag(self.strict, "strict")
         # A prediction reaches 0.5 with one reference, or with two of equal IoU; the ranking builds on that.
         if len(self.ap_thresholds) != 10 or not all(0.5 <= threshold <= 1 for threshold in self.ap_thresholds):
             raise InputError(f"ap_thresholds is {self.ap_thresholds!r}; ten numbers from 0.5 to 1 are needed")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .._version import __version__
 from ..arrays.backend import array_module, is_on_device
-from ..arrays.checks import MAX_ID, canonical_connectivity, canonical_spacing
+from ..arrays.checks import MAX_ID, canonical_connectivity, canonical_spacing, check_flag
 from ..arrays.text import list_some
 from ..errors import Example, InputError, InputTypeError, Keyword, Part
 from .conventions import CONVENTIONS, Convention
@@ -107,7 +107,7 @@ def check_request(
         _check_thresholds(iou_thresholds),
         _check_scores(scores),
         _check_strata(decisions.size_strata if size_strata is None else size_strata),
-        bool(surfaces),
+        check_flag(surfaces, "surfaces"),
     )
 
 

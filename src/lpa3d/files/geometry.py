@@ -11,13 +11,29 @@ import numpy as np
 
 from .places import LIBRARIES, load_library, zarr_kind
 
-__all__ = ["NANOMETRES", "Geometry", "attribute_geometry", "tiff_geometry", "zarr_geometry"]
+__all__ = [
+    "NANOMETRES",
+    "Geometry",
+    "attribute_geometry",
+    "in_nanometres",
+    "nanometres",
+    "tiff_geometry",
+    "zarr_geometry",
+]
 
 NANOMETRES = {
     "pm": 1e-3, "picometer": 1e-3, "Å": 0.1, "angstrom": 0.1, "nm": 1.0, "nanometer": 1.0, "nanometre": 1.0,
     "um": 1e3, "µm": 1e3, "μm": 1e3, "micron": 1e3, "microns": 1e3, "micrometer": 1e3, "micrometre": 1e3,
     "mm": 1e6, "millimeter": 1e6, "millimetre": 1e6, "cm": 1e7, "centimeter": 1e7, "m": 1e9, "meter": 1e9, "metre": 1e9,
 }  # fmt: skip
+
+
+Sizes = tuple[float, float, float]
+
+
+def nanometres(unit: str) -> float | None:
+    """Return the length of a unit, whatever its spelling; None of one that is not known."""
+    return NANOMETRES.get(unit) or NANOMETRES.get(unit.strip().lower().removesuffix("s"))
 
 
 @dataclass(frozen=True)
@@ -29,46 +45,87 @@ class Geometry:
     spacing : tuple of float or None
         Voxel size (z, y, x); None where the file does not say.
     unit : str
-        Unit of `spacing` as the file spells it, or empty.
+        Unit of `spacing` and `offset` as the file spells it, or empty.
     nifti : object or None
         The whole NIfTI header, kept for an output of the same kind.
+    offset : tuple of float or None
+        Place of the first voxel (z, y, x); None where the file does not say.
     """
 
-    spacing: tuple[float, float, float] | None = None
+    spacing: Sizes | None = None
     unit: str = ""
     nifti: Any = None
+    offset: Sizes | None = None
 
 
-def _common_unit(spacing: Sequence[float], units: Sequence[str]) -> tuple[tuple[float, float, float] | None, str]:
-    """Return three voxel sizes in one unit: as they are where it is the same, else in nanometres, else None."""
+def in_nanometres(geometry: Geometry) -> tuple[Sizes | None, Sizes | None]:
+    """Return the voxel size and the offset in nanometres; as they are where the unit is not known."""
+    factor = nanometres(geometry.unit) or 1.0
+
+    def scale(sizes: Sizes | None) -> Sizes | None:
+        return None if sizes is None else (sizes[0] * factor, sizes[1] * factor, sizes[2] * factor)
+
+    return scale(geometry.spacing), scale(geometry.offset)
+
+
+def _common_unit(spacing: Sequence[float], units: Sequence[str], offset: Sequence[float] | None = None) -> Geometry:
+    """Return three voxel sizes in one unit: as they are where it is the same, else in nanometres, else none."""
     z, y, x = (float(size) for size in spacing)
+    place = None if offset is None else (float(offset[0]), float(offset[1]), float(offset[2]))
     if len(set(units)) == 1:
-        return (z, y, x), units[0]
-    if len(units) != 3 or any(unit not in NANOMETRES for unit in units):
-        return None, ""
-    a, b, c = (NANOMETRES[unit] for unit in units)
-    return (z * a, y * b, x * c), "nm"
+        return Geometry((z, y, x), units[0], offset=place)
+    factors = [nanometres(unit) for unit in units]
+    if len(units) != 3 or None in factors:
+        return Geometry()
+    a, b, c = (factor or 0.0 for factor in factors)
+    place = None if place is None else (place[0] * a, place[1] * b, place[2] * c)
+    return Geometry((z * a, y * b, x * c), "nm", offset=place)
+
+
+def _three(values: Any) -> list[float] | None:
+    """Return three numbers (z, y, x), of which two are those of a plane, as thick as its pixels are long; else None."""
+    try:
+        found = [float(value) for value in values]
+    except (TypeError, ValueError):
+        return None
+    if len(found) == 2:
+        found = [max(found), *found]
+    return found if len(found) == 3 else None
+
+
+def _read_units(said: Any, unit: str) -> list[str]:
+    """Return the unit, or that of each axis as funlib writes them; `unit` where nothing is said."""
+    if said is None:
+        return [unit]
+    if isinstance(said, (bytes, str)):
+        return [said.decode() if isinstance(said, bytes) else said]
+    return [each.decode() if isinstance(each, bytes) else str(each) for each in said][-3:]
 
 
 def attribute_geometry(attributes: Mapping[str, Any]) -> Geometry:
-    """Read the voxel size from the attributes that zarr and HDF5 writers of this field use, all (z, y, x)."""
+    """Read size and place of the voxels from the attributes that zarr and HDF5 writers of this field use.
+
+    Numbers are (z, y, x), but those of N5's ``pixelResolution``, and of ``transform``, which names its axes.
+    """
+    said = attributes.get("unit", attributes.get("units"))
     for key, unit in (("spacing", ""), ("voxel_size", "nm"), ("resolution", "nm"), ("element_size_um", "um")):
-        if key in attributes:
-            try:
-                sizes = [float(size) for size in attributes[key]]
-            except (TypeError, ValueError):
-                continue
-            if len(sizes) == 2:
-                sizes = [max(sizes), *sizes]
-            if len(sizes) == 3:
-                said = attributes.get("unit", attributes.get("units", unit))
-                if isinstance(said, bytes):
-                    said = said.decode()
-                if not isinstance(said, str):
-                    # One unit for each axis, as funlib writes them.
-                    spacing, said = _common_unit(sizes, [str(each) for each in said][-3:])
-                    return Geometry(spacing, said)
-                return Geometry((sizes[0], sizes[1], sizes[2]), said)
+        sizes = _three(attributes.get(key))
+        if sizes is not None:
+            return _common_unit(sizes, _read_units(said, unit), _three(attributes.get("offset")))
+    transform = attributes.get("transform")
+    if isinstance(transform, Mapping):
+        axes = [str(axis).lower() for axis in transform.get("axes", "zyx")]
+        scale, units = transform.get("scale", ()), transform.get("units", [""] * len(axes))
+        if sorted(axes) == ["x", "y", "z"] and len(scale) == len(units) == 3:
+            order = [axes.index(axis) for axis in "zyx"]
+            place = transform.get("translate")
+            offset = [place[i] for i in order] if place is not None and len(place) == 3 else None
+            return _common_unit([scale[i] for i in order], [str(units[i]) for i in order], offset)
+    said = attributes.get("pixelResolution")
+    sizes = _three(said.get("dimensions") if isinstance(said, Mapping) else said)
+    if sizes is not None:
+        unit = str(said.get("unit", "")) if isinstance(said, Mapping) else ""
+        return _common_unit(sizes[::-1], [unit])
     return Geometry()
 
 
@@ -89,24 +146,33 @@ def zarr_geometry(path: Path, attributes: Mapping[str, Any]) -> Geometry:
 
 
 def _ome_geometry(attributes: Mapping[str, Any], inner: str) -> Geometry:
-    """Read the voxel size of the dataset `inner` from the OME-NGFF metadata of its group."""
+    """Read size and place of the voxels of the dataset `inner` from the OME-NGFF metadata of its group."""
     for image in attributes.get("ome", attributes).get("multiscales", []):
         axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes", [])]
         names = [str(axis.get("name", "")).lower() for axis in axes]
-        if not {"z", "y", "x"} <= set(names):
+        if not {"y", "x"} <= set(names):
             continue
         for dataset in image.get("datasets", []):
             if dataset.get("path") != inner:
                 continue
-            scale = np.ones(len(axes))
+            scale, place, scaled = np.ones(len(axes)), np.zeros(len(axes)), False
             steps = [*dataset.get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]
-            scales = [step["scale"] for step in steps if step.get("type") == "scale"]
-            for factors in scales:
-                scale *= factors
-            if scales:
-                order = [names.index(axis) for axis in "zyx"]
+            for step in steps:
+                if step.get("type") == "scale":
+                    scale, place, scaled = scale * step["scale"], place * step["scale"], True
+                elif step.get("type") == "translation":
+                    place = place + step["translation"]
+            if scaled:
+                order = [names.index(axis) for axis in "zyx" if axis in names]
                 units = [str(axes[i].get("unit", "")) for i in order]
-                return Geometry(*_common_unit(scale[order].tolist(), units))
+                offset = place[order].tolist()
+                sizes = scale[order].tolist()
+                if len(order) == 2:
+                    # A plane is as thick as its pixels are long.
+                    thick = int(np.argmax(sizes))
+                    sizes, units = [sizes[thick], *sizes], [units[thick], *units]
+                    offset = [0.0, *offset]
+                return _common_unit(sizes, units, offset)
     return Geometry()
 
 
@@ -127,14 +193,15 @@ def tiff_geometry(tiff: Any) -> Geometry:
                 if sizes["Z"] is None:
                     units[0] = units[2]
                 units = ["" if unit == "pixel" else unit for unit in units]
-                return Geometry(*_common_unit([float(z), float(sizes["Y"]), float(sizes["X"])], units))
+                return _common_unit([float(z), float(sizes["Y"]), float(sizes["X"])], units)
     if tiff.is_imagej:
         metadata = tiff.imagej_metadata or {}
-        tags = tiff.pages[0].tags
-        if "spacing" in metadata and "XResolution" in tags and "YResolution" in tags:
+        tags, unit = tiff.pages[0].tags, _imagej_unit(tiff.imagej_metadata or {})
+        # ImageJ leaves out slices that are 1 unit apart. Without a unit nothing was calibrated.
+        if ("spacing" in metadata or unit) and "XResolution" in tags and "YResolution" in tags:
             (nx, dx), (ny, dy) = tags["XResolution"].value, tags["YResolution"].value
             if nx and ny:
-                return Geometry((float(metadata["spacing"]), dy / ny, dx / nx), _imagej_unit(metadata))
+                return Geometry((float(metadata.get("spacing", 1.0)), dy / ny, dx / nx), unit)
     if tiff.is_shaped:
         return attribute_geometry(dict(tiff.shaped_metadata[0]))
     return Geometry()

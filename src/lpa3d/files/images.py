@@ -9,7 +9,7 @@ import re
 import struct
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays.checks import MOST_SLICES
 from ..arrays.text import list_some
 from ..arrays.threads import num_threads, run_all
 from ..errors import InputError, Lpa3dWarning
 from .places import LIBRARIES, Location, load_library, reading
 from .volume import Volume, choose_rows
 
-__all__ = ["open_images"]
+__all__ = ["check_palettes", "check_photometric", "open_images", "read_colormap"]
 
 Array = npt.NDArray[Any]
 
@@ -39,11 +40,14 @@ SPARSEST = 100
 
 @dataclass(frozen=True)
 class Image:
-    """What the header of one image says; in a palette image the index is the value."""
+    """What the header of one image says; in a palette image the index is the value.
+
+    `palette` are the colours of a palette image, one after the other, as (red, green, blue).
+    """
 
     shape: tuple[int, int]
     dtype: np.dtype[Any]
-    palette: bool
+    palette: tuple[tuple[int, ...], ...] | None = None
 
 
 def open_images(location: Location) -> Volume:
@@ -61,6 +65,8 @@ def open_images(location: Location) -> Volume:
             f"{max(numbered)}"
         )
     length = last - first + 1
+    if length > MOST_SLICES:
+        raise InputError(f"{location.name} asks for {length:,} slices, more than any volume has")
     if location.numbers is None and length > SPARSEST * len(chosen):
         raise InputError(
             f"{location.name} holds {_images(kind, len(names))} with numbers from {first} to {last}, of which hardly "
@@ -146,6 +152,15 @@ def _list_images(location: Location) -> tuple[str, list[str], list[str]]:
     raise InputError(f"{what}, but {list_some(others)}{advice}")
 
 
+def _advise_pattern(location: Location, names: Sequence[str], series: Sequence[str]) -> str:
+    """Return the advice to choose a series by a pattern, if there is one that matches its names and no others."""
+    texts = re.split("[0-9]+", series[0])
+    for pattern in ("*[0-9]".join(texts), "[0-9]*".join(texts)):
+        if fnmatch.filter(names, pattern) == list(series):
+            return f"choose one series with a pattern in quotes: '{location.path / pattern}', or "
+    return ""
+
+
 def _find_numbers(location: Location, names: Sequence[str]) -> list[int]:
     """Return the slice number of each name: the one place where all names differ, in names that are else the same."""
     parts = [re.split("([0-9]+)", Path(name).stem) for name in names]
@@ -160,10 +175,12 @@ def _find_numbers(location: Location, names: Sequence[str]) -> list[int]:
             f"{next(name for name, part in zip(names, parts, strict=True) if tuple(part[::2]) == text)} ({count})"
             for text, count in texts.most_common()
         ]
-        common = "*[0-9]".join(texts.most_common()[0][0]) + Path(names[0]).suffix
+        series = [
+            name for name, part in zip(names, parts, strict=True) if tuple(part[::2]) == texts.most_common()[0][0]
+        ]
         raise InputError(
-            f"{location.name} holds images whose names differ in more than numbers: {list_some(examples)}; choose one "
-            f"series with a pattern in quotes: '{location.path / common}', or name all images alike"
+            f"{location.name} holds images whose names differ in more than numbers: {list_some(examples)}; "
+            f"{_advise_pattern(location, names, series)}name all images alike"
         )
     numbers = [[int(digits) for digits in part[1::2]] for part in parts]
     if len(names) == 1:
@@ -208,14 +225,42 @@ def _agree(
     dtypes = {image.dtype for image in images}
     common = np.result_type(*dtypes)
     mixed = [
-        "palette" if image.palette else "integers" if image.dtype.kind in "iu" and common.kind in "iu" else image.dtype
+        "palette"
+        if image.palette is not None
+        else "integers"
+        if image.dtype.kind in "iu" and common.kind in "iu"
+        else image.dtype
         for image in images
     ]
     refuse("kinds", mixed, "what a value means could differ too; save all slices in the same way")
-    remarks = ["palette images: the index of a colour is the value"] if images[0].palette else []
+    remarks = []
+    if images[0].palette is not None:
+        check_palettes(
+            location.name, [(path.name, image.palette or ()) for path, image in zip(paths, images, strict=True)]
+        )
+        remarks.append("palette images: the index of a colour is the value")
     if len(dtypes) > 1:
         remarks.append(f"{' and '.join(sorted(map(str, dtypes)))} are read as {common}")
     return images[0].shape, common, remarks
+
+
+def check_palettes(name: str, palettes: Iterable[tuple[str, Sequence[tuple[int, ...]]]]) -> None:
+    """Refuse slices in whose palettes an index is not always the same colour: it would not be the same object.
+
+    A palette may end where its image needs no more colours.
+    """
+    longest: Sequence[tuple[int, ...]] = ()
+    of = ""
+    for slice_, palette in palettes:
+        for index, (one, other) in enumerate(zip(palette, longest, strict=False)):
+            if one != other:
+                raise InputError(
+                    f"{name} holds palette images with different palettes: {index} is the colour {other} in {of} and "
+                    f"{one} in {slice_}, so it is no id that holds in all slices; save all slices with one palette, or "
+                    f"as numbers: of RGB, rgb.astype('uint32') @ np.array([65536, 256, 1], 'uint32')"
+                )
+        if len(palette) > len(longest):
+            longest, of = palette, slice_
 
 
 def _say_missing(location: Location, missing: Sequence[int], length: int) -> str:
@@ -248,11 +293,26 @@ def _scan_png(path: Path) -> Image:
         width, height, bits, colours = struct.unpack(">IIBB", start[16:])
         if colours not in (0, 3):
             raise _colour_error(path, {2: "RGB", 4: "gray and transparency", 6: "RGBA"}.get(colours, "unknown"))
-        palette = colours == 3
-        if not palette and bits in (2, 4):
+        palette = _read_palette(path) if colours == 3 else None
+        if palette is None and bits in (2, 4):
             # Some programs write the numbers themselves, most read them multiplied by 85 or 17.
             raise InputError(f"{path} has {bits} bits a pixel, whose values are ambiguous; save it with 8 or 16")
-        return Image((height, width), np.dtype("u1" if palette else {1: "?", 8: "u1", 16: "u2"}[bits]), palette)
+        return Image(
+            (height, width), np.dtype("u1" if palette is not None else {1: "?", 8: "u1", 16: "u2"}[bits]), palette
+        )
+
+
+def _read_palette(path: Path) -> tuple[tuple[int, ...], ...]:
+    """Return the colours of a PNG image."""
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"PLTE":
+                data = file.read(length)
+                return tuple(zip(data[::3], data[1::3], data[2::3], strict=False))
+            file.seek(length + 4, os.SEEK_CUR)
+    raise InputError(f"{path} is a palette image without a palette")
 
 
 def _load_png(path: Path) -> Array:
@@ -278,7 +338,33 @@ def _scan_tiff(path: Path) -> Image:
             raise _colour_error(path, f"{page.samplesperpixel} channels")
         if len(page.shape) != 2:
             raise InputError(f"{path} has shape {page.shape}; a slice must be (Y, X)")
-        return Image(page.shape, np.dtype(page.dtype).newbyteorder("="), page.photometric.name == "PALETTE")
+        check_photometric(path, tiff)
+        return Image(page.shape, np.dtype(page.dtype).newbyteorder("="), read_colormap(page))
+
+
+def read_colormap(page: Any) -> tuple[tuple[int, ...], ...] | None:
+    """Return the colours of a page of a TIFF file, None if it has no palette.
+
+    It has as many as there could be; those behind the last one that is meant are black.
+    """
+    if page.photometric.name != "PALETTE":
+        return None
+    colours = page.colormap.T
+    return tuple(map(tuple, colours[: 1 + max(np.flatnonzero(colours.any(axis=1)), default=-1)].tolist()))
+
+
+def check_photometric(path: Path, tiff: Any) -> None:
+    """Refuse a TIFF file that says that 0 is white, so that its values may be meant the other way round.
+
+    ImageJ says so of what it shows that way, tifffile of all that is bool, and both mean the values as they are.
+    """
+    page = tiff.pages[0]
+    if page.photometric.name == "MINISWHITE" and not (tiff.is_imagej or page.software.startswith("tifffile")):
+        raise InputError(
+            f"{path} says that 0 is white (photometric MINISWHITE): programs differ in whether its values are to be "
+            "turned round, so that it is not clear what is background; save it with photometric MINISBLACK "
+            "(tifffile.imwrite(..., photometric='minisblack'))"
+        )
 
 
 def _load_tiff(path: Path) -> Array:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.text import list_some
-from ..errors import InputError
-from .geometry import Geometry, attribute_geometry, tiff_geometry, zarr_geometry
-from .images import open_images
+from ..errors import InputError, Lpa3dWarning
+from .geometry import Geometry, attribute_geometry, nanometres, tiff_geometry, zarr_geometry
+from .images import check_palettes, check_photometric, open_images, read_colormap
 from .outputs import ASIDE, TEMPORARY
 from .places import LIBRARIES, Location, load_library, locate, reading, zarr_kind
-from .volume import Volume, choose_rows, drop_leading
+from .volume import Box, Volume, choose_rows, cut_box, drop_leading
 
 __all__ = ["open_volume", "read"]
 
 Array = npt.NDArray[Any]
+
+SMALLEST, LARGEST = 1e-3, 1e8
+"""Sides of a voxel in nanometres, beyond which its unit must be wrong: a picometre, and ten centimetres."""
 
 
 def open_volume(name: str | os.PathLike[str]) -> Volume:
@@ -64,11 +71,22 @@ def open_volume(name: str | os.PathLike[str]) -> Volume:
     if len(volume.shape) not in (2, 3):
         volume.close()
         raise InputError(f"{location.name} has shape {volume.shape}; (Z, Y, X) or (Y, X) is needed")
-    if volume.geometry.spacing is None:
+    said = volume.geometry.spacing
+    if said is None:
         return volume
-    if not all(math.isfinite(size) and size > 0 for size in volume.geometry.spacing):
+    if not all(math.isfinite(size) and size > 0 for size in said):
         # A header that was never filled in says nothing about the voxels.
         volume.geometry = Geometry(None, "", volume.geometry.nifti)
+        return volume
+    unit = nanometres(volume.geometry.unit)
+    if unit is not None and not SMALLEST <= unit * min(said) <= unit * max(said) <= LARGEST:
+        sizes = " ".join(f"{size:g}" for size in said)
+        warnings.warn(
+            f"{location.name} says that its voxels are {sizes} {volume.geometry.unit} large, which no microscope has; "
+            "if the unit is wrong, pass the true spacing",
+            Lpa3dWarning,
+            2,
+        )
     return volume
 
 
@@ -142,12 +160,26 @@ def _open_zarr(location: Location) -> Volume:
     if kind.startswith("group"):
         path = path / _choose(location, list(_zarr_arrays(path)), "/")
     array = zarr.open_array(str(path), mode="r")
+    about = array.attrs.get("lpa3d")
+    if isinstance(about, dict) and about.get("complete") is False:
+        raise InputError(
+            f"{location.name} is an unfinished result of lpa3d {about.get('verb')}; make the call that began it again"
+        )
     lead, shape = drop_leading(array.shape)
     chunks = tuple(int(size) for size in (array.shards or array.chunks))[lead:]
     compressors = ", ".join(_codec_name(codec) for codec in array.compressors)
 
     def fetch(lo: int, hi: int) -> Array:
         return np.asarray(array[(0,) * lead + (slice(lo, hi),)])
+
+    def fetch_box(box: Box) -> Array:
+        return np.asarray(array[(0,) * lead + box])
+
+    def list_stored() -> tuple[list[Box], Any]:
+        unit = tuple(max(int(size), 1) for size in array.chunks)[lead:]
+        starts = [[at * size for at, size in zip(place[lead:], chunks, strict=True)] for place in _list_chunks(array)]
+        fill = array.fill_value
+        return _box_chunks(starts, chunks, shape, unit, array.dtype.itemsize), 0 if fill is None else fill
 
     return Volume(
         location.name,
@@ -160,7 +192,39 @@ def _open_zarr(location: Location) -> Volume:
         chunks,
         compressors,
         choose_rows(shape, np.dtype(array.dtype), max(chunks[0], 1)) if shape else 0,
+        list_stored=list_stored,
+        fetch_box=fetch_box,
     )
+
+
+def _list_chunks(array: Any) -> list[tuple[int, ...]]:
+    """Return the places in their grid of the chunks (shards) of a local zarr array that are stored."""
+    grid = [-(-side // max(size, 1)) for side, size in zip(array.shape, array.shards or array.chunks, strict=True)]
+    root = Path(array.store.root, array.path)
+    found = []
+    for folder, _, files in os.walk(root, followlinks=True):
+        for file in files:
+            key = Path(folder, file).relative_to(root).as_posix()
+            place = tuple(map(int, re.findall(r"[0-9]+", key)))
+            inside = len(place) == len(grid) and all(at < count for at, count in zip(place, grid, strict=True))
+            if inside and array.metadata.encode_chunk_key(place) == key:
+                found.append(place)
+    return sorted(found)
+
+
+def _box_chunks(
+    starts: Sequence[Sequence[int]],
+    chunks: Sequence[int],
+    shape: Sequence[int],
+    unit: Sequence[int],
+    itemsize: int,
+) -> list[Box]:
+    """Return the boxes of chunks, cut into parts that may be read alone."""
+    boxes = [
+        tuple(slice(at, min(at + size, side)) for at, size, side in zip(start, chunks, shape, strict=True))
+        for start in starts
+    ]
+    return [part for box in boxes for part in cut_box(box, unit, itemsize)]
 
 
 def _codec_name(codec: Any) -> str:
@@ -172,7 +236,16 @@ def _codec_name(codec: Any) -> str:
 
 
 def _open_npy(location: Location) -> Volume:
-    array = np.load(location.path, mmap_mode="r", allow_pickle=False)
+    try:
+        array = np.load(location.path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        if "Python objects" not in str(error):
+            raise
+        raise InputError(
+            f"{location.path} holds no array but pickled Python objects, which can do anything when they are loaded, "
+            "so they are not. Where you trust the file, save the array that is in it: found = numpy.load(name, "
+            "allow_pickle=True).item(); numpy.save('masks.npy', found['masks']) for what cellpose writes"
+        ) from error
     lead, shape = drop_leading(array.shape)
     plain = np.asarray(array)[(0,) * lead]
     return Volume(
@@ -219,27 +292,42 @@ def _open_nifti(location: Location) -> Volume:
 
 def _open_tiff(location: Location) -> Volume:
     tifffile = load_library(*LIBRARIES["tiff"])
-    tiff = tifffile.TiffFile(location.path)
-    try:
-        series = list(tiff.series)
-        first = series[0]
-        axes, full = first.get_axes(False), first.get_shape(False)
-        # tifffile notes the shape as it was; OME and ImageJ always name all axes, the unused ones with length 1.
-        exact = first.kind == "shaped"
-        _, shape = drop_leading([n for axis, n in zip(axes, full, strict=True) if exact or n > 1 or axis in "YX"])
-        if any(axis == "S" and n > 1 for axis, n in zip(axes, full, strict=True)):
-            raise InputError(f"{location.path} is a colour image, axes {axes}, shape {full}; one channel is needed")
-        if len(series) > 1:
-            if any(each.shape != first.shape or each.dtype != first.dtype for each in series) or len(shape) != 2:
-                shapes = ", ".join(str(each.shape) for each in series[:8])
-                raise InputError(f"{location.path} holds {len(series)} images, of shapes {shapes}; one stack is needed")
-            shape = (len(series), *shape)
-        page = first.keyframe
-        compression = "" if page.compression == 1 else page.compression.name.lower()
-        geometry = tiff_geometry(tiff)
-    except BaseException:
-        tiff.close()
-        raise
+    with _watching("tifffile") as said:
+        tiff = tifffile.TiffFile(location.path)
+        try:
+            series = list(tiff.series)
+            _check_tiff(location, tiff, series, said)
+            first = series[0]
+            axes, full = first.get_axes(False), first.get_shape(False)
+            # tifffile notes the shape as it was; OME and ImageJ always name all axes, the unused ones with length 1.
+            exact = first.kind == "shaped"
+            note = ""
+            if exact and axes[:1] == "S" and len(full) == 3:
+                # Of three or four slices tifffile makes the planes of a colour image, unless it is told otherwise.
+                axes = "Z" + axes[1:]
+                note = f"{location.name}: its {full[0]} planes, which are stored as colours, are taken for slices"
+            _, shape = drop_leading([n for axis, n in zip(axes, full, strict=True) if exact or n > 1 or axis in "YX"])
+            if any(axis == "S" and n > 1 for axis, n in zip(axes, full, strict=True)):
+                raise InputError(f"{location.path} is a colour image, axes {axes}, shape {full}; one channel is needed")
+            if len(series) > 1:
+                if any(each.shape != first.shape or each.dtype != first.dtype for each in series) or len(shape) != 2:
+                    shapes = ", ".join(str(each.shape) for each in series[:8])
+                    raise InputError(
+                        f"{location.path} holds {len(series)} images, of shapes {shapes}; one stack is needed"
+                    )
+                shape = (len(series), *shape)
+            page = first.keyframe
+            check_photometric(location.path, tiff)
+            if page.photometric.name == "PALETTE":
+                pages = (
+                    (f"image {k}", each.aspage()) for k, each in enumerate(part for one in series for part in one.pages)
+                )
+                check_palettes(location.name, ((name, read_colormap(each) or ()) for name, each in pages))
+            compression = "" if page.compression == 1 else page.compression.name.lower()
+            geometry = tiff_geometry(tiff)
+        except BaseException:
+            tiff.close()
+            raise
 
     def fetch(lo: int, hi: int) -> Array:
         array = np.asarray(first.asarray()) if len(series) == 1 else np.stack([each.asarray() for each in series])
@@ -255,8 +343,82 @@ def _open_tiff(location: Location) -> Volume:
         geometry,
         None,
         compression,
+        note=note,
         close=tiff.close,
     )
+
+
+class _Said(logging.Handler):
+    """Collects the messages of a library's logger."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def _watching(library: str) -> Iterator[list[str]]:
+    """Collect what a library logs instead of raising an error."""
+    logger, handler = logging.getLogger(library), _Said()
+    logger.addHandler(handler)
+    try:
+        yield handler.texts
+    finally:
+        logger.removeHandler(handler)
+
+
+BROKEN = re.compile(
+    "TiffPages.* invalid|invalid value offset|corrupted|truncated|failed to re|Missing data", re.IGNORECASE
+)
+"""What tifffile logs, and goes on with fewer images, or with zeros."""
+
+
+def _check_tiff(location: Location, tiff: Any, series: Sequence[Any], said: Sequence[str]) -> None:
+    """Refuse a file that lacks something of what it says that it holds."""
+    advice = "; the copy of it, or the program that wrote it, was interrupted: copy or export it again"
+    if not series:
+        raise InputError(f"{location.path} holds no image{advice}")
+    first = series[0]
+    pages = [page for each in series for page in each.pages]
+    if any(page is None for page in pages):
+        gone = [text for text in said if "failed to read '" in text]
+        files = {text.partition("failed to read '")[2].partition("'")[0] for text in gone}
+        missing = f": {list_some(sorted(files))} cannot be read" if files else ""
+        lost = sum(page is None for page in pages)
+        raise InputError(
+            f"{location.path} lacks {lost} of the {len(pages)} images that it says it holds{missing}; put all files of "
+            "the data set into one folder"
+        )
+    there = math.prod(first.shape) // max(1, math.prod(first.keyframe.shape))
+    claimed = there
+    if tiff.is_imagej:
+        claimed = int((tiff.imagej_metadata or {}).get("images", 1))
+    elif tiff.is_shaped and "shape" in tiff.shaped_metadata[0] and first.index == 0:
+        claimed = there * math.prod(tiff.shaped_metadata[0]["shape"]) // max(1, math.prod(first.shape))
+    if there < claimed:
+        raise InputError(
+            f"{location.path} is incomplete: it says that it holds {claimed} images, but has {there}{advice}"
+        )
+    ends = [(page.parent.filehandle, _find_end(page)) for page in pages]
+    if first.dataoffset is not None:
+        # A stack of ImageJ that is larger than 4 GB has one page, and all slices behind its first.
+        ends.append((first.parent.filehandle, first.dataoffset + first.nbytes))
+    for file, end in ends:
+        if end > file.size:
+            raise InputError(
+                f"{file.path} is incomplete: it has {file.size:,} bytes, but its images reach to {end:,}{advice}"
+            )
+    broken = next((text for text in said if BROKEN.search(text)), None)
+    if broken is not None:
+        raise InputError(f"{location.path} is incomplete or damaged ({re.sub('<[^>]*> ?', '', broken)}){advice}")
+
+
+def _find_end(page: Any) -> int:
+    """Return where the last byte of a page's voxels lies."""
+    return max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
 
 
 def _open_hdf5(location: Location) -> Volume:
@@ -271,6 +433,7 @@ def _open_hdf5(location: Location) -> Volume:
         if not isinstance(node, h5py.Dataset):
             below = [name for name in arrays if not inner or name.startswith(f"/{inner}/")]
             node = file[_choose(location, below, ":")]
+        _check_virtual(h5py, location, node)
         lead, shape = drop_leading(node.shape)
         dtype = np.dtype(node.dtype)
         geometry = attribute_geometry({key: node.attrs[key] for key in node.attrs})
@@ -281,6 +444,16 @@ def _open_hdf5(location: Location) -> Volume:
 
     def fetch(lo: int, hi: int) -> Array:
         return np.asarray(node[(0,) * lead + (slice(lo, hi),)])
+
+    def fetch_box(box: Box) -> Array:
+        return np.asarray(node[(0,) * lead + box])
+
+    def list_stored() -> tuple[list[Box], Any]:
+        if chunks is None:
+            whole = tuple(slice(0, side) for side in shape)
+            return list(cut_box(whole, (1,) * len(shape), dtype.itemsize)), 0
+        starts = [node.id.get_chunk_info(k).chunk_offset[lead:] for k in range(node.id.get_num_chunks())]
+        return _box_chunks(starts, chunks, shape, chunks, dtype.itemsize), node.fillvalue
 
     return Volume(
         location.name,
@@ -293,8 +466,26 @@ def _open_hdf5(location: Location) -> Volume:
         chunks,
         node.compression or "",
         choose_rows(shape, dtype, chunks[0] if chunks else 1) if shape else 0,
+        list_stored=list_stored,
+        fetch_box=fetch_box,
         close=file.close,
     )
+
+
+def _check_virtual(h5py: Any, location: Location, node: Any) -> None:
+    """Refuse a dataset that is made of others where one is missing: it would be read as the fill value."""
+    for source in node.virtual_sources() if node.is_virtual else ():
+        if "%" in source.file_name:
+            continue  # a pattern, of as many files as there are
+        path = location.path if source.file_name == "." else location.path.parent / source.file_name
+        there = path.is_file()
+        if there:
+            with h5py.File(path, "r") as file:
+                there = source.dset_name in file
+        if not there:
+            raise InputError(
+                f"{location.name} is made of other files, of which {path}:{source.dset_name} is missing; put it back"
+            )
 
 
 def _hdf5_arrays(h5py: Any, file: Any) -> list[str]:

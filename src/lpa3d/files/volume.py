@@ -16,9 +16,10 @@ from ..errors import InputError, InputTypeError, Keyword
 from .geometry import Geometry
 from .places import reading
 
-__all__ = ["Volume", "choose_rows", "drop_leading"]
+__all__ = ["Box", "Volume", "choose_rows", "cut_box", "drop_leading"]
 
 Array = npt.NDArray[Any]
+Box = tuple[slice, ...]
 Progress = Callable[[float], None]
 
 SLAB_BYTES = 2**26
@@ -50,6 +51,9 @@ class Volume:
         Short name, or empty.
     note : str
         What a user should be told of how the files were understood (the order of the slices), or empty.
+    list_stored, fetch_box : callable or None
+        Where the file is stored in chunks: the boxes that are stored, in parts that may be read alone, with the value
+        of all other voxels; and how such a box is read.
     """
 
     name: str
@@ -63,6 +67,8 @@ class Volume:
     compression: str = ""
     rows: int = 0
     note: str = ""
+    list_stored: Callable[[], tuple[list[Box], Any]] | None = field(default=None, repr=False)
+    fetch_box: Callable[[Box], Array] | None = field(default=None, repr=False)
     close: Callable[[], None] = field(default=lambda: None, repr=False)
 
     def __enter__(self) -> Volume:
@@ -82,6 +88,35 @@ class Volume:
             with reading(self.name):
                 slab = self.fetch(lo, hi)
             yield lo, hi, slab
+
+    def parts(self) -> tuple[list[Box], Any]:
+        """Return boxes that together hold all voxels that are stored, and the value of those that are not.
+
+        Whole slabs of a file with large chunks may be too large for the memory; `read_box` reads a box.
+        """
+        if self.list_stored is not None:
+            with reading(self.name):
+                return self.list_stored()
+        length = self.shape[0]
+        rows = self.rows or max(length, 1)
+        whole = tuple(slice(0, size) for size in self.shape[1:])
+        return [(slice(lo, min(lo + rows, length)), *whole) for lo in range(0, length, rows)], 0
+
+    def read_box(self, box: Box) -> Array:
+        """Return the voxels of a box.
+
+        Parameters
+        ----------
+        box : tuple of slice
+            One of `parts`.
+
+        Returns
+        -------
+        ndarray
+            Of the box's shape, and `dtype`.
+        """
+        with reading(self.name):
+            return self.fetch(box[0].start, box[0].stop) if self.fetch_box is None else self.fetch_box(box)
 
     def read(self, progress: Progress | None = None) -> Array:
         """Return the whole array; a ``.npy`` or plain ``.nii`` file is mapped into memory, not copied.
@@ -196,3 +231,18 @@ def choose_rows(shape: tuple[int, ...], dtype: np.dtype[Any], chunk: int = 1) ->
     """Return how many rows of the first axis make a slab: whole chunks, near `SLAB_BYTES`."""
     row = max(math.prod(shape[1:]) * dtype.itemsize, 1)
     return max(SLAB_BYTES // row // chunk, 1) * chunk
+
+
+def cut_box(box: Box, unit: Sequence[int], itemsize: int) -> Iterator[Box]:
+    """Yield parts of a box that are made of whole chunks of the sides `unit`, of `SLAB_BYTES` at most if there are
+    several."""
+    sides = [part.stop - part.start for part in box]
+    counts = [-(-side // size) for side, size in zip(sides, unit, strict=True)]
+    # Along the first axis what is read stays in one piece where it is stored in one.
+    axis = next((k for k, count in enumerate(counts) if count > 1), 0)
+    if math.prod(sides) * itemsize <= SLAB_BYTES or counts[axis] < 2:
+        yield box
+        return
+    middle = box[axis].start + counts[axis] // 2 * unit[axis]
+    for part in (slice(box[axis].start, middle), slice(middle, box[axis].stop)):
+        yield from cut_box((*box[:axis], part, *box[axis + 1 :]), unit, itemsize)

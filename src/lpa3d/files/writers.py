@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.backend import is_on_device
+from ..arrays.checks import check_flag, refuse_mask
 from ..arrays.text import list_some
 from ..errors import InputError, InputTypeError
-from .geometry import NANOMETRES, Geometry
+from .geometry import Geometry, nanometres
 from .outputs import Beside, Outputs
 from .places import LIBRARIES, FileError, Location, load_library, locate, reading, writing, zarr_target
 from .readers import open_volume
@@ -192,6 +193,8 @@ def write(
             f"array is a {type(array).__module__}.{type(array).__qualname__} on a CUDA device; a NumPy array is "
             "needed: pass cupy.asnumpy(array)"
         )
+    refuse_mask(array, "array")
+    check_flag(overwrite, "overwrite")
     geometry = Geometry()
     inputs: list[Path] = []
     if like is not None:
@@ -248,7 +251,7 @@ def _write_nifti(target: Target, array: Array, geometry: Geometry, progress: Pro
     if header is None:
         z, y, x = geometry.spacing or (1.0, 1.0, 1.0)
         # NIfTI knows no nanometres.
-        factor = NANOMETRES.get(geometry.unit, 0.0) / 1e3
+        factor = (nanometres(geometry.unit) or 0.0) / 1e3
         affine = np.diag([x, y, z, 1.0] * (np.array([factor] * 3 + [1.0]) if factor else 1))
         kind = nibabel.Nifti2Image if large else nibabel.Nifti1Image
         image = kind(array.T, affine, dtype=array.dtype)
@@ -257,6 +260,16 @@ def _write_nifti(target: Target, array: Array, geometry: Geometry, progress: Pro
         kind = nibabel.Nifti2Image if large or header["sizeof_hdr"] == 540 else nibabel.Nifti1Image
         header = kind.header_class.from_header(header)
         affine = header.get_best_affine()
+        if geometry.spacing is not None:
+            # As it is where it says this already; else the voxels have another size, in the same directions.
+            sizes = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+            units = nanometres(geometry.unit), nanometres(header.get_xyzt_units()[0])
+            wanted = np.array(geometry.spacing[::-1]) * (units[0] / units[1] if units[0] and units[1] else 1.0)
+            if not np.allclose(sizes, wanted, rtol=1e-5) and sizes.all():
+                affine = affine @ np.diag([*(wanted / sizes), 1.0])
+                header.set_zooms([*wanted, *header.get_zooms()[3:]][: len(header.get_zooms())])
+                header.set_sform(affine, code=int(header["sform_code"]))
+                header.set_qform(affine, code=int(header["qform_code"]))
         # Display limits of the image that the header comes from would hide labels.
         header["cal_min"] = header["cal_max"] = 0
         image = kind(array.T, affine, header, dtype=array.dtype)

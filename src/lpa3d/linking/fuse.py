@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays.checks import MAX_ID, as_bits, seal, stack_axis
+from ..arrays.checks import MAX_ID, as_bits, canonical_slices, seal, stack_axis
 from ..arrays.text import list_some
 from ..arrays.threads import num_threads, run_all, split
 from ..errors import InputError, InputTypeError, Keyword
@@ -220,29 +220,16 @@ def _check_priority(priority: Any, given: Mapping[str, Any]) -> list[str]:
 
 def _check_slices(complete: Any, depth: int, labels: Sequence[str]) -> Ints:
     """Return the positions of complete slices."""
-    given = Keyword("complete_slices")
-    need = (
-        f"; positions from 0 to {depth - 1} across the axis are needed, e.g. ",
-        Keyword("complete_slices", range(0, depth, 16)),
-    )
-    try:
-        listed = list(complete)
-        slices = {operator.index(z) for z in listed}
-    except TypeError:
-        listed, slices = [True], set()
-    if any(isinstance(z, bool) for z in listed):
-        raise InputTypeError(given, f" is {complete!r}", *need)
-    if slices and not 0 <= min(slices) <= max(slices) < depth:
-        raise InputError(given, f" holds {min(slices)} to {max(slices)}", *need)
+    slices = canonical_slices(complete, "complete_slices", depth, range(0, depth, 16))
     if slices and not labels:
         raise InputError(
-            given,
+            Keyword("complete_slices"),
             " says where labels are complete, but there are none; pass ",
             Keyword(INSTANCES),
             " or ",
             Keyword(SLICES),
         )
-    return np.array(sorted(slices), np.int64)
+    return np.array(slices, np.int64)
 
 
 def check_mapping(mapping: Any, name: str, dtype: np.dtype[Any] | None) -> dict[int, int]:
@@ -278,7 +265,7 @@ def check_mapping(mapping: Any, name: str, dtype: np.dtype[Any] | None) -> dict[
             raise InputError(
                 given,
                 f" gives id {key} the class {value}; classes from {low} to {high} are possible",
-                *((f" in the dtype {dtype} of ", Keyword(CLASSES), wider) if dtype is not None else ()),
+                *((f" in the dtype {dtype.name} of ", Keyword(CLASSES), wider) if dtype is not None else ()),
             )
     return pairs
 

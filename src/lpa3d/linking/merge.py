@@ -102,6 +102,8 @@ def _check_threshold(min_contact: Any, scored: bool) -> float:
         return MIN_CONTACT
     parts, example = (Keyword("min_contact"), f" is {min_contact!r}; "), Keyword("min_contact", 0.5)
     try:
+        if isinstance(min_contact, (bool, np.bool_, str, bytes)):
+            raise TypeError
         value = float(min_contact)
     except (TypeError, ValueError):
         raise InputTypeError(*parts, "a number is needed, e.g. ", example) from None

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays.checks import MAX_ID, as_bits, check_index, seal, stack_axis
+from ..arrays.checks import MAX_ID, as_bits, canonical_slices, check_flag, check_index, seal, stack_axis
 from ..arrays.overlap import count_overlaps
 from ..arrays.pairs import flag_first, sort_pairs
 from ..arrays.text import list_some
@@ -302,11 +302,10 @@ def check_rules(
     """Check the arguments of `stitch` that are no volumes, for slices of `shape`, of `ndim` dimensions as given."""
     across = stack_axis(axis, ndim)
     gap = _check_gap(max_gap)
-    _check_branching(branching)
     depth = shape[across]
     usable = _check_bad(bad_slices, depth)
     must, cannot = _check_links(must_link, "must_link", depth), _check_links(cannot_link, "cannot_link", depth)
-    return Rules(across, gap, bool(branching), usable, must, cannot)
+    return Rules(across, gap, check_flag(branching, "branching"), usable, must, cannot)
 
 
 def _check_gap(max_gap: Any) -> int:
@@ -325,29 +324,10 @@ def _check_gap(max_gap: Any) -> int:
     return value
 
 
-def _check_branching(branching: Any) -> None:
-    """Refuse anything but True and False."""
-    if not isinstance(branching, (bool, np.bool_)):
-        raise InputTypeError(Keyword("branching"), f" is {branching!r}; True or False is needed")
-
-
 def _check_bad(bad_slices: Any, depth: int) -> Flags:
     """Return which slices are usable."""
-    given_as, need = Keyword("bad_slices"), f"positions from 0 to {depth - 1} across the axis are needed, e.g. "
-    example = Keyword("bad_slices", [7, 31])
-    try:
-        given = list(bad_slices)
-        bad = sorted({operator.index(z) for z in given})
-    except TypeError:
-        raise InputTypeError(given_as, f" is {bad_slices!r}; {need}", example) from None
-    if any(isinstance(z, bool) for z in given):
-        raise InputTypeError(
-            given_as, f" holds True or False; {need}", example, " (numpy.flatnonzero makes them of a mask)"
-        )
-    if bad and not 0 <= bad[0] <= bad[-1] < depth:
-        raise InputError(given_as, f" holds {bad[0]} to {bad[-1]}; {need}", example)
     usable = np.ones(depth, np.bool_)
-    usable[bad] = False
+    usable[canonical_slices(bad_slices, "bad_slices", depth, [7, 31])] = False
     return usable
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.backend import array_module
-from ..arrays.checks import MAX_ID, canonical_axis, canonical_connectivity, canonical_spacing
+from ..arrays.checks import (
+    MAX_ID,
+    canonical_axis,
+    canonical_connectivity,
+    canonical_slices,
+    canonical_spacing,
+    check_flag,
+)
 from ..arrays.neighbors import UNIT, step_weights
-from ..errors import InputError, InputTypeError, Keyword, Part
+from ..errors import InputError, Keyword, Part
 
 __all__ = [
     "Rules",
@@ -76,19 +82,9 @@ def _axes(slice_axis: Any, ndim: int) -> tuple[int, ...]:
 
 def _missing(missing_slices: Any, depth: int, ndim: int) -> list[int]:
     """Check `missing_slices` and return the slices, ascending."""
-    given = Keyword("missing_slices")
-    try:
-        slices = sorted({operator.index(z) for z in missing_slices})
-    except TypeError:
-        raise InputTypeError(
-            given,
-            f" is {missing_slices!r}; positions along z are needed, e.g. ",
-            Keyword("missing_slices", [7, 31]),
-        ) from None
+    slices = canonical_slices(missing_slices, "missing_slices", depth, [7, 31])
     if slices and ndim == 2:
-        raise InputError(given, " needs a volume (Z, Y, X); this array is one slice")
-    if slices and not 0 <= slices[0] <= slices[-1] < depth:
-        raise InputError(given, f" holds {slices[0]} to {slices[-1]}; the volume has slices 0 to {depth - 1}")
+        raise InputError(Keyword("missing_slices"), " needs a volume (Z, Y, X); this array is one slice")
     return slices
 
 
@@ -140,7 +136,8 @@ def check_rules(
     _choice(seed_conflicts, "seed_conflicts", ("raise", "majority"))
     if sweeps is not None and not (_is_index(sweeps) and 0 <= sweeps <= MOST_SWEEPS):
         raise InputError(Keyword("sweeps"), f" is {sweeps!r}; a whole number from 0 to {MOST_SWEEPS} is needed")
-    if return_confidence and sweeps == 0:
+    confidence = check_flag(return_confidence, "return_confidence")
+    if confidence and sweeps == 0:
         raise InputError(
             "confidence comes from diffusion, but ",
             Keyword("sweeps"),
@@ -151,7 +148,8 @@ def check_rules(
         )
     limit = None
     if max_distance is not None:
-        if not (isinstance(max_distance, int | float | np.number) and max_distance >= 0):
+        number = isinstance(max_distance, int | float | np.number) and not isinstance(max_distance, bool)
+        if not (number and max_distance >= 0):
             raise InputError(
                 Keyword("max_distance"),
                 f" is {max_distance!r}; a length >= 0 in the unit of ",
@@ -162,7 +160,7 @@ def check_rules(
         limit = None if math.isinf(reach) else int(reach)
     return Rules(
         neighbors, sides, weights, axes, missing, None if sweeps is None else int(sweeps), limit, unseeded == "label",
-        seed_conflicts, bool(return_confidence),
+        seed_conflicts, confidence,
     )  # fmt: skip
 
 

@@ -5,22 +5,28 @@ What its arrays are decides, and for arrays that are not on a device the keyword
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
 from ..arrays.backend import ADVICE, TWINS, check_device, explain_memory, is_on_device
 from ..arrays.call import Call, Options
+from ..arrays.checks import check_flag, refuse_mask
 from ..errors import InputError, InputTypeError, Keyword
 
-__all__ = ["OPTIONS", "run"]
+__all__ = ["OPTIONS", "check_flags", "run"]
 
 OPTIONS = tuple(option.name for option in fields(Options))
 """Keywords of every verb. All but `device` are for stored arrays only."""
+
+FEW = 16
+"""Most arrays that one argument holds."""
 
 
 def run(call: Call, whole: Callable[[Call], Any], *, takes: tuple[str, ...] = ()) -> Any:
@@ -35,6 +41,7 @@ def run(call: Call, whole: Callable[[Call], Any], *, takes: tuple[str, ...] = ()
     takes : tuple of str
         Options besides `device` that `whole` knows, too.
     """
+    call = _check(call)
     kinds = _find_kinds(call.arrays)
     _check_kinds(call.verb, kinds, call.place)
     check_device(call.verb, call.options.device)
@@ -56,6 +63,46 @@ def run(call: Call, whole: Callable[[Call], Any], *, takes: tuple[str, ...] = ()
         return run_on_device(call, whole)
     with explain_memory(*ADVICE):
         return whole(call)
+
+
+@functools.cache
+def _find_flags(verb: str) -> frozenset[str]:
+    """Return the keywords of a verb that are True or False: those whose default is; `resume` may be more."""
+    function = getattr(importlib.import_module(f"lpa3d.verbs.{verb}"), verb)
+    parameters = inspect.signature(function).parameters.values()
+    return frozenset(one.name for one in parameters if isinstance(one.default, bool))
+
+
+def check_flags(verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords that are given, of which those that are True or False are checked.
+
+    Raises
+    ------
+    InputTypeError
+        If one has another value, which would be taken by its truth.
+    """
+    found = dict(given)
+    for name in _find_flags(verb) & given.keys():
+        if name != "resume":
+            found[name] = check_flag(given[name], name)
+        elif not (isinstance(given[name], str) and given[name] == "force"):
+            if not isinstance(given[name], (bool, np.bool_)):
+                raise InputTypeError(Keyword(name), f" is {given[name]!r}; True, False or 'force' is needed")
+            found[name] = bool(given[name])
+    return found
+
+
+def _check(call: Call) -> Call:
+    """Check what is the same for all verbs: flags, and that no argument is a masked array."""
+    for name, value in {**call.arrays, **call.keywords, **call.out}.items():
+        # Pairs and lists of arrays; the elements of what is longer are none.
+        for part in (value, *value) if isinstance(value, (tuple, list)) and len(value) <= FEW else (value,):
+            refuse_mask(part, name)
+    progress = call.options.progress
+    if progress is not None and not callable(progress):
+        raise InputTypeError(Keyword("progress"), f" is {progress!r}; a function (stage, fraction) is needed")
+    options = check_flags(call.verb, {name: getattr(call.options, name) for name in OPTIONS})
+    return replace(call, keywords=check_flags(call.verb, call.keywords), options=Options(**options))
 
 
 def _is_given(options: Options, name: str) -> bool:

@@ -17,6 +17,7 @@ from ..errors import InputError, InputTypeError, Keyword
 from ..tiled.driver.budget import COMPRESSED, VERBS, choose_tile, weigh
 from ..tiled.driver.grid import Grid
 from ..tiled.driver.stored import Source, open_source
+from .dispatch import check_flags
 
 __all__ = ["Estimate", "estimate"]
 
@@ -143,9 +144,10 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
         raise InputError(Keyword("verb"), f" is {verb!r}; one of {', '.join(VERBS)} is needed")
     function = getattr(importlib.import_module(f"lpa3d.verbs.{verb}"), verb)
     try:
-        given = inspect.signature(function).bind(*args, **keywords).arguments
+        bound = inspect.signature(function).bind(*args, **keywords).arguments
     except TypeError as error:
         raise TypeError(f"{verb}() {error}") from None
+    given = check_flags(verb, bound)
     check_device(verb, given.get("device"))
     names, _ = VERBS[verb]
     sources = _open_sources(verb, {name: given[name] for name in names if given.get(name) is not None})
@@ -159,6 +161,7 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
         ndim=first.ndim,
         bytes_per_voxel=cost.memory,
         halo=cost.halo,
+        inputs=sources.values(),
     )
     voxels = math.prod(first.shape)
     raw = voxels * sum(dtype.itemsize for dtype in made)
@@ -184,13 +187,15 @@ def _open_sources(verb: str, values: Mapping[str, Any]) -> dict[str, Source]:
     """Open all stored arrays; what is no array (a mapping of classes, a value) counts for nothing."""
     sources = {}
     for name, value in values.items():
-        for k, part in enumerate(value if isinstance(value, (tuple, list)) else (value,)):
+        # Only classes of two volumes are several arrays; all others are refused where they are opened.
+        pair = verb == "evaluate" and name == "classes" and isinstance(value, (tuple, list))
+        for k, part in enumerate(value if pair else (value,)):
             if isinstance(part, np.ndarray) or is_on_device(part):
                 raise InputTypeError(
                     Keyword(name),
                     f" is in memory, where {verb} takes no tiles; estimate() is about zarr and dask arrays",
                 )
-            if isinstance(part, (Mapping, int, np.integer)):
+            if name in ("classes", "ignore") and isinstance(part, (Mapping, int, np.integer)):
                 continue
             sources[name if k == 0 else f"{name}[{k}]"] = open_source(part, name)
     if not sources:

@@ -113,7 +113,7 @@ def evaluate(
         Of no use here, as no array is stored; verbs with an output take it.
     resume : bool or "force", default True
         Whether a run over tiles goes on with one that was interrupted at the same place. False deletes what that did;
-        "force" goes on although files of the inputs changed.
+        "force" goes on although inputs changed, or where nobody can tell.
     overwrite : bool, default False
         Of no use here, as no array is stored; verbs with an output take it.
     progress : callable, optional

@@ -101,7 +101,7 @@ def propagate(
         `zarr.create_array` takes.
     resume : bool or "force", default True
         Whether a run over tiles goes on with one that was interrupted at the same place. False deletes what that did;
-        "force" goes on although files of the inputs changed.
+        "force" goes on although inputs changed, or where nobody can tell.
     overwrite : bool, default False
         Whether a run over tiles may replace what is at the place of its output, when it is done.
     progress : callable, optional
@@ -193,7 +193,7 @@ def _propagate(call: Call) -> Any:
     volume, seeds, cost = (call.arrays[name] for name in ("volume", "seeds", "cost"))
     out = call.place
     shape = check_array(volume, "volume").shape
-    class_dtype = volume.dtype
+    class_dtype = volume.dtype.newbyteorder("=")
     same_shape(check_array(seeds, "seeds"), "seeds", check_array(volume, "volume"), "volume")
     rules = check_rules(shape, **call.keywords)
     classes = class_map(volume)

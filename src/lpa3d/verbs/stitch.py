@@ -96,7 +96,7 @@ def stitch(
         `zarr.create_array` takes.
     resume : bool or "force", default True
         Whether a run over tiles goes on with one that was interrupted at the same place. False deletes what that did;
-        "force" goes on although files of the inputs changed.
+        "force" goes on although inputs changed, or where nobody can tell.
     overwrite : bool, default False
         Whether a run over tiles may replace what is at the place of its output, when it is done.
     progress : callable, optional

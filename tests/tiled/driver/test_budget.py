@@ -1,7 +1,9 @@
-"""What is free of the memory: of the machine, of control groups of both versions, of the address space."""
+"""What is free of the memory: of the machine, of control groups of both versions, of the address space; and what of it
+a plan counts on."""
 
 from __future__ import annotations
 
+import re
 import resource
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
-from lpa3d.tiled.driver.budget import available_memory
+from lpa3d.errors import InputError
+from lpa3d.tiled.driver.budget import DECODERS, available_memory, choose_tile, count_decoded
+from lpa3d.tiled.driver.stored import open_source
 
 GB = 10**9
 
@@ -91,3 +95,45 @@ def test_the_address_space_may_be_limited(tmp_path: Path, monkeypatch: pytest.Mo
     taken = psutil.Process().memory_info().vms
     monkeypatch.setattr(resource, "getrlimit", lambda _: (taken + 4 * GB, -1))
     assert 3 * GB < available_memory(tmp_path) < 5 * GB
+
+
+def test_chunks_that_are_decoded_whole_are_in_the_budget() -> None:
+    da = pytest.importorskip("dask.array")
+
+    def plan(memory: str, *chunks: Any, **more: Any) -> Any:
+        # What zarr decodes; dask decodes one chunk after the other.
+        arrays = [da.zeros((256, 512, 512), chunks=sides, dtype="u4") for sides in chunks]
+        sources = [open_source(array, "labels") for array in arrays]
+        first = sources[0]
+        how = {"memory": memory, "bytes_per_voxel": 10, "workers": 2, "inputs": sources} | more
+        return choose_tile(first.shape, first.chunks, **how)
+
+    whole, usual, flat = (256, 512, 512), (128, 128, 128), (1, 512, 512)
+    with pytest.raises(
+        InputError, match=r"for chunks of \(256, 512, 512\), which are decoded whole, of labels\)"
+    ) as one:
+        plan("400MB", whole)
+    enough = re.search(r"e\.g\. memory='(.*)'", str(one.value))
+    assert enough is not None
+    assert plan(enough[1], whole).workers == 1
+    # The plan counts what two workers decode, and what they decode from.
+    assert plan("2GB", whole, tile=64).memory > 250e6 + 2 * 2 * 256 * 512 * 512 * 4
+    # Of chunks that tiles hold whole ones of, only those count that threads keep.
+    kept = plan("2GB", usual, tile=128).memory - plan("2GB", usual, tile=128, inputs=()).memory
+    assert 0 < kept <= (DECODERS + 4) * 128**3 * 4
+    # Another input of the run has the large chunks.
+    with pytest.raises(InputError, match="decoded whole"):
+        plan("400MB", usual, whole)
+    assert plan("2GB", usual, flat).tile == plan("2GB", usual).tile
+
+
+def test_shards_are_read_in_parts() -> None:
+    zarr = pytest.importorskip("zarr")
+    shards = zarr.create_array({}, shape=(256, 512, 512), chunks=(64, 64, 64), shards=(256, 512, 512), dtype="u4")
+    chunks = zarr.create_array({}, shape=(256, 512, 512), chunks=(1, 512, 512), dtype="u4")
+    inside, flat = open_source(shards, "labels"), open_source(chunks, "labels")
+    assert count_decoded((64, 64, 64), 0, inside, 2) <= (DECODERS + 4) * 64**3 * 4
+    # As many slices at once as zarr decodes, whatever the number of workers.
+    most = max(2, DECODERS) * 512 * 512 * 4
+    assert 0 < count_decoded((256, 8, 8), 0, flat, 2) <= 2 * most
+    assert count_decoded((256, 512, 512), 0, flat, 2) <= (DECODERS + 4) * 512 * 512 * 4

@@ -604,7 +604,6 @@ def test_storage_and_options_that_cannot_be_used(volume: Path, calls: Path, tmp_
     refused(r"storage\['chunks'\] is 16\.5", storage={"chunks": 16.5})
     refused("tile is 16.7", tile=16.7)
     refused("tile is True", tile=True)
-    refused("progress is True; a function", progress=True)
     result, _ = run_double(
         volume, tmp_path / "out.zarr", calls, tile=np.array([8, 8, 8]), storage={"chunks": 4, "attributes": {"a": 1}}
     )

@@ -341,6 +341,38 @@ def count_voxels(tile: Sequence[int], shape: Sequence[int], halo: int) -> int:
     return math.prod(min(t + 2 * halo, n) for t, n in zip(tile, shape, strict=True))
 
 
+CONCURRENT = 10
+"""Chunks of one array that zarr decodes at once, at most (``async.concurrency``)."""
+
+DECODERS = min(32, (os.cpu_count() or 1) + 4)
+"""Threads in which zarr decodes, of all reads together: what Python takes where nobody says how many."""
+
+GIVEN_BACK = 2**25
+"""Bytes from which on the allocator of glibc gives a block back; smaller ones each thread may keep."""
+
+
+def count_decoded(tile: Place, halo: int, source: Source, workers: int) -> float:
+    """Return the bytes of an input's chunks that are decoded at once beyond those of the tiles themselves.
+
+    A chunk is decoded whole, however little of it a tile meets. Of a shard only the chunks in it that are met are.
+    """
+    met, box = 1, source.dtype.itemsize
+    for t, n, c in zip(tile, source.shape, source.chunks, strict=True):
+        side = min(t + 2 * halo, n)
+        aligned = side == n or (not halo and (t % c == 0 or c % t == 0))
+        met *= min(-(-side // c) if aligned else -(-(side - 1) // c) + 1, -(-n // c))
+        box *= side
+    size = math.prod(source.chunks) * source.dtype.itemsize
+    there = math.prod(-(-n // c) for n, c in zip(source.shape, source.chunks, strict=True))
+    # Threads that decode, and workers, which copy (measured).
+    kept = size * min(DECODERS + 2 * workers, there) if size < GIVEN_BACK and there > 1 else 0
+    if source.is_dask:
+        met = 1  # one after the other
+    # What it is decoded from may be as large where it hardly compresses; within a tile there is room for that.
+    size *= 2 if size > box else 1
+    return max(float(kept), min(workers * min(met, CONCURRENT), max(workers, DECODERS)) * size - workers * box)
+
+
 def choose_tile(
     shape: Place,
     chunks: Place,
@@ -353,6 +385,7 @@ def choose_tile(
     workers: int | None = None,
     unit: Place | None = None,
     room: Room | None = None,
+    inputs: Iterable[Source] = (),
 ) -> Plan:
     """Choose the tile and the number of workers for a budget.
 
@@ -372,6 +405,8 @@ def choose_tile(
         What a tile must hold whole ones of: the chunks or shards that the caller wants the output to have.
     room : Room, optional
         Of the GPU that works on the tiles, which holds all those that are worked on at once.
+    inputs : iterable of Source
+        All that is read, whose chunks are decoded whole.
 
     Raises
     ------
@@ -380,21 +415,34 @@ def choose_tile(
     """
     budget = available_memory() // 2 if memory is None else parse_memory(memory)
     most = num_threads() if workers is None else workers
-    if tile is not None:
-        chosen = canonical_sides(tile, "tile", ndim)
-    else:
-        most_voxels = min(max(budget - FIXED, 0) / bytes_per_voxel, math.inf if room is None else room.voxels)
-        chosen = _search(shape, chunks, most_voxels, most, halo, unit)
+    sources = list(inputs)
+
+    def need(tile: Place, workers: int) -> float:
+        decoded = sum(count_decoded(tile, halo, source, workers) for source in sources)
+        return workers * max(1, int(bytes_per_voxel * count_voxels(tile, shape, halo))) + decoded
+
+    def excess(tile: Place, workers: int) -> float:
+        on_device = 0.0 if room is None else workers * count_voxels(tile, shape, halo) / max(room.voxels, 1e-9)
+        return max(need(tile, workers) / max(budget - FIXED, 1), on_device)
+
+    chosen = (
+        canonical_sides(tile, "tile", ndim) if tile is not None else _search(shape, chunks, excess, most, halo, unit)
+    )
     voxels = count_voxels(chosen, shape, halo)
-    one = max(1, int(bytes_per_voxel * voxels))
-    workers = min(most, (budget - FIXED) // one)
+    workers = next((k for k in range(most, 0, -1) if need(chosen, k) <= budget - FIXED), 0)
     if workers < 1:
-        advice = "a smaller tile, or more memory" if tile is not None else "more memory"
+        one, advice = need(chosen, 1), "a smaller tile, or more memory" if tile is not None else "more memory"
+        large = max(sources, key=lambda source: count_decoded(chosen, halo, source, 1), default=None)
+        chunk = ""
+        if large is not None and (beyond := count_decoded(chosen, halo, large, 1)) > max(one, FIXED / 5) / 2:
+            sides = large.chunks[3 - large.ndim :]
+            chunk = f" ({format_bytes(beyond)} of it for chunks of {sides}, which are decoded whole, of {large.name})"
+            advice = "more memory, or store it in smaller chunks"
         half = f"half of the free memory, {format_bytes(budget)},"
         raise InputError(
             half if memory is None else Keyword("memory", memory),
-            f" is too little: a tile of {chosen} with its halo of {halo} needs {format_bytes(one)} besides "
-            f"{format_bytes(FIXED)} for the process; pass {advice}, e.g. ",
+            f" is too little: a tile of {chosen} with its halo of {halo} needs {format_bytes(one)}{chunk} "
+            f"besides {format_bytes(FIXED)} for the process; pass {advice}, e.g. ",
             # Rounded up: it is to suffice.
             Keyword("memory", f"{math.ceil((one + FIXED) / 1e8) / 10}GB"),
         )
@@ -407,7 +455,7 @@ def choose_tile(
         )
     if room is not None and voxels:
         workers = int(min(workers, room.voxels / voxels))
-    return Plan(chosen, int(workers), int(workers) * one + FIXED)
+    return Plan(chosen, int(workers), int(need(chosen, int(workers))) + FIXED)
 
 
 def canonical_sides(value: Any, name: str, ndim: int) -> Place:
@@ -427,10 +475,18 @@ def canonical_sides(value: Any, name: str, ndim: int) -> Place:
     return given[0], given[1], given[2]
 
 
-def _search(shape: Place, chunks: Place, room: float, workers: int, halo: int, unit: Place | None) -> Place:
-    """Return the tile that decodes and computes the least twice, of those of which each worker has room for one.
+def _search(
+    shape: Place,
+    chunks: Place,
+    excess: Callable[[Place, int], float],
+    workers: int,
+    halo: int,
+    unit: Place | None,
+) -> Place:
+    """Return the tile that decodes and computes the least twice, of those of which each worker has room for one, or
+    half of the workers, and so on.
 
-    `room` is in voxels, for all workers.
+    ``excess(tile, workers)`` is what they need, as a share of what there is.
     """
     axes = []
     for n, c, u in zip(shape, chunks, unit or (1, 1, 1), strict=True):
@@ -438,22 +494,23 @@ def _search(shape: Place, chunks: Place, room: float, workers: int, halo: int, u
         # Chunks of one slice must not make tiles of one slice.
         sides |= {u * 2**k for k in range(12) if u * 2**k < n}
         axes.append(sorted({s for s in sides if s % u == 0} | {max(n, 1)}))
+    tiles = [(z, y, x) for z, y, x in itertools.product(*axes)]
+    fitting: list[Place] = []
+    while workers and not fitting:
+        fitting = [tile for tile in tiles if excess(tile, workers) <= 1]
+        busy, workers = workers, workers // 2
+    if not fitting:
+        return min(tiles, key=lambda tile: (excess(tile, 1), sum(tile)))
     # Enough tiles for all workers, unless they become tiny.
-    most = max(min(LARGEST * (8 if halo else 1), math.prod(shape) // (2 * workers)), 2**18)
-    best: tuple[tuple[float, ...], Place] | None = None
-    for z, y, x in itertools.product(*axes):
-        tile = (z, y, x)
-        size = math.prod(tile)
-        need = workers * count_voxels(tile, shape, halo)
+    most = max(min(LARGEST * (8 if halo else 1), math.prod(shape) // (2 * busy)), 2**18)
+
+    def score(tile: Place) -> tuple[float, ...]:
         decoded = computed = 1.0
         for t, n, c in zip(tile, shape, chunks, strict=True):
             # Chunks that a tile meets, when the tiles do not start where chunks do.
             decoded *= max(1.0, ((1 if t >= n else -(-t // c) + (t % c != 0)) * c) / t) if t < n else 1.0
             computed *= min(t + 2 * halo, n) / t
-        rough = decoded + 2 * computed + 2**18 / size
-        # What does not fit comes last, the smallest first.
-        score = (float(need > room) * need, float(max(size - most, 0)), rough, float(z + y + x))
-        if best is None or score < best[0]:
-            best = (score, tile)
-    assert best is not None
-    return best[1]
+        size = math.prod(tile)
+        return float(max(size - most, 0)), decoded + 2 * computed + 2**18 / size, float(sum(tile))
+
+    return min(fitting, key=score)

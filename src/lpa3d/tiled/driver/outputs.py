@@ -24,11 +24,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError, InputTypeError, Keyword
-from ...files.outputs import ASIDE, TEMPORARY, Beside, flush, flush_folders, overlaps, remove
+from ...files.outputs import ASIDE, TEMPORARY, Beside, flush, flush_folders, remove
 from .budget import canonical_sides
 from .grid import Box, Grid, Place
+from .origins import find_target
 from .scratch import ScratchError
-from .stored import Source, as_path, canonical_shape, is_url, local_folder
+from .stored import Source, as_path, canonical_shape, is_url
 
 __all__ = [
     "Layout",
@@ -681,14 +682,12 @@ def place_outputs(outputs: Mapping[str, Wanted], inputs: Mapping[str, Source]) -
     found: dict[str, Output] = {}
     for name, wanted in outputs.items():
         output = _place(name, wanted)
+        target = find_target(output.final or output.store)
         for other in found.values():
-            same = output.store is not None and (output.store is other.store or output.store == other.store)
-            if same or (output.final is not None and other.final is not None and overlaps(output.final, other.final)):
+            if target.overlaps(find_target(other.final or other.store)):
                 raise InputError(f"{output.shown} is the place of both {other.name} and {name}; give each its own")
-        folder = output.final or _root(output.store)
         for role, source in inputs.items():
-            own = local_folder(source.array)
-            if folder is not None and own is not None and overlaps(folder, own):
+            if any(target.overlaps(origin) for origin in source.origins):
                 raise InputError(
                     f"{output.shown} is also an input (", Keyword(role), "), which would be lost; choose another place"
                 )
@@ -757,9 +756,9 @@ def check_folder(folder: Path, shown: str) -> None:
 
 def check_apart(home: Path, inputs: Mapping[str, Source]) -> None:
     """Refuse a scratch folder inside an input, which would change by it."""
+    target = find_target(home)
     for role, source in inputs.items():
-        own = local_folder(source.array)
-        if own is not None and overlaps(home, own):
+        if any(target.overlaps(origin) for origin in source.origins):
             raise InputError(
                 Keyword("scratch"),
                 f" {home} lies in an input (",

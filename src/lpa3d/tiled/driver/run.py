@@ -45,6 +45,7 @@ from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_
 from .grid import Grid
 from .journal import FIRST, Journal
 from .locks import LockError, claim, lock
+from .origins import find_store
 from .outputs import (
     Output,
     Sink,
@@ -63,7 +64,7 @@ from .outputs import (
 from .schedulers import OnDevice, Scheduler, Task, Threads, choose_scheduler
 from .scratch import Blobs, Folder, Scratch, ScratchError, StoreFolder, pack_record, read_record
 from .stages import Plan, Stage
-from .stored import Source, is_url, local_folder
+from .stored import Source, is_url
 from .tables import Digest
 
 __all__ = ["BUILT", "FORMAT", "RUN", "WHOLE", "Run", "TileError", "open_run", "read_run", "remove_empty", "sweep"]
@@ -382,8 +383,6 @@ def open_run(
     """
     device = None if options.device is None else _backend.open_device()
     first = next(iter(inputs.values()))
-    if options.progress is not None and not callable(options.progress):
-        raise InputTypeError(Keyword("progress"), f" is {options.progress!r}; a function (stage, fraction) is needed")
     if bytes_per_voxel is not None:
         cost = Cost(0.0, bytes_per_voxel)
     else:
@@ -454,7 +453,7 @@ def open_run(
         plan = choose_tile(
             first.shape, first.chunks, tile=tile, memory=options.memory, ndim=3 if resumed else first.ndim,
             bytes_per_voxel=cost.memory, halo=cost.halo, unit=storage.get("shards") or storage.get("chunks"),
-            room=None if device is None else Room(device.free_bytes(), cost.device),
+            room=None if device is None else Room(device.free_bytes(), cost.device), inputs=inputs.values(),
         )  # fmt: skip
         layouts = {name: choose_layout(wanted.shape, plan.tile, storage, name) for name, wanted in outputs.items()}
         in_memory = any(isinstance(source.array, np.ndarray) for source in inputs.values())
@@ -566,12 +565,12 @@ def _home(
     parts = output.final.parts if output is not None and output.final is not None else ()
     depth = next((i for i, part in enumerate(parts) if part.lower().endswith(".zarr")), len(parts) - 1)
     if options.scratch is not None:
-        if not isinstance(options.scratch, (str, os.PathLike)) or is_url(options.scratch):
+        if not isinstance(options.scratch, (str, os.PathLike)) or not str(options.scratch) or is_url(options.scratch):
             raise InputTypeError(Keyword("scratch"), f" is {options.scratch!r}; a local or shared folder is needed")
         scratch = Path(os.path.realpath(os.path.expanduser(options.scratch)))
         # Runs of other places, or of other inputs where there is no output, have folders of their own.
         of = str(output.final or output.store) if output is not None else " ".join(
-            str(local_folder(source.array) or source.name) for source in inputs.values()
+            source.place for source in inputs.values()
         )  # fmt: skip
         digest = hashlib.sha256(of.encode()).hexdigest()[:8]
         home = scratch / f"{_flat(parts[depth:]) or verb}-{digest}.lpa3d"
@@ -713,10 +712,14 @@ def _compare(before: dict[str, Any], now: dict[str, Any], shown: dict[str, str],
         tile = list(canonical_sides(options.tile, "tile", ndim))
         if tile != before["tile"]:
             differences.append((Keyword("tile"), f" was {before['tile']} and is {tile}"))
+    for name, source in now["inputs"].items():
+        if "unknown" in source and options.resume != "force":
+            digests = True
+            differences.append((Keyword(name), f" is read from {source['unknown']}, which may give other values now"))
     if differences:
         mended: tuple[Part, ...] = ()
         if digests:
-            mended = ". If only what no finished tile has read was mended, pass ", Keyword("resume", "force")
+            mended = ". If nothing changed that a finished tile has read, pass ", Keyword("resume", "force")
         raise InputError(
             "an unfinished run at this place was another one: ",
             *[part for one in differences for part in ("; ", *one)][1:],
@@ -734,7 +737,7 @@ def _check_reach(scheduler: Scheduler, inputs: Mapping[str, Source], places: Map
     stores = {name: getattr(source.array, "store", None) for name, source in inputs.items()}
     stores |= {name: output.store for name, output in places.items()}
     for name, store in stores.items():
-        if type(store).__name__ == "MemoryStore":
+        if store is not None and any(origin.is_private for origin in find_store(store)):
             raise InputError(
                 Keyword(name),
                 " lies in the memory of this process, which the workers of the dask client cannot see; use a path that "

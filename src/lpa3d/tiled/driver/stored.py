@@ -8,16 +8,19 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ...arrays.checks import refuse_mask
 from ...errors import InputError, InputTypeError, Keyword
 from .grid import Box, Place
+from .origins import Origin, find_origins
 
 __all__ = [
     "Source",
@@ -26,7 +29,6 @@ __all__ = [
     "check_classes",
     "check_ids",
     "is_url",
-    "local_folder",
     "open_source",
     "same_shape",
 ]
@@ -48,6 +50,9 @@ def canonical_shape(shape: Sequence[int]) -> Place:
     """Return a 2D or 3D shape as ``(Z, Y, X)``."""
     z, y, x = (1,) * (3 - len(shape)) + tuple(int(n) for n in shape)
     return z, y, x
+
+
+LOST = " has masked chunks, whose mask would be lost; "
 
 
 @dataclass(frozen=True)
@@ -90,51 +95,65 @@ class Source:
         index = (0,) * self.lead + box.slices[3 - self.ndim :]
         part = self.array[index]
         if self.is_dask:
-            part = part.compute(scheduler="synchronous")
+            part = self._check(part.compute(scheduler="synchronous"), box)
         out = np.ascontiguousarray(part, dtype=self.dtype).reshape(box.shape)
         return out if out.flags.writeable else out.copy()
+
+    def _check(self, part: Any, box: Box) -> Any:
+        """Return what dask computed, and refuse what is another thing than the dask array says."""
+        name = Keyword(self.name)
+        if isinstance(part, np.ma.MaskedArray):
+            raise InputTypeError(name, LOST, f"pass dask.array.ma.filled({self.name}, 0)")
+        if not isinstance(part, np.ndarray):
+            raise InputTypeError(
+                name,
+                f" has chunks of the type {type(part).__module__}.{type(part).__qualname__}; NumPy arrays are needed: "
+                f"pass {self.name}.map_blocks(numpy.asarray)",
+            )
+        if part.shape[self.lead :] != box.shape[3 - self.ndim :]:
+            raise InputError(
+                name, f" has chunks of other shapes than it says: {part.shape}, not {box.shape[3 - self.ndim :]}"
+            )
+        if not np.can_cast(part.dtype, self.dtype, "safe"):
+            raise InputTypeError(
+                name,
+                f" says that its dtype is {self.dtype}, but a chunk has {part.dtype.name}, of which values would be "
+                f"lost; pass it with the dtype that it has, as map_blocks(..., dtype={part.dtype.name!r}) does",
+            )
+        return part
 
     def describe(self) -> dict[str, Any]:
         """Return what must be the same when a run is resumed (JSON): form, and a digest of what is stored.
 
-        The digest of an array in a local folder is that of names, sizes and times of its files, that of a dask array
-        its name, which dask derives from where it comes from. Of other stores only the metadata are compared.
+        What it is read from is told apart by names, sizes and times (`lpa3d.tiled.driver.origins`), a dask array by its
+        name besides. ``"unknown"`` names what cannot be told apart.
         """
         about: dict[str, Any] = {"name": self.name, "shape": list(self.shape[3 - self.ndim :]), "dtype": self.dtype.str}
-        if self.is_dask:
-            return about | {"digest": str(self.array.name)}
         if isinstance(self.array, np.ndarray):
             return about | {"digest": f"in memory at {self.array.ctypes.data:x}"}
-        metadata = json.dumps(self.array.metadata.to_dict(), sort_keys=True, default=str)
-        digest = hashlib.sha256(metadata.encode())
-        folder = local_folder(self.array)
-        if folder is not None:
-            for path, files in sorted(_walk(folder)):
-                for file in sorted(files):
-                    stat = os.stat(os.path.join(path, file))
-                    digest.update(f"{os.path.relpath(path, folder)}/{file} {stat.st_size} {stat.st_mtime_ns}".encode())
-        return about | {"digest": digest.hexdigest()}
+        form = self.array.name if self.is_dask else self.array.metadata.to_dict()
+        found, unknown = [], set()
+        for origin in self.origins:
+            contents = origin.list_contents()
+            if contents is None:
+                unknown.add(origin.unknown)
+            else:
+                found.append(hashlib.sha256(b"\n".join(contents)).hexdigest())
+        digest = hashlib.sha256(json.dumps([form, sorted(found)], sort_keys=True, default=str).encode())
+        return about | {"digest": digest.hexdigest()} | ({"unknown": ", ".join(sorted(unknown))} if unknown else {})
 
+    @cached_property
+    def origins(self) -> tuple[Origin, ...]:
+        """Return what it is read from."""
+        return find_origins(self.array)
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield every folder below `folder`, also behind links, and the files in it; each once, if links go in a circle."""
-    seen = set()
-    for path, folders, files in os.walk(folder, followlinks=True):
-        stat = os.stat(path)
-        if (stat.st_dev, stat.st_ino) in seen:
-            folders.clear()
-        else:
-            seen.add((stat.st_dev, stat.st_ino))
-            yield path, files
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "origins"}
 
-
-def local_folder(array: Any) -> Path | None:
-    """Return the folder of a zarr array, None if it lies elsewhere."""
-    store = getattr(array, "store", None)
-    root = getattr(store, "root", None)
-    if not isinstance(root, (str, Path)) or type(store).__name__ != "LocalStore":
-        return None
-    return Path(root) / str(array.path)
+    @property
+    def place(self) -> str:
+        """Return where it lies, in whatever words it was named."""
+        return " ".join(sorted({os.sep.join(one.parts) for one in self.origins if one.is_local})) or self.name
 
 
 def open_source(array: Any, role: str) -> Source:
@@ -148,7 +167,21 @@ def open_source(array: Any, role: str) -> Source:
     name = role
     if isinstance(array, (str, os.PathLike)):
         name = os.fspath(array)
-        array = _open_url(name) if is_url(name) else _open_path(os.path.expanduser(as_path(name)))
+        try:
+            array = _open_url(name) if is_url(name) else _open_path(os.path.expanduser(as_path(name)))
+        except (InputError, InputTypeError) as error:
+            raise type(error)(Keyword(role), ": ", *error.args) from error
+    refuse_mask(array, role)
+    # A group of zarr has no shape, and a table of dask no chunks.
+    stored = hasattr(array, "shape") and (hasattr(array, "store_path") or hasattr(array, "dask"))
+    if not (stored and hasattr(array, "chunks")) and not isinstance(array, np.ndarray):
+        raise InputTypeError(
+            Keyword(role),
+            f" is {'None' if array is None else f'a {type(array).__module__}.{type(array).__qualname__}'}; a zarr or "
+            "dask array is needed, or the path or URL of a zarr array",
+        )
+    if isinstance(getattr(array, "_meta", None), np.ma.MaskedArray):
+        raise InputTypeError(Keyword(role), LOST, f"pass dask.array.ma.filled({role}, 0)")
     if any(not math.isfinite(n) for n in array.shape):
         raise InputError(
             Keyword(role), f" is a dask array of unknown shape {array.shape}; pass {role}.compute_chunk_sizes()"
