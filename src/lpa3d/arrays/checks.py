@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import Example, InputError, InputTypeError, Keyword
+from ..errors import Example, InputError, InputTypeError, Keyword, Part
 from .backend import array_module, find_device, is_on_device
 
 __all__ = [
     "MAX_ID",
     "MOST_SLICES",
+    "advise_floats",
     "as_bits",
     "canonical_axis",
     "canonical_connectivity",
@@ -109,16 +110,23 @@ def _canonical(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return contiguous
 
 
+def advise_floats(dtype: np.dtype[Any], convert: str, threshold: str) -> tuple[Part, ...]:
+    """Return what a message says of a class map of floats: whole numbers are classes, an image is none."""
+    return (
+        f" has dtype {dtype}; a class map is bool or integer. If its values are whole numbers, classes or ids, pass "
+        f"{convert}; if it is a probability or an image, threshold it ({threshold}), or pass it as ",
+        Keyword("cost"),
+        " of propagate",
+    )
+
+
 def class_map(volume: Any, name: str = "volume") -> npt.NDArray[Any]:
     """Return a class map as canonical uint8, uint16, uint32 or uint64 of the same bits (0 stays background)."""
     array = check_array(volume, name)
     if array.dtype.kind == "f":
         raise InputTypeError(
             Keyword(name),
-            f" has dtype {array.dtype}; a class map is bool or integer. Threshold it ({name} > 0.5), or pass the image "
-            "as ",
-            Keyword("cost"),
-            " of propagate",
+            *advise_floats(array.dtype, f"{name}.astype('int64')", f"{name} > 0.5"),
         )
     array = _canonical(array)
     return array.view(np.dtype(f"u{array.dtype.itemsize}"))
@@ -157,15 +165,21 @@ def check_id_values(ids: npt.NDArray[Any], name: str, at: Any = "", *, spare: st
 
     `at` says which part of the argument `ids` are; `spare` is as in `instance_ids`.
     """
-    if ids.dtype.kind == "i" and ids.size and (low := int(ids.min())) < 0:
+    low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
+    if low >= 0 and high <= MAX_ID:
+        return
+    odd = low if low < 0 else high
+    advice: tuple[Part, ...] = ("set them to 0",)
+    if spare:
+        advice = ("pass ", Keyword(spare, odd))
+    advice = ("; if it marks voxels that do not count, ", *advice)
+    if odd < 0:
         place = f" at {at}" if at else ""
-        advice = ("if it marks voxels that do not count, pass ", Keyword(spare, low), "; ") if spare else ()
         raise InputError(
-            Keyword(name), f" holds negative ids, the smallest{place} is {low}; ", *advice, "0 is none, ids are > 0"
+            Keyword(name), f" holds negative ids, the smallest{place} is {low}", *advice, "; 0 is none, ids are > 0"
         )
-    if ids.dtype == np.uint64 and max_id(ids) > MAX_ID:
-        place = f" (at {at})" if at else ""
-        raise InputError(Keyword(name), f" holds ids up to {max_id(ids)}{place}; at most 2**63 - 1 is possible")
+    place = f" (at {at})" if at else ""
+    raise InputError(Keyword(name), f" holds ids up to {high}{place}; at most 2**63 - 1 is possible", *advice)
 
 
 def as_bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -197,7 +211,9 @@ def canonical_connectivity(connectivity: Any) -> int:
         return _CONNECTIVITY[check_index(connectivity)]
     except (TypeError, KeyError):
         raise InputError(
-            Keyword("connectivity"), f" is {connectivity!r}; 6, 18 or 26 is needed (or 1, 2, 3 for the same)"
+            Keyword("connectivity"),
+            f" is {connectivity!r}; 6, 18 or 26 is needed (or 1, 2, 3 for the same); in 2D 6 are the 4 neighbours at "
+            "edges, and 18 and 26 all 8",
         ) from None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
 from .places import LIBRARIES, load_library, zarr_kind
 
 __all__ = [
@@ -127,6 +130,80 @@ def attribute_geometry(attributes: Mapping[str, Any]) -> Geometry:
         unit = str(said.get("unit", "")) if isinstance(said, Mapping) else ""
         return _common_unit(sizes[::-1], [unit])
     return Geometry()
+
+
+def check_axes(name: str, axes: Sequence[str] | None, shape: Sequence[int]) -> None:
+    """Refuse an array whose axes, as the file names them, are others than (z, y, x) once leading ones of length 1 go.
+
+    Parameters
+    ----------
+    name : str
+        What the message calls the array.
+    axes : sequence of str or None
+        A name for each axis, as the file spells it; None where it names none.
+    shape : sequence of int
+        Of the stored array.
+    """
+    if axes is None or len(axes) != len(shape):
+        return
+    names = [axis.strip().lower() for axis in axes]
+    lead = 0
+    while len(names) - lead > 2 and shape[lead] == 1 and names[lead] not in ("z", "y", "x"):
+        lead += 1
+    kept = names[lead:]
+    if kept in (["z", "y", "x"], ["y", "x"]) or not {"x", "y"} <= set(kept) or len(set(kept)) < len(kept):
+        return  # as it is needed; or names of its own, which say nothing of the order
+    listed = ", ".join(names)
+    others = [axis for axis, n in zip(names, shape, strict=True) if axis not in ("z", "y", "x") and n > 1]
+    if others:
+        lengths = " and ".join(f"{axis} has {shape[names.index(axis)]}" for axis in others)
+        kinds = {"c": "channel", "t": "time", "channel": "channel", "time": "time"}
+        what = " and ".join(dict.fromkeys(kinds.get(axis, "other") for axis in others))
+        raise InputError(
+            f"{name} has the axes {listed}, shape {tuple(shape)}: {lengths}, a {what} axis, which is not taken for z; "
+            "store one of them by itself, with axes z, y, x"
+        )
+    order = [names.index(axis) for axis in ("z", "y", "x") if axis in names]
+    turned = f"numpy.squeeze(array).transpose({tuple(sorted(order).index(k) for k in order)})"
+    raise InputError(
+        f"{name} has the axes {listed}, shape {tuple(shape)}; the order z, y, x is needed: store it as {turned}, with "
+        "its axes and its voxel size in that order"
+    )
+
+
+def read_axes(attributes: Mapping[str, Any], dimensions: Sequence[str | None] | None = None) -> list[str] | None:
+    """Return the names of an array's axes, by zarr's `dimensions`, or by attributes that writers of this field use."""
+    if dimensions is not None and all(isinstance(one, str) for one in dimensions):
+        return [str(one) for one in dimensions]
+    tags = attributes.get("axistags")
+    if isinstance(tags, (str, bytes)):
+        # ilastik's.
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return [str(axis["key"]) for axis in json.loads(tags)["axes"]]
+    transform = attributes.get("transform")
+    for said in (
+        attributes.get("_ARRAY_DIMENSIONS"),
+        attributes.get("axis_names"),
+        attributes.get("axes"),
+        transform.get("axes") if isinstance(transform, Mapping) else None,
+    ):
+        if isinstance(said, (list, tuple, np.ndarray)):
+            return [one.decode() if isinstance(one, bytes) else str(one).rstrip("^") for one in said]
+    return None
+
+
+def zarr_axes(path: Path, attributes: Mapping[str, Any], dimensions: Sequence[str | None] | None) -> list[str] | None:
+    """Return the names of the axes of a zarr array: by OME-NGFF metadata of a group around it, else its own."""
+    zarr = load_library(*LIBRARIES["zarr"])
+    for parent in path.parents:
+        if not zarr_kind(parent).startswith("group"):
+            break
+        group = zarr.open_group(str(parent), mode="r").attrs.asdict()
+        for image in group.get("ome", group).get("multiscales", []):
+            if any(one.get("path") == path.relative_to(parent).as_posix() for one in image.get("datasets", [])):
+                axes = image.get("axes", [])
+                return [str(axis.get("name", "")) if isinstance(axis, dict) else str(axis) for axis in axes] or None
+    return read_axes(attributes, dimensions)
 
 
 def zarr_geometry(path: Path, attributes: Mapping[str, Any]) -> Geometry:

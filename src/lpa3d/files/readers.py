@@ -17,7 +17,16 @@ import numpy.typing as npt
 
 from ..arrays.text import list_some
 from ..errors import InputError, Lpa3dWarning
-from .geometry import Geometry, attribute_geometry, nanometres, tiff_geometry, zarr_geometry
+from .geometry import (
+    Geometry,
+    attribute_geometry,
+    check_axes,
+    nanometres,
+    read_axes,
+    tiff_geometry,
+    zarr_axes,
+    zarr_geometry,
+)
 from .images import check_palettes, check_photometric, open_images, read_colormap
 from .outputs import ASIDE, TEMPORARY
 from .places import LIBRARIES, Location, load_library, locate, reading, zarr_kind
@@ -165,6 +174,9 @@ def _open_zarr(location: Location) -> Volume:
         raise InputError(
             f"{location.name} is an unfinished result of lpa3d {about.get('verb')}; make the call that began it again"
         )
+    attributes = array.attrs.asdict()
+    dimensions = getattr(array.metadata, "dimension_names", None)
+    check_axes(location.name, zarr_axes(path, attributes, dimensions), array.shape)
     lead, shape = drop_leading(array.shape)
     chunks = tuple(int(size) for size in (array.shards or array.chunks))[lead:]
     compressors = ", ".join(_codec_name(codec) for codec in array.compressors)
@@ -188,7 +200,7 @@ def _open_zarr(location: Location) -> Volume:
         shape,
         np.dtype(array.dtype),
         fetch,
-        zarr_geometry(path, array.attrs.asdict()),
+        zarr_geometry(path, attributes),
         chunks,
         compressors,
         choose_rows(shape, np.dtype(array.dtype), max(chunks[0], 1)) if shape else 0,
@@ -292,11 +304,11 @@ def _open_nifti(location: Location) -> Volume:
 
 def _open_tiff(location: Location) -> Volume:
     tifffile = load_library(*LIBRARIES["tiff"])
-    with _watching("tifffile") as said:
+    with _watching("tifffile") as messages:
         tiff = tifffile.TiffFile(location.path)
         try:
             series = list(tiff.series)
-            _check_tiff(location, tiff, series, said)
+            _check_tiff(location, tiff, series, messages)
             first = series[0]
             axes, full = first.get_axes(False), first.get_shape(False)
             # tifffile notes the shape as it was; OME and ImageJ always name all axes, the unused ones with length 1.
@@ -309,6 +321,9 @@ def _open_tiff(location: Location) -> Volume:
             _, shape = drop_leading([n for axis, n in zip(axes, full, strict=True) if exact or n > 1 or axis in "YX"])
             if any(axis == "S" and n > 1 for axis, n in zip(axes, full, strict=True)):
                 raise InputError(f"{location.path} is a colour image, axes {axes}, shape {full}; one channel is needed")
+            # I and Q are images in a row, of which nothing else is said.
+            said = [(axis, n) for axis, n in zip(axes, full, strict=True) if n > 1 or axis in "ZYX"]
+            check_axes(location.name, ["z" if axis in "IQ" else axis for axis, _ in said], [n for _, n in said])
             if len(series) > 1:
                 if any(each.shape != first.shape or each.dtype != first.dtype for each in series) or len(shape) != 2:
                     shapes = ", ".join(str(each.shape) for each in series[:8])
@@ -434,9 +449,12 @@ def _open_hdf5(location: Location) -> Volume:
             below = [name for name in arrays if not inner or name.startswith(f"/{inner}/")]
             node = file[_choose(location, below, ":")]
         _check_virtual(h5py, location, node)
+        attributes = {key: node.attrs[key] for key in node.attrs}
+        labels = [dimension.label or None for dimension in node.dims]
+        check_axes(location.name, read_axes(attributes, labels), node.shape)
         lead, shape = drop_leading(node.shape)
         dtype = np.dtype(node.dtype)
-        geometry = attribute_geometry({key: node.attrs[key] for key in node.attrs})
+        geometry = attribute_geometry(attributes)
     except BaseException:
         file.close()
         raise

@@ -152,20 +152,14 @@ class Volume:
         Raises
         ------
         InputTypeError
-            For complex numbers, text and the like; for floats, but in a NIfTI file, whose writers often store labels
-            so: there `read_integers` looks at the values.
+            For complex numbers, text and the like. Floats may hold whole numbers, as what ImageJ writes for more than
+            65,535 labels, and many NIfTI files do: `read_integers` looks at the values.
         """
-        if self.dtype.kind == "f" and self.format != "nifti":
-            raise InputTypeError(
-                f"{self.name} holds {self.dtype}; {role} must be bool or integers: threshold the image first "
-                "(image > 0.5), or pass it to propagate with ",
-                Keyword("cost"),
-            )
         if self.dtype.kind not in "buif":
             raise InputTypeError(f"{self.name} holds {self.dtype}; {role} must be bool or integers")
 
     def read_integers(self, role: str, progress: Progress | None = None) -> Array:
-        """Return the array as bool or integers; whole numbers that a NIfTI file stores as floats become integers.
+        """Return the array as bool or integers; whole numbers that are stored as floats become integers.
 
         Such numbers become uint32, or int64 where uint32 cannot hold them.
 
@@ -186,7 +180,7 @@ class Volume:
         InputTypeError
             As `check_integers`.
         InputError
-            If a NIfTI file holds a fraction, NaN, or floats so large that neighbouring ids coincide.
+            If a file of floats holds a fraction, NaN, or numbers so large that neighbouring ids coincide.
         """
         self.check_integers(role)
         array = self.read(progress)
@@ -199,9 +193,12 @@ def _whole_numbers(array: Array, name: str, role: str) -> Array:
     """Return the floats of `array` as uint32, or int64 where that cannot hold them; nothing else than whole ones."""
     low = float(array.min()) if array.size else 0.0
     high = float(array.max()) if array.size else 0.0
-    advice = f"{role} must be whole numbers: threshold the image first, or pass it to propagate with --cost"
+    advice = (
+        f"; {role} must be whole numbers: threshold the image first (image > 0.5), or pass it to propagate as ",
+        Keyword("cost"),
+    )
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise InputError(f"{name} holds {array.dtype} with NaN or infinity; {advice}")
+        raise InputError(f"{name} holds {array.dtype} with NaN or infinity", *advice)
     exact = EXACT[min(array.dtype.itemsize, 8)]
     if max(-low, high) > exact:
         raise InputError(
@@ -212,7 +209,7 @@ def _whole_numbers(array: Array, name: str, role: str) -> Array:
     for i, part in enumerate(array):
         whole[i] = part
         if not np.array_equal(whole[i], part):
-            raise InputError(f"{name} holds {array.dtype} with fractions; {advice}")
+            raise InputError(f"{name} holds {array.dtype} with fractions", *advice)
     return whole
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...arrays.checks import refuse_mask
+from ...arrays.checks import advise_floats, refuse_mask
 from ...errors import InputError, InputTypeError, Keyword
+from ...files.geometry import check_axes, read_axes
 from .grid import Box, Place
 from .origins import Origin, find_origins
 
@@ -182,6 +183,9 @@ def open_source(array: Any, role: str) -> Source:
         )
     if isinstance(getattr(array, "_meta", None), np.ma.MaskedArray):
         raise InputTypeError(Keyword(role), LOST, f"pass dask.array.ma.filled({role}, 0)")
+    if hasattr(array, "store_path"):
+        dimensions = getattr(array.metadata, "dimension_names", None)
+        check_axes(name, read_axes(array.attrs.asdict(), dimensions), array.shape)
     if any(not math.isfinite(n) for n in array.shape):
         raise InputError(
             Keyword(role), f" is a dask array of unknown shape {array.shape}; pass {role}.compute_chunk_sizes()"
@@ -248,9 +252,7 @@ def check_classes(source: Source, role: str) -> None:
     if source.dtype.kind == "f":
         raise InputTypeError(
             Keyword(role),
-            f" has dtype {source.dtype}; a class map is bool or integer. Threshold it first, or pass the image as ",
-            Keyword("cost"),
-            " of propagate",
+            *advise_floats(source.dtype, "it stored as int64", f"e.g. {role} > 0.5, stored as uint8"),
         )
 
 
