@@ -37,18 +37,23 @@ def pytest_configure():
 
 @pytest.hookimpl(tryfirst=True)  # before those marked as long are left out
 def pytest_collection_modifyitems(items):
-    """Let only so many combinations of the parameters of a test "each_value" be in the short run that each value is."""
+    """Mark as long the parameters that the short run does without, of tests "each_value" and "each_other"."""
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker("each_value") and not item.get_closest_marker("gpu"):
+        if not item.get_closest_marker("gpu"):
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for combinations in tests.values():
-        values = {item: {(name, repr(value)) for name, value in item.callspec.params.items()} for item in combinations}
-        left = set().union(*values.values())
-        while left:
-            best = max(values, key=lambda item: len(values[item] & left))
-            left -= values.pop(best)
-        for item in values:
+        over = combinations[1::2] if combinations[0].get_closest_marker("each_other") else []
+        if combinations[0].get_closest_marker("each_value"):
+            values = {
+                item: {(name, repr(value)) for name, value in item.callspec.params.items()} for item in combinations
+            }
+            left = set().union(*values.values())
+            while left:
+                best = max(values, key=lambda item: len(values[item] & left))
+                left -= values.pop(best)
+            over += values
+        for item in over:
             item.add_marker(pytest.mark.long)
 
 

@@ -129,7 +129,13 @@ def test_all_tools_agree(one_call, arrays):
                 assert compare.list_differences(answers["lpa3d"], answer, tool) == [], (verb, connectivity)
 
 
-@pytest.mark.parametrize("contest", list(compare.evaluate_contests(32)), ids=lambda contest: contest.peers[0])
+@pytest.mark.parametrize(
+    "contest",
+    [
+        pytest.param(contest, marks=[pytest.mark.long] if number else [], id=contest.peers[0])
+        for number, contest in enumerate(compare.evaluate_contests(32))
+    ],
+)
 def test_metrics_agree(contest, arrays):
     (tool,) = contest.peers
     pytest.importorskip(compare.CALLS["evaluate"][tool][0], exc_type=ImportError)
@@ -205,6 +211,7 @@ def test_the_script_measures_scaling(one_call, tmp_path, capsys):
     assert re.search(r"\| 32 cubed \| +216 \| +[\d.]+ \| +[\d.]+ \|", capsys.readouterr().out)
 
 
+@pytest.mark.long
 def test_the_script_on_data(one_call, data_dir, tmp_path, capsys):
     pytest.importorskip("nibabel")
     words = [
@@ -462,6 +469,7 @@ def test_tiled_script_without_data(one_call, small_chunks, tmp_path, capsys):
     assert read["failures"] == []
 
 
+@pytest.mark.long
 def test_tiled_script_on_data(one_call, small_chunks, data_dir, tmp_path, capsys, monkeypatch):
     """Here in this process: others would have to compile the kernels."""
     pytest.importorskip("nibabel")
@@ -538,6 +546,7 @@ def test_gpu_script(emulator, tmp_path, capsys):
     assert re.search(r"\| overlap table, 64 cubed, 4,096 labels \|( [\d.]+ \|){3} 15 \|", printed)
 
 
+@pytest.mark.long
 def test_gpu_script_checks_bytes(emulator, data_dir, capsys, monkeypatch):
     """Each row has the bytes of the CPU, on data too; another answer is an error."""
     pytest.importorskip("nibabel")

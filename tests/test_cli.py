@@ -422,10 +422,8 @@ def test_usage_errors(files, words, message, capsys):
         ("label volume.npy seeds.npy", "seeds.npy exists; pass --overwrite"),
         ("label volume.npy volume.npy --overwrite", "volume.npy is also an input"),
         ("label volume.npy ./volume.npy --overwrite", "volume.npy is also an input"),
-        ("label float.npy out.npy", "float.npy holds float32; a class map must be bool or integers: threshold"),
         ("label complex.npy out.npy", "complex.npy holds complex128"),
         ("propagate volume.npy small.npy out.npy", "volume.npy has shape (9, 8, 10) but small.npy has shape (2, 3, 4)"),
-        ("propagate volume.npy float.npy out.npy", "float.npy holds float32; seeds must be bool or integers"),
         ("propagate volume.npy seeds.npy out.npy --cost small.npy", "but small.npy has shape (2, 3, 4)"),
         ("propagate volume.npy seeds.npy out.npy --confidence out.npy", "out.npy and out.npy would be one"),
         ("propagate volume.npy seeds.npy out.npy --confidence seeds.npy", "seeds.npy is also an input"),
@@ -443,12 +441,21 @@ def test_usage_errors(files, words, message, capsys):
     ],
 )
 def test_bad_input_before_any_work(files, words, message, capsys, monkeypatch):
-    np.save("float.npy", np.zeros((9, 8, 10), "float32"))
     np.save("complex.npy", np.zeros((9, 8, 10), complex))
     np.save("small.npy", np.zeros((2, 3, 4), "uint8"))
     Path("bad.csv").write_text("id_a,id_b\n1.5,3\n")
     Path("half.csv").write_text("3,7\n")
     assert_refused_unread(words.split(), message, files, capsys, monkeypatch)
+
+
+@pytest.mark.parametrize("words", ["label float.npy out.npy", "propagate volume.npy float.npy out.npy"])
+def test_images_are_no_labels(files, words, capsys):
+    image = np.zeros((9, 8, 10), "float32")
+    image[0, 0, 0] = 0.5
+    np.save("float.npy", image)
+    assert cli.main(words.split()) == 2
+    assert "float.npy holds float32" in capsys.readouterr().err
+    assert not Path("out.npy").exists()
 
 
 def test_errors_of_the_verb_are_bad_input(files):

@@ -558,14 +558,10 @@ def test_usage_errors(files, options, message, capsys):
     ("words", "message"),
     [
         ("truth.npy small.npy", "truth.npy has shape (6, 12, 10) but small.npy has shape (2, 3, 4)"),
-        ("truth.npy float.npy", "float.npy holds float32; a prediction must be bool or integers"),
-        ("float.npy truth.npy", "float.npy holds float32; a reference must be bool or integers"),
         ("truth.npy missing.npy", "missing.npy does not exist"),
         ("truth.npy instances.npy --ignore small.npy", "but small.npy has shape (2, 3, 4)"),
-        ("truth.npy instances.npy --ignore float.npy", "a mask of what is ignored must be bool or integers"),
         ("truth.npy instances.npy --ignore 2.5", "'2.5' has no suffix"),
         ("truth.npy instances.npy --classes kinds.tif small.npy", "but small.npy has shape (2, 3, 4)"),
-        ("truth.npy instances.npy --classes float.npy found.tif", "float.npy holds float32; a class map must be"),
         ("truth.npy instances.npy --spacing 1 0 1", "every value must be finite and > 0"),
         ("truth.npy instances.npy --iou 0.5 0.75 0.50", "--iou is given 0.5 0.75 0.5; each may be given once"),
         ("truth.npy instances.npy --size-strata 9 5", "--size-strata needs two sizes in voxels, the smaller one first"),
@@ -659,13 +655,27 @@ def test_usage_errors(files, options, message, capsys):
     ],
 )
 def test_bad_input_before_any_work(files, words, message, capsys, monkeypatch):
-    np.save("float.npy", np.zeros((6, 12, 10), "float32"))
     np.save("small.npy", np.zeros((2, 3, 4), "uint8"))
     np.save("turned.npy", np.zeros((10, 12, 6), "uint8"))
     Path("half.csv").write_text("3\n")
     Path("blank.csv").write_text("class,name\n\n")
     Path("pairs.csv").write_text("id_a,id_b\n3,4\n")
     assert_refused_unread(["evaluate", *words.split()], message, files, capsys, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("truth.npy float.npy", "float.npy holds float32; a prediction must be bool or integers"),
+        ("float.npy truth.npy", "float.npy holds float32; a reference must be bool or integers"),
+        ("truth.npy instances.npy --ignore float.npy", "a mask of what is ignored must be bool or integers"),
+        ("truth.npy instances.npy --classes float.npy found.tif", "float.npy holds float32; a class map must be"),
+    ],
+)
+def test_images_are_no_labels(files, words, message, capsys):
+    np.save("float.npy", np.full((6, 12, 10), 0.5, "float32"))
+    assert cli.main(["evaluate", *words.split()]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

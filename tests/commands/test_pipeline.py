@@ -592,10 +592,6 @@ END = '[outputs]\nlabels = "out.npy"\n'
         (f"{START}[fuse]\n[evaluate]\n{END}volume = 'no/v.npy'", "no does not exist; make it with: mkdir -p"),
         (f"{START.replace('slices.tif', 'none.tif')}[fuse]\n[evaluate]\n", "none.tif does not exist"),
         (f"{START.replace('slices.tif', 'small.npy')}[fuse]\n[evaluate]\n", "but classes.tif has shape (8, 12, 14)"),
-        (
-            f"{START.replace('slices.tif', 'float.npy')}[fuse]\n[evaluate]\n",
-            "float.npy holds float32; slices must be bool",
-        ),
         (f"{START}spacing = [1, 0, 1]\n[fuse]\n[evaluate]\n", "[inputs] spacing is [1, 0, 1]; three sizes z, y, x"),
         ('[inputs]\nslices = "slices.tif"\n[stitch]\n', "nothing of the result would be kept; add [outputs] labels"),
         (
@@ -621,10 +617,16 @@ END = '[outputs]\nlabels = "out.npy"\n'
     ],
 )
 def test_bad_configurations_before_any_work(files, text, message, capsys, monkeypatch):
-    np.save("float.npy", np.zeros((DEPTH, 12, 14), "float32"))
     np.save("small.npy", np.zeros((2, 3, 4), "uint8"))
     Path("config.toml").write_text(text)
     assert_refused_unread(["pipeline", "config.toml", "-q"], message, files, capsys, monkeypatch)
+
+
+def test_images_are_no_labels(files, capsys):
+    np.save("float.npy", np.full((DEPTH, 12, 14), 0.5, "float32"))
+    Path("config.toml").write_text(f"{START.replace('slices.tif', 'float.npy')}[fuse]\n[evaluate]\n")
+    assert cli.main(["pipeline", "config.toml", "-q"]) == 2
+    assert "float.npy holds float32; slices must be bool" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -345,7 +345,6 @@ WRITES = "--volume v.npy --seeds s.npy"
     ("words", "message"),
     [
         ("stitch none.npy out.npy", "none.npy does not exist"),
-        ("stitch float.npy out.npy", "float.npy holds float32; slices must be bool or integers"),
         ("stitch slices.npy slices.npy --overwrite", "slices.npy is also an input"),
         ("stitch slices.npy classes.npy", "classes.npy exists; pass --overwrite"),
         ("stitch slices.npy out.npy --classes small.npy", "but small.npy has shape (2, 3, 4)"),
@@ -358,7 +357,6 @@ WRITES = "--volume v.npy --seeds s.npy"
         ("stitch slices.npy out.npy --must-link bad.csv", "bad.csv, line 2: two slices with an id each are needed"),
         (f"fuse {WRITES}", "nothing to fuse; pass at least one of --instances, --slices and --classes"),
         (f"fuse --slices small.npy --classes classes.npy {WRITES}", "has shape (8, 12, 14) but small.npy"),
-        (f"fuse --slices float.npy {WRITES}", "float.npy holds float32; slices must be bool"),
         (
             f"fuse --slices stitched.npy {WRITES} --priority slice",
             "--priority names slice, which is no source; did you",
@@ -385,11 +383,17 @@ WRITES = "--volume v.npy --seeds s.npy"
     ],
 )
 def test_bad_input_before_any_work(files, words, message, capsys, monkeypatch):
-    np.save("float.npy", np.zeros((DEPTH, 12, 14), "float32"))
     np.save("small.npy", np.zeros((2, 3, 4), "uint8"))
     np.save("flat.npy", sections()[0])
     Path("bad.csv").write_text("slice_a,id_a,slice_b,id_b\n1.5,3,2,1\n")
     assert_refused_unread(words.split(), message, files, capsys, monkeypatch)
+
+
+@pytest.mark.parametrize("words", ["stitch float.npy out.npy", f"fuse --slices float.npy {WRITES}"])
+def test_images_are_no_labels(files, words, capsys):
+    np.save("float.npy", np.full((DEPTH, 12, 14), 0.5, "float32"))
+    assert cli.main(words.split()) == 2
+    assert "float.npy holds float32; slices must be bool or integers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

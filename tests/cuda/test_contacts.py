@@ -101,7 +101,8 @@ def test_boxes_of_arrays_in_memory_are_counted_on_a_device_in_use(device, arrays
 
 
 @cuda_emulator.any_order
-@pytest.mark.parametrize("dtype", ["bool", "i1", "u2", "i4", "u8", "f2", "f4", "f8"])
+@pytest.mark.each_other
+@pytest.mark.parametrize("dtype", ["i4", "bool", "u2", "i1", "f2", "f4", "u8", "f8"])
 def test_any_image(device, dtype):
     random = np.random.default_rng(1)
     labels = random.integers(0, 4, (3, 4, 40))
@@ -153,6 +154,7 @@ def test_borders_crowds_and_sums(device):
     check_all(device)
 
 
+@pytest.mark.each_other
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [

@@ -201,6 +201,7 @@ def test_borders_crowds_layers_and_a_list_that_would_be_empty(device):
     check_all(device)
 
 
+@pytest.mark.each_other
 @pytest.mark.parametrize(
     ("old", "new"),
     [

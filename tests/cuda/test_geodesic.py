@@ -334,6 +334,7 @@ BUGS = {
 }  # fmt: skip
 
 
+@pytest.mark.each_other
 @pytest.mark.parametrize("bug", BUGS)
 def test_planted_bugs_are_found(emulator, bug):
     old, new, make = BUGS[bug]

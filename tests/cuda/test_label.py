@@ -372,6 +372,7 @@ PLANTED = {
 }  # fmt: skip
 
 
+@pytest.mark.each_other
 @pytest.mark.parametrize("name", PLANTED)
 def test_planted_bugs_are_caught(emulator, name):
     for mode in ("shuffled", "preempt"):

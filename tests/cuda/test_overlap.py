@@ -204,6 +204,7 @@ def test_shapes(device, shape):
     check(device, reference, reference // 2)
 
 
+@pytest.mark.each_other
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [

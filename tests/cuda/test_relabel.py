@@ -100,6 +100,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.each_other
 @pytest.mark.parametrize("name", PLANTED)
 def test_planted_bugs_are_caught(emulator, name):
     with cuda_emulator.plant(emulator("shuffled"), *PLANTED[name]) as broken:

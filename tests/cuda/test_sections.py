@@ -331,6 +331,7 @@ def test_cases_that_find_planted_errors(device):
     check_all(device)
 
 
+@pytest.mark.each_other
 @pytest.mark.parametrize(
     ("old", "new"),
     [

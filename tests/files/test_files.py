@@ -261,12 +261,20 @@ def test_nifti_scaled_integers_are_floats(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["zarr", "npy", "tif", "h5"])
-def test_floats_elsewhere_are_refused_unread(tmp_path, suffix):
-    io.write(tmp_path / f"a.{suffix}", np.ones((2, 3, 4), "float32"))
+def test_whole_numbers_stored_as_floats_are_ids(tmp_path, suffix):
+    """As ImageJ stores more than 65,535 labels; an image with fractions is refused."""
+    ids = np.array([[[0, 1, 2], [70_000, 0, 5]]])
+    io.write(tmp_path / f"a.{suffix}", ids.astype("float32"))
     with io.open_volume(tmp_path / f"a.{suffix}") as volume:
-        volume.fetch = None  # type: ignore[assignment]
-        with pytest.raises(InputTypeError, match=r"holds float32; a class map must be bool or integers: threshold"):
-            volume.check_integers("a class map")
+        found = volume.read_integers("labels")
+    assert found.dtype == np.uint32
+    np.testing.assert_array_equal(found, ids)
+    for odd, why in ((0.5, "fractions"), (np.nan, "NaN")):
+        io.write(tmp_path / f"b.{suffix}", ids + np.float32(odd), overwrite=True)
+        with io.open_volume(tmp_path / f"b.{suffix}") as volume:
+            message = rf"holds float..; a class map must be bool or integers: threshold .* it holds {why}"
+            with pytest.raises(InputError, match=message):
+                volume.read_integers("a class map")
 
 
 def test_arrays_on_a_device_are_not_written(tmp_path):

@@ -122,6 +122,7 @@ def test_flags_and_numbers_of_the_rest(case, connectivity, seed, after):
     assert found.mixed.tolist() == totals.mixed.tolist() == mixed
 
 
+@pytest.mark.long  # it compiles kernels for ten seconds; labels of 64 bits are in test_label.py, too
 @given(tiled_volumes, connectivities)
 def test_volumes_too_large_for_32_bits(case, connectivity):
     """Also tables of the join that are too large for memory."""

@@ -112,7 +112,7 @@ def test_empty(tmp_path, shape):
 
 def test_refusals(tmp_path):
     array = store(tmp_path / "v.zarr", np.zeros((4, 4, 4), np.float32))
-    with pytest.raises(InputTypeError, match="Threshold it first"):
+    with pytest.raises(InputTypeError, match=r"Threshold it \(volume > 0\.5\)"):
         lpa3d.label(array, out=tmp_path / "o.zarr")
     array = store(tmp_path / "w.zarr", np.zeros((4, 4, 4), np.uint8))
     with pytest.raises(InputError, match="connectivity is 5"):

@@ -110,13 +110,12 @@ def _canonical(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return contiguous
 
 
-def advise_floats(dtype: np.dtype[Any], convert: str, threshold: str) -> tuple[Part, ...]:
-    """Return what a message says of a class map of floats: whole numbers are classes, an image is none."""
+def advise_floats(dtype: np.dtype[Any], threshold: str, convert: str) -> tuple[Part, ...]:
+    """Return what a message says of a class map of floats: an image is none, but whole numbers are classes or ids."""
     return (
-        f" has dtype {dtype}; a class map is bool or integer. If its values are whole numbers, classes or ids, pass "
-        f"{convert}; if it is a probability or an image, threshold it ({threshold}), or pass it as ",
+        f" has dtype {dtype}; a class map is bool or integer. Threshold it ({threshold}), or pass the image as ",
         Keyword("cost"),
-        " of propagate",
+        f" of propagate; if its values are whole numbers, classes or ids, pass {convert}",
     )
 
 
@@ -126,7 +125,7 @@ def class_map(volume: Any, name: str = "volume") -> npt.NDArray[Any]:
     if array.dtype.kind == "f":
         raise InputTypeError(
             Keyword(name),
-            *advise_floats(array.dtype, f"{name}.astype('int64')", f"{name} > 0.5"),
+            *advise_floats(array.dtype, f"{name} > 0.5", f"{name}.astype('int64')"),
         )
     array = _canonical(array)
     return array.view(np.dtype(f"u{array.dtype.itemsize}"))
@@ -169,17 +168,15 @@ def check_id_values(ids: npt.NDArray[Any], name: str, at: Any = "", *, spare: st
     if low >= 0 and high <= MAX_ID:
         return
     odd = low if low < 0 else high
-    advice: tuple[Part, ...] = ("set them to 0",)
-    if spare:
-        advice = ("pass ", Keyword(spare, odd))
-    advice = ("; if it marks voxels that do not count, ", *advice)
+    marks = "if it marks voxels that do not count, "
+    place = (f" at {at}" if odd < 0 else f" (at {at})") if at else ""
     if odd < 0:
-        place = f" at {at}" if at else ""
-        raise InputError(
-            Keyword(name), f" holds negative ids, the smallest{place} is {low}", *advice, "; 0 is none, ids are > 0"
-        )
-    place = f" (at {at})" if at else ""
-    raise InputError(Keyword(name), f" holds ids up to {high}{place}; at most 2**63 - 1 is possible", *advice)
+        need = f" holds negative ids, the smallest{place} is {low}; ", "0 is none, ids are > 0"
+    else:
+        need = f" holds ids up to {high}{place}; ", "at most 2**63 - 1 is possible"
+    if spare:
+        raise InputError(Keyword(name), need[0], f"{marks}pass ", Keyword(spare, odd), f"; {need[1]}")
+    raise InputError(Keyword(name), *need, f"; {marks}set them to 0")
 
 
 def as_bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

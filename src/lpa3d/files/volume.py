@@ -152,11 +152,18 @@ class Volume:
         Raises
         ------
         InputTypeError
-            For complex numbers, text and the like. Floats may hold whole numbers, as what ImageJ writes for more than
-            65,535 labels, and many NIfTI files do: `read_integers` looks at the values.
+            For complex numbers, text and the like.
+        InputError
+            For floats with fractions in the first slab. Whole numbers may be stored as floats, as ImageJ stores more
+            than 65,535 labels: `read_integers` looks at all values.
         """
         if self.dtype.kind not in "buif":
             raise InputTypeError(f"{self.name} holds {self.dtype}; {role} must be bool or integers")
+        if self.dtype.kind == "f" and self.rows and self.shape[0]:
+            # An image is not read as a whole to find that out.
+            _, _, slab = next(self.slabs())
+            if not np.array_equal(slab, np.rint(slab)):
+                raise _refuse_floats(self.dtype, self.name, role, "NaN" if np.isnan(slab).any() else "fractions")
 
     def read_integers(self, role: str, progress: Progress | None = None) -> Array:
         """Return the array as bool or integers; whole numbers that are stored as floats become integers.
@@ -189,16 +196,22 @@ class Volume:
         return _whole_numbers(array, self.name, role)
 
 
+def _refuse_floats(dtype: np.dtype[Any], name: str, role: str, what: str) -> InputError:
+    """Return the error about floats that are no ids."""
+    return InputError(
+        f"{name} holds {dtype}; {role} must be bool or integers: threshold the image first (image > 0.5), or pass it "
+        "to propagate with ",
+        Keyword("cost"),
+        f" (whole numbers that are stored as floats are read, but it holds {what})",
+    )
+
+
 def _whole_numbers(array: Array, name: str, role: str) -> Array:
     """Return the floats of `array` as uint32, or int64 where that cannot hold them; nothing else than whole ones."""
     low = float(array.min()) if array.size else 0.0
     high = float(array.max()) if array.size else 0.0
-    advice = (
-        f"; {role} must be whole numbers: threshold the image first (image > 0.5), or pass it to propagate as ",
-        Keyword("cost"),
-    )
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise InputError(f"{name} holds {array.dtype} with NaN or infinity", *advice)
+        raise _refuse_floats(array.dtype, name, role, "NaN or infinity")
     exact = EXACT[min(array.dtype.itemsize, 8)]
     if max(-low, high) > exact:
         raise InputError(
@@ -209,7 +222,7 @@ def _whole_numbers(array: Array, name: str, role: str) -> Array:
     for i, part in enumerate(array):
         whole[i] = part
         if not np.array_equal(whole[i], part):
-            raise InputError(f"{name} holds {array.dtype} with fractions", *advice)
+            raise _refuse_floats(array.dtype, name, role, "fractions")
     return whole
 
 

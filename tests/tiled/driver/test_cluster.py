@@ -57,6 +57,7 @@ def test_the_same_bytes(verb: Any, inputs: Any, expected: Any, cluster: Any, tmp
     assert digest(tmp_path) == expected[verb.__name__]
 
 
+@pytest.mark.long  # the model check has workers that die, too
 def test_a_worker_is_killed(inputs: Any, expected: Any, cluster: Any, tmp_path: Path) -> None:
     killed = []
 

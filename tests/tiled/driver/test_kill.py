@@ -64,7 +64,7 @@ def test_killed_at_random_points_of_every_stage(
         rng = random.Random(5)
         (tmp_path / "killed").mkdir()
         killed = 0
-        for _ in range(6):
+        for _ in range(5):
             killer.count, killer.at = 0, rng.randint(1, max(2, writes // 4))
             child = os.fork()
             if not child:

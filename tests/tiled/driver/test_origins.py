@@ -243,7 +243,7 @@ def test_what_cannot_be_told_apart_is_not_gone_on_with(folder: Path, kind: str) 
     array, out = STRANGE[kind](folder), folder.parent / "out.zarr"
     with pytest.raises(Stopped):
         lpa3d.label(array, out=out, tile=4, progress=stop)
-    with pytest.raises(InputError, match=r"inputs\.volume is read from .*, which .* resume='force'.* resume=False"):
+    with pytest.raises(InputError, match=r"volume is read from .*, which .* resume='force'.* resume=False"):
         lpa3d.label(array, out=out, tile=4)
     result = lpa3d.label(array, out=out, tile=4, resume="force")
     np.testing.assert_array_equal(result, lpa3d.label(VALUES))

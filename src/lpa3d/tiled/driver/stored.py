@@ -252,7 +252,7 @@ def check_classes(source: Source, role: str) -> None:
     if source.dtype.kind == "f":
         raise InputTypeError(
             Keyword(role),
-            *advise_floats(source.dtype, "it stored as int64", f"e.g. {role} > 0.5, stored as uint8"),
+            *advise_floats(source.dtype, f"{role} > 0.5", "them stored as int64"),
         )
 
 
