@@ -185,6 +185,9 @@ def test_propagate_defaults_are_those_of_the_verb(files, monkeypatch):
     monkeypatch.setattr(lpa3d, "propagate", propagate)
     assert cli.main(["propagate", "volume.npy", "seeds.npy", "out.npy"]) == 0
     del seen["progress"]
+    # None is 1 1 1 where no file says otherwise.
+    assert seen.pop("spacing") == (1, 1, 1)
+    assert signature.parameters["spacing"].default is None
     assert seen == {name: signature.parameters[name].default for name in seen}
 
 

@@ -256,7 +256,7 @@ def test_options_reach_the_verb(files, monkeypatch, capsys):
     monkeypatch.setattr(lpa3d, "evaluate", verb)
     evaluate("truth.npy", "instances.npy")
     defaults = {name: value.default for name, value in inspect.signature(VERB).parameters.items()}
-    assert {**seen, "spacing": (1, 1, 1), "iou_thresholds": 0.5} == {name: defaults[name] for name in seen}
+    assert {**seen, "spacing": None, "iou_thresholds": 0.5} == {name: defaults[name] for name in seen}
     assert (seen["spacing"], seen["iou_thresholds"]) == ((1, 1, 1), [0.5])
     options = (
         "--connectivity 26 --spacing 4 2 1 --iou 0.7 0.5 --iou 0.9 --convention stardist --size-strata 5 15.5 "

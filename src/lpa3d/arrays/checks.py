@@ -263,7 +263,9 @@ def canonical_slices(slices: Any, name: str, depth: int, example: Any) -> list[i
 
 
 def canonical_spacing(spacing: Any, ndim: int) -> tuple[float, float, float]:
-    """Return `spacing` as three positive floats ``(z, y, x)``; two suffice for a 2D array."""
+    """Return `spacing` as three positive floats ``(z, y, x)``, 1 for None; two suffice for a 2D array."""
+    if spacing is None:
+        return 1.0, 1.0, 1.0
     try:
         values = tuple(float(value) for value in spacing)
     except (TypeError, ValueError):

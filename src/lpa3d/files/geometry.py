@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from .places import LIBRARIES, load_library, zarr_kind
 __all__ = [
     "NANOMETRES",
     "Geometry",
+    "array_geometry",
     "attribute_geometry",
     "in_nanometres",
     "nanometres",
@@ -220,6 +222,25 @@ def zarr_geometry(path: Path, attributes: Mapping[str, Any]) -> Geometry:
         if found.spacing is not None:
             return found
     return Geometry()
+
+
+def array_geometry(array: Any) -> Geometry:
+    """Read the voxel size of a zarr array, wherever it is stored; that of other arrays is not known."""
+    if not hasattr(array, "store_path"):
+        return Geometry()
+    attributes = array.attrs.asdict()
+    root = getattr(array.store, "root", None)
+    if type(array.store).__name__ == "LocalStore" and isinstance(root, (str, Path)):
+        return _check_sizes(zarr_geometry(Path(root) / array.path, attributes))
+    return _check_sizes(attribute_geometry(attributes))
+
+
+def _check_sizes(geometry: Geometry) -> Geometry:
+    """Return a geometry without sizes that were never filled in."""
+    sizes = geometry.spacing
+    if sizes is not None and not all(math.isfinite(size) and size > 0 for size in sizes):
+        return Geometry(None, "", geometry.nifti)
+    return geometry
 
 
 def _ome_geometry(attributes: Mapping[str, Any], inner: str) -> Geometry:

@@ -18,7 +18,7 @@ def contacts(
     labels: Any,
     *,
     image: Any = None,
-    spacing: Any = (1, 1, 1),
+    spacing: Any = None,
     connectivity: int = 6,
     tile: int | Sequence[int] | None = None,
     memory: str | int | None = None,
@@ -39,8 +39,9 @@ def contacts(
     image : ndarray of bool, integers or floats, shape as `labels`, optional
         An image whose mean on each boundary is wanted: a membrane probability, the micrograph. Finite; integers below
         2**53 in magnitude, floats below 2**30.
-    spacing : sequence of float, default (1, 1, 1)
-        Voxel size (z, y, x), or (y, x) for a 2D array, in any unit; each between 1e-70 and 1e70.
+    spacing : sequence of float, optional
+        Voxel size (z, y, x), or (y, x) for a 2D array, in any unit; each between 1e-70 and 1e70. By default what the
+        first array says that is stored in zarr and states it, else 1.
     connectivity : {6, 18, 26}, default 6
         Which voxels touch: those that share a face, also an edge, also a corner. 1, 2 and 3 name the same. In 2D, 6
         means 4 neighbours and both others mean 8.

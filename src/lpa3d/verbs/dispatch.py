@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -18,9 +19,11 @@ import numpy as np
 from ..arrays.backend import ADVICE, TWINS, check_device, explain_memory, is_on_device
 from ..arrays.call import Call, Options
 from ..arrays.checks import check_flag, refuse_mask
-from ..errors import InputError, InputTypeError, Keyword
+from ..errors import InputError, InputTypeError, Keyword, Lpa3dError
 
 __all__ = ["OPTIONS", "check_flags", "run"]
+
+_log = logging.getLogger("lpa3d")
 
 OPTIONS = tuple(option.name for option in fields(Options))
 """Keywords of every verb. All but `device` are for stored arrays only."""
@@ -46,6 +49,7 @@ def run(call: Call, whole: Callable[[Call], Any], *, takes: tuple[str, ...] = ()
     _check_kinds(call.verb, kinds, call.place)
     check_device(call.verb, call.options.device)
     if "stored" in kinds:
+        call = _take_spacing(call)
         tiled = importlib.import_module(f"lpa3d.tiled.{call.verb}")
         return getattr(tiled, call.verb)(call)
     known = (*takes, "device")
@@ -103,6 +107,30 @@ def _check(call: Call) -> Call:
         raise InputTypeError(Keyword("progress"), f" is {progress!r}; a function (stage, fraction) is needed")
     options = check_flags(call.verb, {name: getattr(call.options, name) for name in OPTIONS})
     return replace(call, keywords=check_flags(call.verb, call.keywords), options=Options(**options))
+
+
+def _take_spacing(call: Call) -> Call:
+    """Return the call with the voxel size that the first array states which states one, if it is not given."""
+    if call.keywords.get("spacing", ()) is not None:
+        return call
+    from ..files.geometry import array_geometry
+    from ..files.readers import open_volume
+
+    for name, value in call.arrays.items():
+        for part in value if isinstance(value, (tuple, list)) else (value,):
+            geometry = array_geometry(part)
+            if isinstance(part, (str, os.PathLike)) and "://" not in os.fspath(part).removeprefix("file://"):
+                try:
+                    with open_volume(os.path.expanduser(os.fspath(part).removeprefix("file://"))) as volume:
+                        geometry = volume.geometry
+                except Lpa3dError:
+                    continue  # the verb says what is wrong with it
+            if geometry.spacing is not None:
+                sizes = " ".join(f"{size:g}" for size in geometry.spacing)
+                _log.info("%s: spacing %s %s (z y x), from %s", call.verb, sizes, geometry.unit, name)
+                return replace(call, keywords={**call.keywords, "spacing": geometry.spacing})
+    _log.info("%s: no array states the size of its voxels; spacing 1 1 1 is used", call.verb)
+    return call
 
 
 def _is_given(options: Options, name: str) -> bool:

@@ -41,7 +41,7 @@ def evaluate(
     reference: Any,
     prediction: Any,
     *,
-    spacing: Any = (1, 1, 1),
+    spacing: Any = None,
     ignore: Any = None,
     iou_thresholds: Any = 0.5,
     instances: Literal["ids", "components"] | None = "ids",
@@ -70,9 +70,9 @@ def evaluate(
         What is right, and what is to be measured: instance ids, or classes (see `instances`); 0 = background, at most
         2**63 - 1. Any memory order and byte order. Not modified. CuPy arrays are counted on their device; zarr and
         dask arrays, and paths or URLs of zarr arrays, tile by tile.
-    spacing : sequence of float, default (1, 1, 1)
+    spacing : sequence of float, optional
         Voxel size (z, y, x), or (y, x) for 2D arrays, in any unit. Surface distances are in that unit; no other metric
-        has one.
+        has one. By default what the first array says that is stored in zarr and states it, else 1.
     ignore : ndarray of bool or integers of the same shape, or int, optional
         Voxels that count nowhere: those where the array is not 0, or where `reference` has this value. A prediction
         that has more than half of its voxels there is no false positive.

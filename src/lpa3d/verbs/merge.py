@@ -22,7 +22,7 @@ def merge(
     *,
     classes: Any = None,
     scores: Any = None,
-    spacing: Any = (1, 1, 1),
+    spacing: Any = None,
     connectivity: int = 6,
     min_contact: float | None = None,
     must_link: Iterable[Any] = (),
@@ -56,8 +56,9 @@ def merge(
         (a list, or an ``(n, 3)`` array if its dtype holds the ids exactly), or ``(table, values)`` with a table of
         `contacts` and one score for each of its rows. Higher is stronger; finite. The order of the two ids does not
         matter, and they need not touch. Pairs without a score are not united.
-    spacing : sequence of float, default (1, 1, 1)
-        Voxel size (z, y, x), or (y, x) for a 2D array, in any unit.
+    spacing : sequence of float, optional
+        Voxel size (z, y, x), or (y, x) for a 2D array, in any unit. By default what the first array says that is stored
+        in zarr and states it, else 1.
     connectivity : {6, 18, 26}, default 6
         Which voxels touch: those that share a face, also an edge, also a corner. Pairs without a common face have the
         evidence 0. 1, 2 and 3 name the same. Scores do not use it.

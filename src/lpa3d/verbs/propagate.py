@@ -24,7 +24,7 @@ def propagate(
     seeds: Any,
     *,
     connectivity: int = 6,
-    spacing: Iterable[float] = (1, 1, 1),
+    spacing: Iterable[float] | None = None,
     cost: Any = None,
     max_distance: float | None = None,
     sweeps: int | None = None,
@@ -60,8 +60,9 @@ def propagate(
         warning; seeds on the mask keep their label.
     connectivity : {6, 18, 26}, default 6
         Which voxels are neighbours; 1, 2 and 3 name the same. More than 6 leak through thin walls.
-    spacing : (z, y, x), default (1, 1, 1)
-        Voxel size, in any unit; two values do for a 2D array.
+    spacing : (z, y, x), optional
+        Voxel size, in any unit; two values do for a 2D array. By default what the first array says that is stored in
+        zarr and states it, else 1.
     cost : ndarray, shape as `volume`, optional
         How hard each voxel is to cross, 0 to 4095, such as ``1 + 50 * membrane_probability``. A step weighs its
         length times the mean cost of its two voxels (in steps of 1/16, at least 1/16), so 1 changes nothing;

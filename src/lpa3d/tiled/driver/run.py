@@ -38,8 +38,10 @@ import numpy.typing as npt
 from ..._version import __version__
 from ...arrays import backend as _backend
 from ...arrays.call import Options, Progress
+from ...arrays.checks import canonical_spacing
 from ...arrays.text import list_some
 from ...errors import Example, InputError, InputTypeError, Keyword, Lpa3dError, Part, RangeError
+from ...files.geometry import Geometry
 from ...files.outputs import flush_folders, publish
 from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_tile, find_cost
 from .grid import Grid
@@ -485,7 +487,8 @@ def open_run(
         stack.callback(journal.close)
         # First the threads end, which still note in the journal what they finish.
         stack.callback(scheduler.close)
-        attributes = {"lpa3d": before["made"] | {"complete": False}} | dict(storage.get("attributes", {}))
+        said = {"lpa3d": before["made"] | {"complete": False}} | _find_spacing(inputs, keywords or {})
+        attributes = said | dict(storage.get("attributes", {}))
         for name, output in places.items():
             output.settle_place(before["built"][name], token, overwrite=options.overwrite or name in before["replaces"])
             if journal.finished(BUILT):
@@ -534,6 +537,17 @@ def open_run(
         for name, output in places.items():
             run._results[name] = output.result(as_dask=any(source.is_dask for source in inputs.values()))
         sweep(blobs, home, before)
+
+
+def _find_spacing(inputs: Mapping[str, Source], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes that say how large voxels are: as the call says, else the first input that does."""
+    found = next((source.geometry for source in inputs.values() if source.geometry.spacing), Geometry())
+    given = keywords.get("spacing")
+    if given is not None:
+        sizes = canonical_spacing(given, next(iter(inputs.values())).ndim)
+        if found.spacing is None or not np.allclose(sizes, found.spacing):
+            found = Geometry(sizes)
+    return {} if found.spacing is None else {"spacing": list(found.spacing), "unit": found.unit}
 
 
 def _check_room(verb: str, cost: Cost, first: Source, places: Mapping[str, Output], home: Path) -> None:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ...arrays.checks import advise_floats, refuse_mask
 from ...errors import InputError, InputTypeError, Keyword
-from ...files.geometry import check_axes, read_axes
+from ...files.geometry import Geometry, array_geometry, check_axes, read_axes
 from .grid import Box, Place
 from .origins import Origin, find_origins
 
@@ -147,6 +147,11 @@ class Source:
     def origins(self) -> tuple[Origin, ...]:
         """Return what it is read from."""
         return find_origins(self.array)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Return what it says of the size of its voxels."""
+        return array_geometry(self.array)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "origins"}
