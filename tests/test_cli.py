@@ -451,6 +451,25 @@ def test_bad_input_before_any_work(files, words, message, capsys, monkeypatch):
     assert_refused_unread(words.split(), message, files, capsys, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype", "told"),
+    [
+        ([0, 1, 2**64 - 1], "uint64", ["18446744073709551615"]),
+        ([1, 2**64 - 1], "uint64", ["18446744073709551615"]),
+        ([0, 1, -1], "int16", ["-1"]),
+        ([0, 1, -1, 2**15 - 1], "int16", ["-1", "32767"]),
+        ([0, 2**16 - 1], "uint16", []),  # a mask
+        ([0, 1, 255], "uint8", []),
+        ([0, 1, 2], "uint64", []),
+    ],
+)
+def test_numbers_that_often_mark_no_data(files, values, dtype, told, capsys):
+    np.save("marked.npy", np.resize(np.array(values, dtype), (2, 3, 4)))
+    assert cli.main(["label", "marked.npy", "out.npy", "-q"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition("warning: ")[2].split()[0] for line in said] == told
+
+
 @pytest.mark.parametrize("words", ["label float.npy out.npy", "propagate volume.npy float.npy out.npy"])
 def test_images_are_no_labels(files, words, capsys):
     image = np.zeros((9, 8, 10), "float32")

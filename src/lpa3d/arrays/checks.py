@@ -164,7 +164,9 @@ def check_id_values(ids: npt.NDArray[Any], name: str, at: Any = "", *, spare: st
 
     `at` says which part of the argument `ids` are; `spare` is as in `instance_ids`.
     """
-    low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
+    # One look at most: what the dtype cannot hold is not looked for.
+    low = int(ids.min()) if ids.dtype.kind == "i" and ids.size else 0
+    high = max_id(ids) if ids.dtype == np.uint64 else 0
     if low >= 0 and high <= MAX_ID:
         return
     odd = low if low < 0 else high

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from ..errors import Lpa3dError, Lpa3dWarning
@@ -42,6 +43,27 @@ TILES_END = 10.0
 """Seconds that tiles in flight have to end after an interruption. What they leave unfinished is done again."""
 
 Array = npt.NDArray[Any]
+
+
+def _find_no_data(classes: Array) -> list[int]:
+    """Return which of -1 and the largest number of the dtype, which often mean "not labelled", are classes.
+
+    Masks of one class are often stored with the largest number; in uint8 it is a number like others.
+    """
+    if (
+        classes.dtype.kind not in "ui"
+        or (classes.dtype.itemsize == 1 and classes.dtype.kind == "u")
+        or not classes.size
+    ):
+        return []
+    low, high = int(classes.min()), int(classes.max())
+    found = [-1] if low == -1 else []
+    if high == np.iinfo(classes.dtype).max:
+        found.append(high)
+    marks = np.array([0, *found]).astype(classes.dtype)
+    if found and all(np.isin(part, marks).all() for part in classes):
+        return []
+    return found
 
 
 @dataclass
@@ -77,6 +99,12 @@ class Job:
         array = volume.read_integers(role, self.progress)
         if array.dtype != volume.dtype:
             self.terminal.say(f"{volume.name} stores whole numbers as {volume.dtype}; they are read as {array.dtype}")
+        if role == "a class map":
+            for value in _find_no_data(array):
+                self.terminal.message(
+                    f"warning: {value} is a class of {volume.name} like others; if it marks voxels that do not count, "
+                    "set them to 0"
+                )
         return array
 
     def write(self, target: Target, array: Array, geometry: Geometry) -> None:
