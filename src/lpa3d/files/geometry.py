@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,17 +194,27 @@ def read_axes(attributes: Mapping[str, Any], dimensions: Sequence[str | None] | 
     return None
 
 
-def zarr_axes(path: Path, attributes: Mapping[str, Any], dimensions: Sequence[str | None] | None) -> list[str] | None:
-    """Return the names of the axes of a zarr array: by OME-NGFF metadata of a group around it, else its own."""
+def _list_groups(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the name of a zarr array in each group around it, from the inside, and the group's OME-NGFF metadata."""
     zarr = load_library(*LIBRARIES["zarr"])
     for parent in path.parents:
         if not zarr_kind(parent).startswith("group"):
             break
-        group = zarr.open_group(str(parent), mode="r").attrs.asdict()
-        for image in group.get("ome", group).get("multiscales", []):
-            if any(one.get("path") == path.relative_to(parent).as_posix() for one in image.get("datasets", [])):
-                axes = image.get("axes", [])
-                return [str(axis.get("name", "")) if isinstance(axis, dict) else str(axis) for axis in axes] or None
+        attributes = zarr.open_group(str(parent), mode="r").attrs.asdict()
+        yield path.relative_to(parent).as_posix(), attributes.get("ome", attributes)
+
+
+def _name_axes(image: Mapping[str, Any]) -> list[str]:
+    """Return the names of the axes of an image of OME-NGFF."""
+    return [str(axis.get("name", "") if isinstance(axis, Mapping) else axis) for axis in image.get("axes", [])]
+
+
+def zarr_axes(path: Path, attributes: Mapping[str, Any], dimensions: Sequence[str | None] | None) -> list[str] | None:
+    """Return the names of the axes of a zarr array: by OME-NGFF metadata of a group around it, else its own."""
+    for inner, about in _list_groups(path):
+        for image in about.get("multiscales", []):
+            if any(one.get("path") == inner for one in image.get("datasets", [])):
+                return _name_axes(image) or None
     return read_axes(attributes, dimensions)
 
 
@@ -213,15 +223,8 @@ def zarr_geometry(path: Path, attributes: Mapping[str, Any]) -> Geometry:
     own = attribute_geometry(attributes)
     if own.spacing is not None:
         return own
-    zarr = load_library(*LIBRARIES["zarr"])
-    for parent in path.parents:
-        if not zarr_kind(parent).startswith("group"):
-            break
-        group = zarr.open_group(str(parent), mode="r").attrs.asdict()
-        found = _ome_geometry(group, path.relative_to(parent).as_posix())
-        if found.spacing is not None:
-            return found
-    return Geometry()
+    found = (_ome_geometry(about, inner) for inner, about in _list_groups(path))
+    return next((geometry for geometry in found if geometry.spacing is not None), Geometry())
 
 
 def array_geometry(array: Any) -> Geometry:
@@ -231,12 +234,12 @@ def array_geometry(array: Any) -> Geometry:
     attributes = array.attrs.asdict()
     root = getattr(array.store, "root", None)
     if type(array.store).__name__ == "LocalStore" and isinstance(root, (str, Path)):
-        return _check_sizes(zarr_geometry(Path(root) / array.path, attributes))
-    return _check_sizes(attribute_geometry(attributes))
+        return drop_unfilled(zarr_geometry(Path(root) / array.path, attributes))
+    return drop_unfilled(attribute_geometry(attributes))
 
 
-def _check_sizes(geometry: Geometry) -> Geometry:
-    """Return a geometry without sizes that were never filled in."""
+def drop_unfilled(geometry: Geometry) -> Geometry:
+    """Return a geometry without sizes that were never filled in, which say nothing about the voxels."""
     sizes = geometry.spacing
     if sizes is not None and not all(math.isfinite(size) and size > 0 for size in sizes):
         return Geometry(None, "", geometry.nifti)
@@ -244,10 +247,10 @@ def _check_sizes(geometry: Geometry) -> Geometry:
 
 
 def _ome_geometry(attributes: Mapping[str, Any], inner: str) -> Geometry:
-    """Read size and place of the voxels of the dataset `inner` from the OME-NGFF metadata of its group."""
-    for image in attributes.get("ome", attributes).get("multiscales", []):
+    """Read size and place of the voxels of the dataset `inner` from OME-NGFF metadata."""
+    for image in attributes.get("multiscales", []):
         axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes", [])]
-        names = [str(axis.get("name", "")).lower() for axis in axes]
+        names = [name.lower() for name in _name_axes(image)]
         if not {"y", "x"} <= set(names):
             continue
         for dataset in image.get("datasets", []):

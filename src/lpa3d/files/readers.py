@@ -21,6 +21,7 @@ from .geometry import (
     Geometry,
     attribute_geometry,
     check_axes,
+    drop_unfilled,
     nanometres,
     read_axes,
     tiff_geometry,
@@ -80,15 +81,9 @@ def open_volume(name: str | os.PathLike[str]) -> Volume:
     if len(volume.shape) not in (2, 3):
         volume.close()
         raise InputError(f"{location.name} has shape {volume.shape}; (Z, Y, X) or (Y, X) is needed")
-    said = volume.geometry.spacing
-    if said is None:
-        return volume
-    if not all(math.isfinite(size) and size > 0 for size in said):
-        # A header that was never filled in says nothing about the voxels.
-        volume.geometry = Geometry(None, "", volume.geometry.nifti)
-        return volume
-    unit = nanometres(volume.geometry.unit)
-    if unit is not None and not SMALLEST <= unit * min(said) <= unit * max(said) <= LARGEST:
+    volume.geometry = drop_unfilled(volume.geometry)
+    said, unit = volume.geometry.spacing, nanometres(volume.geometry.unit)
+    if said is not None and unit is not None and not SMALLEST <= unit * min(said) <= unit * max(said) <= LARGEST:
         sizes = " ".join(f"{size:g}" for size in said)
         warnings.warn(
             f"{location.name} says that its voxels are {sizes} {volume.geometry.unit} large, which no microscope has; "

@@ -115,13 +115,14 @@ def _take_spacing(call: Call) -> Call:
         return call
     from ..files.geometry import array_geometry
     from ..files.readers import open_volume
+    from ..tiled.driver.stored import as_path, is_url
 
     for name, value in call.arrays.items():
         for part in value if isinstance(value, (tuple, list)) else (value,):
             geometry = array_geometry(part)
-            if isinstance(part, (str, os.PathLike)) and "://" not in os.fspath(part).removeprefix("file://"):
+            if isinstance(part, (str, os.PathLike)) and not is_url(part):
                 try:
-                    with open_volume(os.path.expanduser(os.fspath(part).removeprefix("file://"))) as volume:
+                    with open_volume(os.path.expanduser(as_path(part))) as volume:
                         geometry = volume.geometry
                 except Lpa3dError:
                     continue  # the verb says what is wrong with it

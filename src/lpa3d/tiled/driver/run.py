@@ -541,7 +541,8 @@ def open_run(
 
 def _find_spacing(inputs: Mapping[str, Source], keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attributes that say how large voxels are: as the call says, else the first input that does."""
-    found = next((source.geometry for source in inputs.values() if source.geometry.spacing), Geometry())
+    stated = (source.geometry for source in inputs.values())
+    found = next((geometry for geometry in stated if geometry.spacing), Geometry())
     given = keywords.get("spacing")
     if given is not None:
         sizes = canonical_spacing(given, next(iter(inputs.values())).ndim)
