@@ -17,7 +17,7 @@ from ..arrays.threads import num_threads, run_all
 from ..errors import InputError
 from ..files.geometry import Geometry
 from ..files.outputs import Outputs
-from ..files.places import locate
+from ..files.places import locate, split_choice
 from ..files.volume import Volume
 from .counts import count_values
 from .inputs import format_count, format_share
@@ -262,13 +262,9 @@ class Tiling:
 
 
 def _stored(value: Any) -> Any:
-    """Return what a verb takes for a volume: its path, or the array where nothing in that says what it is."""
+    """Return what a verb takes for a volume: its path, with what is chosen of its axes."""
     if isinstance(value, list) and any(isinstance(one, Volume) for one in value):
         return [_stored(one) for one in value]
     if not isinstance(value, Volume):
         return value
-    if ".zarr" in str(value.path).lower():
-        return str(value.path)
-    import zarr
-
-    return zarr.open_array(str(value.path), mode="r")
+    return f"{value.path}{value.name.removeprefix(split_choice(value.name)[0])}"

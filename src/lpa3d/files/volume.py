@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError, InputTypeError, Keyword
+from .axes import View
 from .geometry import Geometry
 from .places import reading
 
-__all__ = ["Box", "Volume", "choose_rows", "cut_box", "drop_leading"]
+__all__ = ["Box", "Volume", "choose_rows", "cut_box"]
 
 Array = npt.NDArray[Any]
 Box = tuple[slice, ...]
@@ -54,6 +55,8 @@ class Volume:
     list_stored, fetch_box : callable or None
         Where the file is stored in chunks: the boxes that are stored, in parts that may be read alone, with the value
         of all other voxels; and how such a box is read.
+    view : View or None
+        How the stored array is seen as `shape`, where the file has axes.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Volume:
     list_stored: Callable[[], tuple[list[Box], Any]] | None = field(default=None, repr=False)
     fetch_box: Callable[[Box], Array] | None = field(default=None, repr=False)
     close: Callable[[], None] = field(default=lambda: None, repr=False)
+    view: View | None = field(default=None, repr=False)
 
     def __enter__(self) -> Volume:
         return self
@@ -227,14 +231,6 @@ def _whole_numbers(array: Array, name: str, role: str) -> Array:
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
-
-
-def drop_leading(shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
-    """Return how many leading axes of length 1 go, until 3 are left, and the shape without them."""
-    lead = 0
-    while len(shape) - lead > 3 and shape[lead] == 1:
-        lead += 1
-    return lead, tuple(int(size) for size in shape[lead:])
 
 
 def choose_rows(shape: tuple[int, ...], dtype: np.dtype[Any], chunk: int = 1) -> int:

@@ -362,7 +362,7 @@ def count_decoded(tile: Place, halo: int, source: Source, workers: int) -> float
         aligned = side == n or (not halo and (t % c == 0 or c % t == 0))
         met *= min(-(-side // c) if aligned else -(-(side - 1) // c) + 1, -(-n // c))
         box *= side
-    size = math.prod(source.chunks) * source.dtype.itemsize
+    size = math.prod(source.chunks) * source.dtype.itemsize * source.decoded
     there = math.prod(-(-n // c) for n, c in zip(source.shape, source.chunks, strict=True))
     # Threads that decode, and workers, which copy (measured).
     kept = size * min(DECODERS + 2 * workers, there) if size < GIVEN_BACK and there > 1 else 0

@@ -19,7 +19,9 @@ import numpy.typing as npt
 
 from ...arrays.checks import advise_floats, refuse_mask
 from ...errors import InputError, InputTypeError, Keyword
-from ...files.geometry import Geometry, array_geometry, check_axes, read_axes
+from ...files.axes import Choice, View, choose_view
+from ...files.geometry import Geometry, zarr_geometry, zarr_view
+from ...files.places import locate, split_choice
 from .grid import Box, Place
 from .origins import Origin, find_origins
 
@@ -66,8 +68,8 @@ class Source:
         What messages call it.
     array
         The zarr, dask or NumPy array.
-    lead : int
-        Leading axes of length 1 that are left out.
+    view : View
+        How it is seen as three or two axes.
     shape : tuple of int
         ``(Z, Y, X)``; a 2D array is one slice.
     ndim : int
@@ -80,7 +82,7 @@ class Source:
 
     name: str
     array: Any
-    lead: int
+    view: View
     shape: Place
     ndim: int
     dtype: np.dtype[Any]
@@ -93,8 +95,7 @@ class Source:
 
     def read(self, box: Box) -> Array:
         """Return the voxels of a box as a new C-ordered array in native byte order."""
-        index = (0,) * self.lead + box.slices[3 - self.ndim :]
-        part = self.array[index]
+        part = self.view.read(self.array, box.slices[3 - self.ndim :])
         if self.is_dask:
             part = self._check(part.compute(scheduler="synchronous"), box)
         out = np.ascontiguousarray(part, dtype=self.dtype).reshape(box.shape)
@@ -111,7 +112,7 @@ class Source:
                 f" has chunks of the type {type(part).__module__}.{type(part).__qualname__}; NumPy arrays are needed: "
                 f"pass {self.name}.map_blocks(numpy.asarray)",
             )
-        if part.shape[self.lead :] != box.shape[3 - self.ndim :]:
+        if part.shape != box.shape[3 - self.ndim :]:
             raise InputError(
                 name, f" has chunks of other shapes than it says: {part.shape}, not {box.shape[3 - self.ndim :]}"
             )
@@ -140,6 +141,8 @@ class Source:
                 unknown.add(origin.unknown)
             else:
                 found.append(hashlib.sha256(b"\n".join(contents)).hexdigest())
+        if self.view.named or self.view.beside:
+            form = [form, self.view.index, self.view.order]
         digest = hashlib.sha256(json.dumps([form, sorted(found)], sort_keys=True, default=str).encode())
         return about | {"digest": digest.hexdigest()} | ({"unknown": ", ".join(sorted(unknown))} if unknown else {})
 
@@ -151,7 +154,12 @@ class Source:
     @property
     def geometry(self) -> Geometry:
         """Return what it says of the size of its voxels."""
-        return array_geometry(self.array)
+        return zarr_geometry(self.array, self.view) if hasattr(self.array, "store_path") else Geometry()
+
+    @property
+    def decoded(self) -> int:
+        """Return how many voxels are decoded of a chunk for one that is seen."""
+        return 1 if self.is_dask or isinstance(self.array, np.ndarray) else self.view.count_beside(self.array.chunks)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "origins"}
@@ -170,11 +178,13 @@ def open_source(array: Any, role: str) -> Source:
     InputError, InputTypeError
         If there is none, or it has not 2 or 3 dimensions, or a dtype that is not bool, integer or float.
     """
-    name = role
+    name = base = role
+    chosen: Choice = ()
     if isinstance(array, (str, os.PathLike)):
         name = os.fspath(array)
+        base, chosen = split_choice(name)
         try:
-            array = _open_url(name) if is_url(name) else _open_path(os.path.expanduser(as_path(name)))
+            array = _open_url(base) if is_url(name) else _open_path(os.path.expanduser(as_path(name)))
         except (InputError, InputTypeError) as error:
             raise type(error)(Keyword(role), ": ", *error.args) from error
     refuse_mask(array, role)
@@ -188,20 +198,13 @@ def open_source(array: Any, role: str) -> Source:
         )
     if isinstance(getattr(array, "_meta", None), np.ma.MaskedArray):
         raise InputTypeError(Keyword(role), LOST, f"pass dask.array.ma.filled({role}, 0)")
-    if hasattr(array, "store_path"):
-        dimensions = getattr(array.metadata, "dimension_names", None)
-        check_axes(name, read_axes(array.attrs.asdict(), dimensions), array.shape)
     if any(not math.isfinite(n) for n in array.shape):
         raise InputError(
             Keyword(role), f" is a dask array of unknown shape {array.shape}; pass {role}.compute_chunk_sizes()"
         )
-    shape = tuple(int(n) for n in array.shape)
-    lead = 0
-    while len(shape) - lead > 3 and shape[lead] == 1:
-        lead += 1
-    shape = shape[lead:]
-    if len(shape) not in (2, 3):
-        raise InputError(Keyword(role), f" has {len(shape)} dimensions, shape {shape}; (Z, Y, X) or (Y, X) is needed")
+    stored = hasattr(array, "store_path")
+    called = Keyword(role) if name == role else base
+    view = zarr_view(array, called, chosen) if stored else choose_view(called, None, array.shape)
     dtype = np.dtype(array.dtype)
     if dtype.kind not in "buif":
         raise InputTypeError(Keyword(role), f" has dtype {dtype}; an array of bool or integers is needed")
@@ -215,11 +218,11 @@ def open_source(array: Any, role: str) -> Source:
     return Source(
         name,
         array,
-        lead,
-        canonical_shape(shape),
-        len(shape),
+        view,
+        canonical_shape(view.shape),
+        len(view.shape),
         dtype.newbyteorder("="),
-        canonical_shape([max(1, int(n)) for n in chunks[lead:]]),
+        canonical_shape([max(1, int(n)) for n in view.pick(chunks)]),
     )
 
 
@@ -227,7 +230,6 @@ def _open_path(name: str) -> Any:
     """Open a local zarr array, or the only one of a group."""
     import zarr
 
-    from ...files.places import locate
     from ...files.readers import open_volume
 
     location = locate(name)
