@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, Keyword
+from ..errors import InputError, Keyword, Lpa3dWarning
 from .axes import SPACE, Choice, View, choose_view, read_axes, read_axistags
 from .places import LIBRARIES, load_library, zarr_kind
 
@@ -20,7 +21,10 @@ __all__ = [
     "Geometry",
     "array_geometry",
     "attribute_geometry",
+    "convert_unit",
+    "directed_geometry",
     "in_nanometres",
+    "named_geometry",
     "nanometres",
     "tiff_geometry",
     "zarr_geometry",
@@ -56,12 +60,19 @@ class Geometry:
         The whole NIfTI header, kept for an output of the same kind.
     offset : tuple of float or None
         Place of the first voxel (z, y, x); None where the file does not say.
+    frame : str
+        To what `directions` belong: ``"RAS"`` for axes that point to the right, to the front and up, as NIfTI has it;
+        empty for a frame without a name.
+    directions : tuple or None
+        Where the axes x, y and z point to in `frame`, as three vectors of length 1; None where the file does not say.
     """
 
     spacing: Sizes | None = None
     unit: str = ""
     nifti: Any = None
     offset: Sizes | None = None
+    frame: str = ""
+    directions: tuple[Sizes, ...] | None = None
 
 
 def in_nanometres(geometry: Geometry) -> tuple[Sizes | None, Sizes | None]:
@@ -72,6 +83,71 @@ def in_nanometres(geometry: Geometry) -> tuple[Sizes | None, Sizes | None]:
         return None if sizes is None else (sizes[0] * factor, sizes[1] * factor, sizes[2] * factor)
 
     return scale(geometry.spacing), scale(geometry.offset)
+
+
+def convert_unit(geometry: Geometry, unit: str, name: str) -> tuple[Sizes | None, Sizes | None]:
+    """Return the voxel size and the offset in the unit of a format that has only one, with a warning where they change
+    their meaning."""
+    factor = nanometres(geometry.unit)
+    if geometry.spacing is None:
+        return None, None
+    if factor is None:
+        sizes = " ".join(f"{size:g}" for size in geometry.spacing)
+        warnings.warn(
+            f"{name} has its voxel size in {unit}, and that of {sizes} {geometry.unit or 'has no unit and'} is written "
+            "as if it were; say its unit",
+            Lpa3dWarning,
+            2,
+        )
+        return geometry.spacing, geometry.offset
+    scale = factor / (nanometres(unit) or 1.0)
+    place = geometry.offset
+
+    def convert(sizes: Sizes) -> Sizes:
+        return sizes[0] * scale, sizes[1] * scale, sizes[2] * scale
+
+    return convert(geometry.spacing), None if place is None else convert(place)
+
+
+def directed_geometry(
+    names: Sequence[str],
+    vectors: Sequence[Sequence[float]],
+    units: str | Sequence[str],
+    origin: Sequence[float] | None,
+    frame: str,
+) -> tuple[list[str], Geometry]:
+    """Return which axes of space some stored axes lie along, and the geometry that follows from it.
+
+    Parameters
+    ----------
+    names : sequence of str
+        What the stored axes are called if their directions do not tell.
+    vectors : sequence of three numbers
+        For each stored axis the step from one voxel to the next along x, y and z.
+    units : str or sequence of str
+        Of x, y and z.
+    origin : sequence of three numbers, optional
+        Place of the first voxel.
+    frame : str
+        As `Geometry.frame`; vectors and origin are given in it.
+    """
+    steps = np.array(vectors, float).reshape(len(names), 3)
+    lengths = np.sqrt((steps**2).sum(axis=1))
+    along = ["xyz"[int(k)] for k in np.abs(steps).argmax(axis=1)]
+    if len(names) < 2 or not (np.isfinite(lengths).all() and lengths.all()) or len(set(along)) < len(along):
+        along = list(names)
+    if set(along) not in ({"x", "y", "z"}, {"x", "y"}) or not (np.isfinite(lengths).all() and lengths.all()):
+        return along, Geometry()
+    order = [along.index(axis) for axis in "zyx" if axis in along]
+    sizes = lengths[order].tolist()
+    listed = [units] * 3 if isinstance(units, str) else list(units)[::-1]
+    place = None if origin is None else list(origin)[::-1]
+    if len(order) == 2:
+        # A plane is as thick as its pixels are long.
+        return along, replace(_common_unit([max(sizes), *sizes], [listed[-1]] * 3, place), frame=frame)
+    turned = (steps / lengths[:, None])[order[::-1]]
+    directions = tuple((float(a), float(b), float(c)) for a, b, c in turned)
+    return along, replace(_common_unit(sizes, listed, place), frame=frame, directions=directions)
 
 
 def _common_unit(spacing: Sequence[float], units: Sequence[str], offset: Sequence[float] | None = None) -> Geometry:
@@ -165,24 +241,24 @@ def attribute_geometry(attributes: Mapping[str, Any], view: View) -> Geometry:
         units = _list_numbers(transform.get("units")) or [""] * len(axes)
         if scale is not None and len(scale) == len(units) == len(axes):
             place = _list_numbers(transform.get("translate"))
-            found = _named_geometry(axes, scale, units, place)
+            found = named_geometry(axes, scale, units, place)
             if found.spacing is not None:
                 return found
     with contextlib.suppress(ValueError, KeyError, TypeError):
         tags = read_axistags(attributes)
         if tags and all(float(tag.get("resolution", 0)) > 0 for tag in tags if SPACE.get(str(tag["key"]).lower())):
             sizes, units = ([tag.get(key, other) for tag in tags] for key, other in (("resolution", 1), ("unit", "")))
-            return _named_geometry([str(tag["key"]) for tag in tags], sizes, units, None)
+            return named_geometry([str(tag["key"]) for tag in tags], sizes, units, None)
     said = attributes.get("pixelResolution")
     sizes = _list_numbers(said.get("dimensions") if isinstance(said, Mapping) else said)
     if sizes is not None and len(sizes) > 1:
         sizes = sizes[:3]
         unit = str(said.get("unit", "")) if isinstance(said, Mapping) else ""
-        return _named_geometry("xyz"[: len(sizes)], sizes, [unit] * len(sizes), None)
+        return named_geometry("xyz"[: len(sizes)], sizes, [unit] * len(sizes), None)
     return Geometry()
 
 
-def _named_geometry(
+def named_geometry(
     axes: Sequence[str], sizes: Sequence[Any], units: Sequence[str], offset: Sequence[Any] | None
 ) -> Geometry:
     """Return the geometry of an array, of sizes, units and offsets for each of some axes that have names."""
@@ -294,7 +370,7 @@ def _ome_geometry(image: Mapping[str, Any], dataset: Mapping[str, Any]) -> Geome
     if not scaled or not axes:
         return Geometry()
     units = [str(axis.get("unit", "")) for axis in axes]
-    return _named_geometry(_name_axes(image, len(axes)), scale.tolist(), units, place.tolist())
+    return named_geometry(_name_axes(image, len(axes)), scale.tolist(), units, place.tolist())
 
 
 def tiff_geometry(tiff: Any, view: View) -> Geometry:

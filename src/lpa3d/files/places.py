@@ -16,12 +16,16 @@ from ..errors import InputError, LibraryError, Lpa3dError
 from .axes import Choice, View, choose_view
 
 __all__ = [
+    "INTERRUPTED",
     "LIBRARIES",
+    "TILED",
     "FileError",
     "Location",
+    "find_tensors",
     "load_library",
     "locate",
     "reading",
+    "refuse_short",
     "split_choice",
     "writing",
     "zarr_kind",
@@ -69,10 +73,15 @@ class Location:
         return choose_view(self.base, axes, shape, self.chosen)
 
 
-SUFFIXES = {".npy": "npy", ".nii": "nifti", ".nii.gz": "nifti", ".tif": "tiff", ".tiff": "tiff"}
+SUFFIXES = {
+    ".npy": "npy", ".nii": "nifti", ".nii.gz": "nifti", ".tif": "tiff", ".tiff": "tiff", ".nrrd": "nrrd", ".nhdr": "nrrd",
+    ".mha": "metaimage", ".mhd": "metaimage",
+} | {f".{stem}{packed}": "mrc" for stem in ("mrc", "rec", "st", "map") for packed in ("", ".gz", ".bz2")}  # fmt: skip
+INSIDE = {"h5": "hdf5", "hdf5": "hdf5", "hdf": "hdf5", "npz": "npz", "json": "coco"}
+"""Suffixes of files that hold several arrays, of which one may be named behind a colon."""
 KNOWN = (
-    ".zarr, .npy, .nii, .nii.gz, .tif, .tiff, .h5 (file.h5:/dataset) and .hdf5; a folder with a PNG or TIFF image for "
-    "each slice can be read"
+    ".zarr, .npy, .npz (file.npz:array), .nii, .nii.gz, .tif, .tiff, .h5 (file.h5:/dataset), .hdf5, .mrc, .rec, .nrrd, "
+    ".nhdr, .mha, .mhd, .n5, .precomputed and .json (COCO); a folder with a PNG or TIFF image for each slice can be read"
 )
 
 
@@ -123,9 +132,9 @@ def locate(name: str) -> Location:
 def _locate(name: str) -> Location:
     if "://" in name:
         raise InputError(f"{name} is a URL; copy it to a local file first")
-    hdf5 = re.fullmatch(r"(.*\.(?:h5|hdf5|hdf))(?::(.*))?", name, re.IGNORECASE | re.DOTALL)
-    if hdf5:
-        return Location(name, "hdf5", Path(hdf5[1]), (hdf5[2] or "").strip("/"))
+    inside = re.fullmatch(rf"(.*\.({'|'.join(INSIDE)}))(?::(.*))?", name, re.IGNORECASE | re.DOTALL)
+    if inside:
+        return Location(name, INSIDE[inside[2].lower()], Path(inside[1]), (inside[3] or "").strip("/"))
     path = Path(name)
     lower = name.lower()
     for suffix, kind in SUFFIXES.items():
@@ -133,6 +142,8 @@ def _locate(name: str) -> Location:
             return Location(name, kind, path)
     if any(part.lower().endswith(".zarr") for part in path.parts) or zarr_kind(path):
         return Location(name, "zarr", path)
+    if tensors := find_tensors(path):
+        return Location(name, *tensors)
     # A folder may itself have a name that looks like a range of slices.
     ranged = None if path.is_dir() else re.fullmatch(r"(.+):([0-9]+)-([0-9]+)", name, re.DOTALL)
     folder = ranged[1] if ranged else name
@@ -144,6 +155,39 @@ def _locate(name: str) -> Location:
         return Location(name, "images", path, "", numbers)
     what = "has no suffix" if path.suffix else "is no folder and has no suffix"
     raise InputError(f"{name!r} {what} that is known; known are {KNOWN}")
+
+
+def find_tensors(path: Path) -> tuple[str, Path, str] | None:
+    """Return the format of an array of N5 or neuroglancer precomputed, its container and its name in that; else None.
+
+    An array of N5 that lies in no container of its own is one.
+    """
+    for folder in (path, *path.parents):
+        inner = path.relative_to(folder).as_posix() if folder != path else ""
+        if folder.suffix.lower() == ".precomputed" or _is_json(folder / "info", "scales"):
+            return "precomputed", folder, inner
+        if folder.suffix.lower() == ".n5":
+            return "n5", folder, inner
+    return ("n5", path, "") if _is_json(path / "attributes.json", "dimensions") else None
+
+
+def _is_json(path: Path, key: str) -> bool:
+    """Return whether a file is a JSON object with a key."""
+    if not path.is_file():
+        return False
+    with contextlib.suppress(ValueError, OSError):
+        found = json.loads(path.read_bytes())
+        return isinstance(found, dict) and key in found
+    return False
+
+
+def refuse_short(path: Path, size: int, needed: int) -> None:
+    """Refuse a file that has fewer bytes than it says that it holds."""
+    if size < needed:
+        raise InputError(f"{path} is incomplete: it has {size:,} bytes, but its voxels reach to {needed:,}{INTERRUPTED}")
+
+
+INTERRUPTED = "; the copy of it, or the program that wrote it, was interrupted: copy or export it again"
 
 
 def _is_pattern(path: Path) -> bool:
@@ -168,7 +212,14 @@ LIBRARIES = {
     "tiff": ("tifffile", "tiff"),
     "hdf5": ("h5py", "hdf5"),
     "png": ("PIL.PngImagePlugin", "png"),
+    "mrc": ("mrcfile", "mrc"),
+    "nrrd": ("nrrd", "nrrd"),
+    "n5": ("tensorstore", "tensorstore"),
+    "precomputed": ("tensorstore", "tensorstore"),
 }
+
+TILED = ("zarr", "n5", "precomputed")
+"""Formats that are read tile by tile."""
 
 
 def _reason(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from ..arrays.text import list_some
 from ..errors import InputError, Lpa3dWarning
 from .axes import read_axes
+from .coco import open_coco
 from .geometry import (
     Geometry,
     attribute_geometry,
@@ -28,8 +30,12 @@ from .geometry import (
     zarr_view,
 )
 from .images import check_palettes, check_photometric, open_images, read_colormap
+from .metaimage import open_metaimage
+from .mrc import open_mrc
+from .nrrd import open_nrrd
 from .outputs import ASIDE, TEMPORARY
-from .places import LIBRARIES, Location, load_library, locate, reading, zarr_kind
+from .places import INTERRUPTED, LIBRARIES, TILED, Location, load_library, locate, reading, zarr_kind
+from .tensors import open_n5, open_precomputed
 from .volume import Box, Volume, choose_rows, cut_box
 
 __all__ = ["open_volume", "read"]
@@ -73,7 +79,7 @@ def open_volume(name: str | os.PathLike[str]) -> Volume:
         raise InputError(f"{location.path} does not exist")
     if location.format == "images" and not location.path.is_dir():
         raise InputError(f"{location.path} is no folder")
-    if location.path.is_dir() and location.format not in ("zarr", "images"):
+    if location.path.is_dir() and location.format not in ("images", *TILED):
         raise InputError(f"{location.path} is a folder, not a {location.format} file")
     with reading(location.name):
         volume = OPENERS[location.format](location)
@@ -237,17 +243,20 @@ def _codec_name(codec: Any) -> str:
     return f"{name} {inner['cname']}" if "cname" in inner else name
 
 
+PICKLED = (
+    "holds no array but pickled Python objects, which can do anything when they are loaded, so they are not. Where you "
+    "trust the file, save the array that is in it: found = numpy.load(name, allow_pickle=True).item(); "
+    "numpy.save('masks.npy', found['masks']) for what cellpose writes"
+)
+
+
 def _open_npy(location: Location) -> Volume:
     try:
         array = np.load(location.path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         if "Python objects" not in str(error):
             raise
-        raise InputError(
-            f"{location.path} holds no array but pickled Python objects, which can do anything when they are loaded, "
-            "so they are not. Where you trust the file, save the array that is in it: found = numpy.load(name, "
-            "allow_pickle=True).item(); numpy.save('masks.npy', found['masks']) for what cellpose writes"
-        ) from error
+        raise InputError(f"{location.path} {PICKLED}") from error
     view = location.choose(None, array.shape)
     plain = view.read(np.asarray(array))
     return Volume(
@@ -403,7 +412,7 @@ BROKEN = re.compile(
 
 def _check_tiff(location: Location, tiff: Any, series: Sequence[Any], said: Sequence[str]) -> None:
     """Refuse a file that lacks something of what it says that it holds."""
-    advice = "; the copy of it, or the program that wrote it, was interrupted: copy or export it again"
+    advice = INTERRUPTED
     if not series:
         raise InputError(f"{location.path} holds no image{advice}")
     first = series[0]
@@ -537,9 +546,47 @@ def _hdf5_arrays(h5py: Any, file: Any) -> list[str]:
     return found
 
 
+def _open_npz(location: Location) -> Volume:
+    with zipfile.ZipFile(location.path) as file:
+        names = [name.removesuffix(".npy") for name in file.namelist()]
+        heads = {}
+        for name in names if not location.inner else [location.inner] if location.inner in names else []:
+            with file.open(f"{name}.npy" if f"{name}.npy" in file.namelist() else name) as member:
+                heads[name] = _read_npy_head(np.lib.format, member)
+        if location.inner and location.inner not in names:
+            raise InputError(f"{location.path} has no array {location.inner}; it holds {list_some(names, 8) or 'none'}")
+    key = location.inner or _choose(location, [name for name in names if len(heads[name][0]) >= 2], ":")
+    shape, dtype = heads[key]
+    if dtype.hasobject:
+        raise InputError(f"{location.path}:{key} {PICKLED}")
+    view = location.choose(None, shape)
+
+    def fetch(lo: int, hi: int) -> Array:
+        with np.load(location.path, allow_pickle=False) as file:
+            return np.asarray(view.read(file[key])[lo:hi])
+
+    return Volume(
+        location.name, location.path, "npz", view.shape, dtype, fetch, compression="zip", view=view
+    )
+
+
+def _read_npy_head(form: Any, file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return the shape and the dtype of an array in a .npy file."""
+    read = {(1, 0): form.read_array_header_1_0}.get(form.read_magic(file), form.read_array_header_2_0)
+    shape, _, dtype = read(file)
+    return shape, dtype
+
+
 OPENERS: dict[str, Callable[[Location], Volume]] = {
     "zarr": _open_zarr,
     "npy": _open_npy,
+    "npz": _open_npz,
+    "mrc": open_mrc,
+    "nrrd": open_nrrd,
+    "metaimage": open_metaimage,
+    "n5": open_n5,
+    "precomputed": open_precomputed,
+    "coco": open_coco,
     "nifti": _open_nifti,
     "tiff": _open_tiff,
     "hdf5": _open_hdf5,

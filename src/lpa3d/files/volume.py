@@ -17,7 +17,7 @@ from .axes import View
 from .geometry import Geometry
 from .places import reading
 
-__all__ = ["Box", "Volume", "choose_rows", "cut_box"]
+__all__ = ["Box", "Volume", "choose_rows", "cut_box", "cut_slabs", "find_bounds"]
 
 Array = npt.NDArray[Any]
 Box = tuple[slice, ...]
@@ -41,7 +41,7 @@ class Volume:
     path : Path
         File or folder that holds the data.
     format : str
-        ``"zarr"``, ``"npy"``, ``"nifti"``, ``"tiff"``, ``"hdf5"`` or ``"images"``.
+        A key of `readers.OPENERS`, such as ``"zarr"``.
     shape, dtype
         Of the array in memory: ``(Z, Y, X)`` or ``(Y, X)``.
     geometry : Geometry
@@ -52,6 +52,8 @@ class Volume:
         Short name, or empty.
     note : str
         What a user should be told of how the files were understood (the order of the slices), or empty.
+    array : object or None
+        The stored array, where it is one that is worked on tile by tile and not of zarr; `view` says how it is seen.
     list_stored, fetch_box : callable or None
         Where the file is stored in chunks: the boxes that are stored, in parts that may be read alone, with the value
         of all other voxels; and how such a box is read.
@@ -74,6 +76,7 @@ class Volume:
     fetch_box: Callable[[Box], Array] | None = field(default=None, repr=False)
     close: Callable[[], None] = field(default=lambda: None, repr=False)
     view: View | None = field(default=None, repr=False)
+    array: Any = field(default=None, repr=False)
 
     def __enter__(self) -> Volume:
         return self
@@ -237,6 +240,23 @@ def choose_rows(shape: tuple[int, ...], dtype: np.dtype[Any], chunk: int = 1) ->
     """Return how many rows of the first axis make a slab: whole chunks, near `SLAB_BYTES`."""
     row = max(math.prod(shape[1:]) * dtype.itemsize, 1)
     return max(SLAB_BYTES // row // chunk, 1) * chunk
+
+
+def cut_slabs(array: Any, progress: Progress, chunk: int = 1) -> Iterator[tuple[int, int, Array]]:
+    """Yield ``(lo, hi, array[lo:hi])`` of an array, or of what is read when it is indexed, and say how far this is."""
+    rows = choose_rows(array.shape, array.dtype, chunk)
+    length = array.shape[0]
+    for lo in range(0, length, rows):
+        hi = min(lo + rows, length)
+        yield lo, hi, np.asarray(array[lo:hi])
+        progress(hi / length)
+
+
+def find_bounds(array: Any) -> tuple[Any, Any]:
+    """Return the smallest and the largest value, NaN if there is one; 0 and 0 of nothing."""
+    bounds = [(part.min(), part.max()) for _, _, part in cut_slabs(array, lambda fraction: None) if part.size]
+    lows, highs = zip(*bounds, strict=True) if bounds else ((0,), (0,))
+    return np.min(lows).item(), np.max(highs).item()
 
 
 def cut_box(box: Box, unit: Sequence[int], itemsize: int) -> Iterator[Box]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,14 @@ from ..arrays.checks import check_flag, refuse_mask
 from ..arrays.text import list_some
 from ..errors import InputError, InputTypeError
 from .geometry import Geometry, nanometres
+from .metaimage import write_metaimage
+from .mrc import write_mrc
+from .nrrd import write_nrrd
 from .outputs import Beside, Outputs
 from .places import LIBRARIES, FileError, Location, load_library, locate, reading, writing, zarr_target
 from .readers import open_volume
-from .volume import choose_rows
+from .tensors import tensor_target, write_n5, write_precomputed
+from .volume import choose_rows, cut_slabs
 
 __all__ = ["Target", "plan", "write"]
 
@@ -108,11 +113,10 @@ def plan(outputs: Outputs, name: str | os.PathLike[str], shape: Sequence[int], i
     """
     location = locate(os.fspath(name))
     location.refuse_choice()
-    if location.format == "images":
-        raise InputError(
-            f"cannot write {location.name}: folders of images are only read; write a .tif, which holds all slices, or "
-            f"a .zarr"
-        )
+    location.refuse_choice()
+    only = READ_ONLY.get(location.format) or READ_ONLY.get(location.path.suffix.lower())
+    if only:
+        raise InputError(f"cannot write {location.name}: {only}")
     if location.format in LIBRARIES:
         load_library(*LIBRARIES[location.format])
     if location.format == "tiff" and not math.prod(shape):
@@ -120,12 +124,31 @@ def plan(outputs: Outputs, name: str | os.PathLike[str], shape: Sequence[int], i
     if location.format == "zarr":
         target = zarr_target(location)
         return Target(location, outputs.add(location.name, target, ".zarr", inputs, folder=True), outputs)
+    if location.format in ("n5", "precomputed"):
+        target = tensor_target(location)
+        return Target(location, outputs.add(location.name, target, target.suffix, inputs, folder=True), outputs)
     target = Path(os.path.realpath(location.path))
     suffix = ".nii.gz" if location.name.lower().endswith(".nii.gz") else target.suffix
     output = outputs.add(location.name, target, suffix, inputs)
     if location.format == "hdf5" and target.exists():
         _check_hdf5_loss(location)
+    if location.format == "npz" and target.exists():
+        with reading(str(location.path)), zipfile.ZipFile(target) as file:
+            others = [one for one in file.namelist() if one != f"{location.inner or NPZ_DEFAULT}.npy"]
+        if others:
+            raise InputError(
+                f"{location.path} also holds {list_some(others, 8)}, and a .npz file is replaced as a whole; choose "
+                "another file"
+            )
     return Target(location, output, outputs)
+
+
+READ_ONLY = {
+    "images": "folders of images are only read; write a .tif, which holds all slices, or a .zarr",
+    "coco": "COCO files are only read; write a .tif or a .zarr",
+    ".mhd": "the header and the voxels would be two files; write a .mha, which holds both",
+    ".nhdr": "the header and the voxels would be two files; write a .nrrd, which holds both",
+} | {packed: "MRC files are written without compression; write a .mrc" for packed in (".gz", ".bz2")}
 
 
 def _check_hdf5_loss(location: Location) -> None:
@@ -241,8 +264,25 @@ def _write_zarr(target: Target, array: Array, geometry: Geometry, progress: Prog
 
 def _write_npy(target: Target, array: Array, geometry: Geometry, progress: Progress) -> None:
     with open(target.output.temp, "xb") as file:
-        np.lib.format.write_array(file, array, allow_pickle=False)
-    progress(1.0)
+        _write_npy_stream(file, array, progress)
+
+
+def _write_npy_stream(file: IO[bytes], array: Array, progress: Progress) -> None:
+    head = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+    np.lib.format.write_array_header_1_0(file, head)
+    for _, _, part in cut_slabs(array, progress):
+        file.write(np.ascontiguousarray(part).data)
+
+
+NPZ_DEFAULT = "labels"
+
+
+def _write_npz(target: Target, array: Array, geometry: Geometry, progress: Progress) -> None:
+    with (
+        zipfile.ZipFile(target.output.temp, "x", zipfile.ZIP_DEFLATED, compresslevel=5) as file,
+        file.open(f"{target.location.inner or NPZ_DEFAULT}.npy", "w", force_zip64=True) as member,
+    ):
+        _write_npy_stream(member, array, progress)
 
 
 def _write_nifti(target: Target, array: Array, geometry: Geometry, progress: Progress) -> None:
@@ -341,9 +381,21 @@ def _write_hdf5(target: Target, array: Array, geometry: Geometry, progress: Prog
             progress(min((lo + rows) / len(array), 1.0))
 
 
+def _write_n5(target: Target, array: Array, geometry: Geometry, progress: Progress) -> None:
+    folder = Path(os.path.realpath(target.location.path / target.location.inner))
+    inner = folder.relative_to(target.output.target).as_posix()
+    write_n5(target.output.temp, "" if inner == "." else inner, array, geometry, progress)
+
+
 WRITERS: dict[str, Callable[[Target, Array, Geometry, Progress], None]] = {
     "zarr": _write_zarr,
     "npy": _write_npy,
+    "npz": _write_npz,
+    "mrc": lambda target, *given: write_mrc(target.output.temp, *given),
+    "nrrd": lambda target, *given: write_nrrd(target.output.temp, *given),
+    "metaimage": lambda target, *given: write_metaimage(target.output.temp, *given),
+    "precomputed": lambda target, *given: write_precomputed(target.output.temp, *given),
+    "n5": _write_n5,
     "nifti": _write_nifti,
     "tiff": _write_tiff,
     "hdf5": _write_hdf5,
