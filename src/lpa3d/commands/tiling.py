@@ -17,7 +17,7 @@ from ..arrays.threads import num_threads, run_all
 from ..errors import InputError
 from ..files.geometry import Geometry
 from ..files.outputs import Outputs
-from ..files.places import locate, split_choice
+from ..files.places import TILED, locate, split_choice
 from ..files.volume import Volume
 from .counts import count_values
 from .inputs import format_count, format_share
@@ -109,7 +109,7 @@ def find_tiling(
     if getattr(job.args, "device", None) and not job.args.dry_run:
         # That there is none is said before volumes are read.
         _backend.open_device()
-    others = [file.name for file in files if file.format != "zarr"]
+    others = [file.name for file in files if file.format not in TILED]
     others += [place for place in places if place and locate(place).format != "zarr"]
     args = job.args
     if not whole and not others and 0 not in files[0].shape:
@@ -267,4 +267,6 @@ def _stored(value: Any) -> Any:
         return [_stored(one) for one in value]
     if not isinstance(value, Volume):
         return value
+    if value.format != "zarr":
+        return value.name
     return f"{value.path}{value.name.removeprefix(split_choice(value.name)[0])}"

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..arrays.text import list_some
 from ..errors import InputError, Lpa3dWarning
 from .axes import SPACE, View, read_axes
-from .geometry import Geometry, attribute_geometry, convert_unit, named_geometry
+from .geometry import Geometry, attribute_geometry, convert_unit, drop_unfilled, named_geometry
 from .places import LIBRARIES, Location, load_library
 from .volume import Box, Volume, choose_rows, cut_box, find_bounds
 
@@ -44,6 +44,9 @@ class TensorArray:
         Of the array as it is stored.
     folder : Path
         Where it lies.
+    axes : tuple of (str or None)
+        The names of its axes.
+    geometry : Geometry
     """
 
     spec: Mapping[str, Any]
@@ -51,6 +54,8 @@ class TensorArray:
     dtype: np.dtype[Any]
     chunks: tuple[int, ...]
     folder: Path
+    axes: tuple[str | None, ...]
+    geometry: Geometry
     _opened: list[Any] = field(default_factory=list, repr=False, compare=False)
 
     @property
@@ -94,7 +99,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _open_array(
     location: Location,
     spec: Mapping[str, Any],
-    axes: Sequence[str | None] | None,
+    axes: Sequence[str | None],
     describe: Callable[[View], Geometry],
     folder: Path,
     note: str = "",
@@ -103,11 +108,12 @@ def _open_array(
     opened = _open(spec)
     dtype = np.dtype(opened.dtype.numpy_dtype)
     chunks = opened.chunk_layout.read_chunk.shape or opened.shape
+    view = location.choose(axes, opened.shape)
+    sides = tuple(max(int(n), 1) for n in chunks)
     array = TensorArray(
-        spec, tuple(opened.shape), dtype, tuple(max(int(n), 1) for n in chunks), folder, [opened]
+        spec, tuple(opened.shape), dtype, sides, folder, tuple(axes), drop_unfilled(describe(view)), [opened]
     )
-    view = location.choose(axes, array.shape)
-    seen = tuple(int(size) for size in view.pick(array.chunks))
+    seen = tuple(int(size) for size in view.pick(sides))
 
     def list_stored() -> tuple[list[Box], Any]:
         whole = tuple(slice(0, size) for size in view.shape)
@@ -115,12 +121,12 @@ def _open_array(
 
     return Volume(
         location.name,
-        location.path,
+        folder,
         location.format,
         view.shape,
         dtype,
         lambda lo, hi: np.asarray(view.read(array, view.cut_rows(lo, hi))),
-        describe(view),
+        array.geometry,
         seen,
         _name_codec(opened.codec),
         choose_rows(view.shape, dtype, seen[0]),
@@ -169,12 +175,9 @@ def open_n5(location: Location) -> Volume:
     layer = _find_layer(folder)
     axes = _name_n5_axes(location, folder, attributes, around, layer, ndim)
     spec = {"driver": "n5", "kvstore": _kvstore(folder)}
-    note: list[str] = []
-    volume = _open_array(
-        location, spec, axes, lambda view: _n5_geometry(location, folder, attributes, around, layer, view, axes), folder
+    return _open_array(
+        location, spec, axes, lambda view: _n5_geometry(location, folder, attributes, around, layer, view), folder
     )
-    volume.note = "".join(note)
-    return volume
 
 
 def _name_n5_axes(
@@ -236,7 +239,6 @@ def _n5_geometry(
     around: Sequence[tuple[Path, Mapping[str, Any]]],
     layer: Mapping[str, Any] | None,
     view: View,
-    axes: Sequence[str | None],
 ) -> Geometry:
     """Read the voxel size of an array of N5: of its own attributes, else of a group around it, or of WEBKNOSSOS.
 
@@ -253,7 +255,7 @@ def _n5_geometry(
         level = re.fullmatch(r"s(\d+)", folder.name)
         if not own and steps is None and level and isinstance(scales, list) and int(level[1]) < len(scales):
             steps = scales[int(level[1])]
-        found = _read_sizes(location, about, view, axes, named=_has_names(about))
+        found = _read_sizes(location, about, view)
         if found.spacing is not None:
             return _times(found, steps)
     if layer is not None and layer["scale"] is not None:
@@ -263,14 +265,9 @@ def _n5_geometry(
     return Geometry()
 
 
-def _has_names(about: Mapping[str, Any]) -> bool:
-    return any(key in about for key in ("axes", "axis_names", "_ARRAY_DIMENSIONS"))
-
-
-def _read_sizes(
-    location: Location, about: Mapping[str, Any], view: View, axes: Sequence[str | None], *, named: bool
-) -> Geometry:
+def _read_sizes(location: Location, about: Mapping[str, Any], view: View) -> Geometry:
     """Read the voxel size of one set of attributes, in the order of the named axes where they are in that."""
+    named = any(key in about for key in ("axes", "axis_names", "_ARRAY_DIMENSIONS"))
     plain = {key: about.get(key) for key in ("spacing", "voxel_size", "resolution", "element_size_um")}
     listed = {key: value for key, value in plain.items() if isinstance(value, list)}
     if listed and not named:
@@ -343,14 +340,18 @@ def tensor_target(location: Location) -> Path:
         if target.exists() and not (target / "info").is_file():
             raise InputError(f"{location.name} exists and is no precomputed volume, so it is never replaced")
         return target
+    top = Path(os.path.realpath(location.path))
     path = Path(os.path.realpath(location.path / location.inner))
-    for folder in (Path(os.path.realpath(location.path)), *reversed([p for p in path.parents if p.is_relative_to(os.path.realpath(location.path))])):
+    for folder in reversed([path, *path.parents]):
+        if not folder.is_relative_to(top):
+            continue
         if not folder.exists():
             return folder
-        if folder != path and "dimensions" in _read_json(folder / "attributes.json"):
+        is_array = "dimensions" in _read_json(folder / "attributes.json")
+        if folder != path and is_array:
             raise InputError(f"cannot write {location.name}: {folder} is an array; choose another .n5")
-    if path.exists() and "dimensions" not in _read_json(path / "attributes.json"):
-        raise InputError(f"{location.name} exists and is no array of N5, so it is never replaced; choose another output")
+        if folder == path and not is_array:
+            raise InputError(f"{location.name} exists and is no array of N5, so it is never replaced; choose another")
     return path
 
 

@@ -21,7 +21,7 @@ from ..arrays.backend import ADVICE, TWINS, check_device, explain_memory, is_on_
 from ..arrays.call import Call, Options
 from ..arrays.checks import check_flag, refuse_mask
 from ..errors import InputError, InputTypeError, Keyword, Lpa3dError
-from ..files.places import split_choice, zarr_kind
+from ..files.places import find_tensors, split_choice, zarr_kind
 
 __all__ = ["OPTIONS", "check_flags", "run"]
 
@@ -144,7 +144,9 @@ def _kind(value: Any) -> str:
     if isinstance(value, (str, os.PathLike)):
         # Files of other formats are read whole, which the verb's own check says.
         place = split_choice(os.fspath(value))[0]
-        return "stored" if ".zarr" in place.lower() or "://" in place or zarr_kind(Path(place)) else ""
+        if ".zarr" in place.lower() or "://" in place or zarr_kind(Path(place)) or find_tensors(Path(place)):
+            return "stored"
+        return ""
     module = type(value).__module__.partition(".")[0]
     if module == "zarr" or (module == "dask" and hasattr(value, "chunks")):
         return "stored"

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ...files.places import zarr_kind
+from ...files.tensors import TensorArray
 
 __all__ = ["Origin", "find_origins", "find_store", "find_target"]
 
@@ -299,6 +300,8 @@ def _open(value: Any) -> tuple[Iterable[Origin], Iterable[Any], int]:
         return find_store(value.store_path.store, value.store_path.path), (), 0
     if hasattr(value, "supports_writes"):  # a store
         return find_store(value), (), 0
+    if isinstance(value, TensorArray):
+        return _on_disk(value.folder), (), 0
     if package == "h5py" and hasattr(value, "file"):
         return _on_disk(value.file.filename), (), 0
     if isinstance(value, Mapping):

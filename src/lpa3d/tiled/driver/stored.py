@@ -21,7 +21,8 @@ from ...arrays.checks import advise_floats, refuse_mask
 from ...errors import InputError, InputTypeError, Keyword
 from ...files.axes import Choice, View, choose_view
 from ...files.geometry import Geometry, zarr_geometry, zarr_view
-from ...files.places import locate, split_choice
+from ...files.places import TILED, locate, split_choice
+from ...files.tensors import TensorArray
 from .grid import Box, Place
 from .origins import Origin, find_origins
 
@@ -133,7 +134,8 @@ class Source:
         about: dict[str, Any] = {"name": self.name, "shape": list(self.shape[3 - self.ndim :]), "dtype": self.dtype.str}
         if isinstance(self.array, np.ndarray):
             return about | {"digest": f"in memory at {self.array.ctypes.data:x}"}
-        form = self.array.name if self.is_dask else self.array.metadata.to_dict()
+        tensor = isinstance(self.array, TensorArray)
+        form = self.array.name if self.is_dask else self.array.spec if tensor else self.array.metadata.to_dict()
         found, unknown = [], set()
         for origin in self.origins:
             contents = origin.list_contents()
@@ -154,6 +156,8 @@ class Source:
     @property
     def geometry(self) -> Geometry:
         """Return what it says of the size of its voxels."""
+        if isinstance(self.array, TensorArray):
+            return self.array.geometry
         return zarr_geometry(self.array, self.view) if hasattr(self.array, "store_path") else Geometry()
 
     @property
@@ -189,7 +193,8 @@ def open_source(array: Any, role: str) -> Source:
             raise type(error)(Keyword(role), ": ", *error.args) from error
     refuse_mask(array, role)
     # A group of zarr has no shape, and a table of dask no chunks.
-    stored = hasattr(array, "shape") and (hasattr(array, "store_path") or hasattr(array, "dask"))
+    is_tensor = isinstance(array, TensorArray)
+    stored = hasattr(array, "shape") and (is_tensor or hasattr(array, "store_path") or hasattr(array, "dask"))
     if not (stored and hasattr(array, "chunks")) and not isinstance(array, np.ndarray):
         raise InputTypeError(
             Keyword(role),
@@ -204,7 +209,8 @@ def open_source(array: Any, role: str) -> Source:
         )
     stored = hasattr(array, "store_path")
     called = Keyword(role) if name == role else base
-    view = zarr_view(array, called, chosen) if stored else choose_view(called, None, array.shape)
+    axes = array.axes if is_tensor else None
+    view = zarr_view(array, called, chosen) if stored else choose_view(called, axes, array.shape, chosen)
     dtype = np.dtype(array.dtype)
     if dtype.kind not in "buif":
         raise InputTypeError(Keyword(role), f" has dtype {dtype}; an array of bool or integers is needed")
@@ -233,13 +239,13 @@ def _open_path(name: str) -> Any:
     from ...files.readers import open_volume
 
     location = locate(name)
-    if location.format != "zarr":
+    if location.format not in TILED:
         raise InputTypeError(
             f"{name} is a file of another format, which is read as a whole: pass lpa3d.io.read({name!r}), or "
             f"store it as zarr: lpa3d.io.write('{Path(name).stem}.zarr', lpa3d.io.read({name!r}))"
         )
     with open_volume(name) as volume:
-        return zarr.open_array(str(volume.path), mode="r")
+        return zarr.open_array(str(volume.path), mode="r") if volume.array is None else volume.array
 
 
 def _open_url(name: str) -> Any:
