@@ -107,6 +107,7 @@ def open_metaimage(location: Location) -> Volume:
         compression="zlib" if packed else "",
         rows=choose_rows(view.shape, dtype) if mapped else 0,
         view=view,
+        at_once=True,
     )
 
 

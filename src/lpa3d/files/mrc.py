@@ -95,6 +95,7 @@ def open_mrc(location: Location) -> Volume:
         compression="packed" if packed else "",
         rows=0 if packed else choose_rows(view.shape, dtype),
         view=view,
+        at_once=True,
     )
 
 

@@ -100,6 +100,7 @@ def open_nrrd(location: Location) -> Volume:
         compression="" if encoding == "raw" else encoding,
         rows=choose_rows(view.shape, dtype) if mapped else 0,
         view=view,
+        at_once=True,
     )
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..arrays.text import list_some
 from ..errors import InputError, Lpa3dWarning
-from .axes import read_axes
+from .axes import View, read_axes
 from .coco import open_coco
 from .geometry import (
     Geometry,
@@ -268,6 +268,7 @@ def _open_npy(location: Location) -> Volume:
         lambda lo, hi: plain[lo:hi],
         rows=choose_rows(view.shape, plain.dtype),
         view=view,
+        at_once=True,
     )
 
 
@@ -287,6 +288,7 @@ def _open_nifti(location: Location) -> Volume:
     sizes = [float(str(size)) for size in header.get_zooms()[:3]]
     sizes += [max(sizes, default=1.0)] * (3 - len(sizes))
     unit = header.get_xyzt_units()[0]
+    packed = location.path.name.lower().endswith(".gz")
 
     def fetch(lo: int, hi: int) -> Array:
         if not math.prod(shape):
@@ -303,8 +305,10 @@ def _open_nifti(location: Location) -> Volume:
         fetch,
         Geometry((sizes[2], sizes[1], sizes[0]), "" if unit == "unknown" else unit, header),
         None,
-        "gzip" if location.path.name.lower().endswith(".gz") else "",
+        "gzip" if packed else "",
+        0 if packed or scaled else choose_rows(shape, dtype),
         view=view,
+        at_once=True,
     )
 
 
@@ -348,7 +352,11 @@ def _open_tiff(location: Location) -> Volume:
             tiff.close()
             raise
 
+    slabs = _read_pages(tiff, first, view) if len(series) == 1 and shape and shape[0] else None
+
     def fetch(lo: int, hi: int) -> Array:
+        if slabs is not None and hi - lo < shape[0]:
+            return slabs(lo, hi)
         planes = [view.read(np.asarray(each.asarray()).reshape(full)) for each in series]
         return (planes[0] if len(planes) == 1 else np.stack(planes))[lo:hi]
 
@@ -362,10 +370,28 @@ def _open_tiff(location: Location) -> Volume:
         geometry,
         None,
         compression,
+        choose_rows(shape, np.dtype(first.dtype)) if slabs is not None else 0,
         note=note,
         close=tiff.close,
         view=view,
+        at_once=True,
     )
+
+
+def _read_pages(tiff: Any, series: Any, view: View) -> Callable[[int, int], Array] | None:
+    """Return how some slices of a stack are read alone; None where a page is no slice of it."""
+    full = series.get_shape(False)
+    if not view.is_plain or math.prod(full) != math.prod(view.shape):
+        return None
+    if series.dataoffset is not None:
+        # Also of stacks of ImageJ that are larger than 4 GB and have one page only.
+        dtype = np.dtype(series.dtype).newbyteorder(tiff.byteorder)
+        return lambda lo, hi: np.asarray(
+            np.memmap(tiff.filehandle.path, dtype, "r", series.dataoffset, view.shape)[lo:hi]
+        ).astype(series.dtype, copy=False)
+    if len(view.shape) < 3 or len(series.pages) != view.shape[0]:
+        return None
+    return lambda lo, hi: np.asarray(tiff.asarray(key=slice(lo, hi), series=0)).reshape(hi - lo, *view.shape[1:])
 
 
 def _name_tiff_axes(axes: str, shape: Sequence[int], *, whole: bool) -> list[str]:

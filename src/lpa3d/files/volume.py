@@ -17,7 +17,7 @@ from .axes import View
 from .geometry import Geometry
 from .places import reading
 
-__all__ = ["Box", "Volume", "choose_rows", "cut_box", "cut_slabs", "find_bounds"]
+__all__ = ["Box", "Lazy", "Volume", "choose_rows", "cut_box", "cut_slabs", "find_bounds"]
 
 Array = npt.NDArray[Any]
 Box = tuple[slice, ...]
@@ -54,6 +54,8 @@ class Volume:
         What a user should be told of how the files were understood (the order of the slices), or empty.
     array : object or None
         The stored array, where it is one that is worked on tile by tile and not of zarr; `view` says how it is seen.
+    at_once : bool
+        Whether `read` takes all slabs at once: where the file is mapped into memory, or its library is quicker so.
     list_stored, fetch_box : callable or None
         Where the file is stored in chunks: the boxes that are stored, in parts that may be read alone, with the value
         of all other voxels; and how such a box is read.
@@ -77,6 +79,8 @@ class Volume:
     close: Callable[[], None] = field(default=lambda: None, repr=False)
     view: View | None = field(default=None, repr=False)
     array: Any = field(default=None, repr=False)
+    at_once: bool = False
+    _whole: Array | None = field(default=None, repr=False)
 
     def __enter__(self) -> Volume:
         return self
@@ -115,7 +119,7 @@ class Volume:
         Parameters
         ----------
         box : tuple of slice
-            One of `parts`.
+            One of `parts` is quick. A file that can only be read as a whole is kept for the next one.
 
         Returns
         -------
@@ -123,7 +127,13 @@ class Volume:
             Of the box's shape, and `dtype`.
         """
         with reading(self.name):
-            return self.fetch(box[0].start, box[0].stop) if self.fetch_box is None else self.fetch_box(box)
+            if self.fetch_box is not None:
+                return self.fetch_box(box)
+            if self.rows:
+                return self.fetch(box[0].start, box[0].stop)[(slice(None), *box[1:])]
+            if self._whole is None:
+                self._whole = self.fetch(0, self.shape[0])
+            return self._whole[box]
 
     def read(self, progress: Progress | None = None) -> Array:
         """Return the whole array; a ``.npy`` or plain ``.nii`` file is mapped into memory, not copied.
@@ -138,7 +148,7 @@ class Volume:
         ndarray
             Of `shape` and `dtype`.
         """
-        if not self.rows or self.rows >= self.shape[0] or self.format == "npy":
+        if not self.rows or self.rows >= self.shape[0] or self.at_once:
             with reading(self.name):
                 return self.fetch(0, self.shape[0])
         array = np.empty(self.shape, self.dtype)
@@ -203,6 +213,28 @@ class Volume:
         return _whole_numbers(array, self.name, role)
 
 
+@dataclass(frozen=True)
+class Lazy:
+    """A volume that is read, and worked on, when it is indexed by slices: what writers take besides arrays."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[Box], Array] = field(repr=False)
+
+    @property
+    def ndim(self) -> int:
+        """Return the number of axes."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: slice | Box) -> Array:
+        given = index if isinstance(index, tuple) else (index,)
+        given += (slice(None),) * (self.ndim - len(given))
+        return self.read(tuple(slice(*side.indices(n)[:2]) for side, n in zip(given, self.shape, strict=True)))
+
+
 def _refuse_floats(dtype: np.dtype[Any], name: str, role: str, what: str) -> InputError:
     """Return the error about floats that are no ids."""
     return InputError(
@@ -247,9 +279,10 @@ def cut_slabs(array: Any, progress: Progress, chunk: int = 1) -> Iterator[tuple[
     rows = choose_rows(array.shape, array.dtype, chunk)
     length = array.shape[0]
     for lo in range(0, length, rows):
+        progress(lo / length)
         hi = min(lo + rows, length)
         yield lo, hi, np.asarray(array[lo:hi])
-        progress(hi / length)
+    progress(1.0)
 
 
 def find_bounds(array: Any) -> tuple[Any, Any]:

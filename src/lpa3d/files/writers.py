@@ -6,7 +6,7 @@ import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..arrays.backend import is_on_device
 from ..arrays.checks import check_flag, refuse_mask
 from ..arrays.text import list_some
-from ..errors import InputError, InputTypeError
+from ..errors import InputError, InputTypeError, Keyword
 from .geometry import Geometry, nanometres
 from .metaimage import write_metaimage
 from .mrc import write_mrc
@@ -25,7 +25,7 @@ from .outputs import Beside, Outputs
 from .places import LIBRARIES, FileError, Location, load_library, locate, reading, writing, zarr_target
 from .readers import open_volume
 from .tensors import tensor_target, write_n5, write_precomputed
-from .volume import choose_rows, cut_slabs
+from .volume import Lazy, cut_box, cut_slabs, find_bounds
 
 __all__ = ["Target", "plan", "write"]
 
@@ -46,13 +46,14 @@ class Target:
     output: Beside
     outputs: Outputs
 
-    def write(self, array: Array, geometry: Geometry, progress: Progress | None = None) -> None:
+    def write(self, array: Array | Lazy, geometry: Geometry, progress: Progress | None = None) -> None:
         """Write an array to the temporary file.
 
         Parameters
         ----------
-        array : ndarray of bool, integers or floats
-            Of the shape that `plan` was told. bool is stored as uint8, every other dtype as it is.
+        array : ndarray or Lazy of bool, integers or floats
+            Of the shape that `plan` was told. bool is stored as uint8, every other dtype as it is; a `Lazy` one is not
+            of bool.
         geometry : Geometry
             The size of its voxels.
         progress : callable, optional
@@ -63,9 +64,10 @@ class Target:
         FileError
             If it cannot be written.
         """
-        if array.dtype.kind == "b":
-            array = array.view(np.uint8)
-        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        if isinstance(array, np.ndarray):
+            if array.dtype.kind == "b":
+                array = array.view(np.uint8)
+            array = array.astype(array.dtype.newbyteorder("="), copy=False)
 
         def said(fraction: float) -> None:
             self.outputs.check()
@@ -84,7 +86,14 @@ class Target:
             self.outputs.writing = False
 
 
-def plan(outputs: Outputs, name: str | os.PathLike[str], shape: Sequence[int], inputs: Sequence[Path] = ()) -> Target:
+def plan(
+    outputs: Outputs,
+    name: str | os.PathLike[str],
+    shape: Sequence[int],
+    inputs: Sequence[Path] = (),
+    *,
+    imagej: bool = False,
+) -> Target:
     """Check, before any work, that an array of `shape` can be written to `name`.
 
     Parameters
@@ -97,6 +106,8 @@ def plan(outputs: Outputs, name: str | os.PathLike[str], shape: Sequence[int], i
         Of the array.
     inputs : sequence of Path, optional
         Files and folders that are read, and so must not be written.
+    imagej : bool, optional
+        Write a TIFF file as ImageJ does.
 
     Returns
     -------
@@ -113,13 +124,17 @@ def plan(outputs: Outputs, name: str | os.PathLike[str], shape: Sequence[int], i
     """
     location = locate(os.fspath(name))
     location.refuse_choice()
-    location.refuse_choice()
-    only = READ_ONLY.get(location.format) or READ_ONLY.get(location.path.suffix.lower())
+    only = READ_ONLY.get(location.format) or READ_ONLY.get((location.format, location.path.suffix.lower()))
     if only:
         raise InputError(f"cannot write {location.name}: {only}")
+    if imagej:
+        if location.format != "tiff":
+            raise InputError(Keyword("imagej"), f" is for TIFF files, and {location.name} is none; name it .tif")
+        location = replace(location, format="imagej")
+        load_library(*LIBRARIES["tiff"])
     if location.format in LIBRARIES:
         load_library(*LIBRARIES[location.format])
-    if location.format == "tiff" and not math.prod(shape):
+    if location.format in ("tiff", "imagej") and not math.prod(shape):
         raise InputError(f"a TIFF file cannot hold the empty shape {tuple(shape)}; write a .npy or a .zarr")
     if location.format == "zarr":
         target = zarr_target(location)
@@ -143,12 +158,15 @@ def plan(outputs: Outputs, name: str | os.PathLike[str], shape: Sequence[int], i
     return Target(location, output, outputs)
 
 
-READ_ONLY = {
+READ_ONLY: dict[str | tuple[str, str], str] = {
     "images": "folders of images are only read; write a .tif, which holds all slices, or a .zarr",
     "coco": "COCO files are only read; write a .tif or a .zarr",
-    ".mhd": "the header and the voxels would be two files; write a .mha, which holds both",
-    ".nhdr": "the header and the voxels would be two files; write a .nrrd, which holds both",
-} | {packed: "MRC files are written without compression; write a .mrc" for packed in (".gz", ".bz2")}
+    ("metaimage", ".mhd"): "the header and the voxels would be two files; write a .mha, which holds both",
+    ("nrrd", ".nhdr"): "the header and the voxels would be two files; write a .nrrd, which holds both",
+    ("mrc", ".gz"): "MRC files are written without compression; write a .mrc",
+    ("mrc", ".bz2"): "MRC files are written without compression; write a .mrc",
+}
+"""What cannot be written, by its format, or by its format and suffix."""
 
 
 def _check_hdf5_loss(location: Location) -> None:
@@ -256,10 +274,16 @@ def _write_zarr(target: Target, array: Array, geometry: Geometry, progress: Prog
         dimension_names=attributes["axes"],
         zarr_format=3,
     )
-    rows = choose_rows(array.shape, array.dtype, size)
-    for lo in range(0, len(array), rows):
-        stored[lo : lo + rows] = array[lo : lo + rows]
-        progress(min((lo + rows) / len(array), 1.0))
+    _write_boxes(stored, array, size, progress)
+
+
+def _write_boxes(stored: Any, array: Array, chunk: int, progress: Progress) -> None:
+    """Write a volume, box by box of whole chunks."""
+    whole = tuple(slice(0, size) for size in array.shape)
+    boxes = list(cut_box(whole, (chunk,) * array.ndim, array.dtype.itemsize)) if 0 not in array.shape else []
+    for k, box in enumerate(boxes):
+        stored[box] = array[box]
+        progress((k + 1) / len(boxes))
 
 
 def _write_npy(target: Target, array: Array, geometry: Geometry, progress: Progress) -> None:
@@ -289,13 +313,15 @@ def _write_nifti(target: Target, array: Array, geometry: Geometry, progress: Pro
     nibabel = load_library(*LIBRARIES["nifti"])
     large = max(array.shape) > np.iinfo(np.int16).max
     header = geometry.nifti
+    # It has the shape, and takes no memory.
+    empty = np.broadcast_to(np.zeros((), array.dtype), array.shape[::-1])
     if header is None:
         z, y, x = geometry.spacing or (1.0, 1.0, 1.0)
         # NIfTI knows no nanometres.
         factor = (nanometres(geometry.unit) or 0.0) / 1e3
         affine = np.diag([x, y, z, 1.0] * (np.array([factor] * 3 + [1.0]) if factor else 1))
         kind = nibabel.Nifti2Image if large else nibabel.Nifti1Image
-        image = kind(array.T, affine, dtype=array.dtype)
+        image = kind(empty, affine, dtype=array.dtype)
         image.header.set_xyzt_units("micron" if factor else "unknown")
     else:
         kind = nibabel.Nifti2Image if large or header["sizeof_hdr"] == 540 else nibabel.Nifti1Image
@@ -313,9 +339,16 @@ def _write_nifti(target: Target, array: Array, geometry: Geometry, progress: Pro
                 header.set_qform(affine, code=int(header["qform_code"]))
         # Display limits of the image that the header comes from would hide labels.
         header["cal_min"] = header["cal_max"] = 0
-        image = kind(array.T, affine, header, dtype=array.dtype)
-    nibabel.save(image, target.output.temp)
-    progress(1.0)
+        image = kind(empty, affine, header, dtype=array.dtype)
+    image.update_header()
+    head, opener = image.header, nibabel.openers.ImageOpener
+    head.set_slope_inter(1.0, 0.0)
+    with opener(os.fspath(target.output.temp), "wb") as file:
+        head.write_to(file)
+        file.write(bytes(head.get_data_offset() - file.tell()))
+        # Its first axis is x and varies fastest, as the last one of the array does.
+        for _, _, part in cut_slabs(array, progress):
+            file.write(np.ascontiguousarray(part, dtype=head.get_data_dtype()).data)
 
 
 def _write_tiff(target: Target, array: Array, geometry: Geometry, progress: Progress) -> None:
@@ -331,24 +364,56 @@ def _write_tiff(target: Target, array: Array, geometry: Geometry, progress: Prog
             metadata[f"PhysicalSize{axis}Unit"] = OME_UNITS.get(geometry.unit, geometry.unit) or "pixel"
     elif geometry.spacing is not None:
         metadata |= {"spacing": list(geometry.spacing), "unit": geometry.unit}
-    pages = array[np.newaxis] if array.ndim == 2 else array
-
-    def each() -> Iterator[Array]:
-        for i, page in enumerate(pages):
-            progress(i / len(pages))
-            yield np.ascontiguousarray(page)
-
     tifffile.imwrite(
         target.output.temp,
         # Axes of length 1 change what tifffile takes for a page.
-        each() if min(array.shape) > 1 else array,
+        _each_page(array, progress) if min(array.shape) > 1 else np.asarray(array[:]),
         shape=array.shape,
         dtype=array.dtype,
-        bigtiff=array.nbytes > 2**32 - 2**25,
+        bigtiff=math.prod(array.shape) * array.dtype.itemsize > 2**32 - 2**25,
         ome=ome,
         photometric="minisblack",
         compression="zlib",
         metadata=metadata,
+    )
+
+
+def _each_page(array: Array, progress: Progress) -> Iterator[Array]:
+    """Yield the slices of a volume, or one image."""
+    for _, _, part in cut_slabs(array, progress):
+        yield from map(np.ascontiguousarray, part if part.ndim == 3 else part[np.newaxis])
+
+
+def _write_imagej(target: Target, array: Array, geometry: Geometry, progress: Progress) -> None:
+    """Write a stack as ImageJ does: not compressed, with the size of its voxels."""
+    tifffile = load_library(*LIBRARIES["tiff"])
+    if array.dtype.str[1:] not in ("u1", "u2", "f4"):
+        raise InputError(
+            f"ImageJ has no {array.dtype}: it takes uint8, uint16 (up to 65,535 ids) and float32 (ids up to "
+            "16,777,216 are exact); convert with ",
+            Keyword("dtype", "uint16"),
+            " or ",
+            Keyword("dtype", "float32"),
+        )
+    if math.prod(array.shape) * array.dtype.itemsize > 2**32 - 2**25:
+        raise InputError("a TIFF file of ImageJ cannot be larger than 4 GB; leave out ", Keyword("imagej"))
+    low, high = find_bounds(array)
+    metadata: dict[str, Any] = {"axes": "ZYX"[-array.ndim :], "min": float(low), "max": float(high)}
+    resolution = None
+    if geometry.spacing is not None:
+        z, y, x = geometry.spacing
+        unit = OME_UNITS.get(geometry.unit, geometry.unit)
+        # The only letter of a unit that is not ASCII is that of micrometres.
+        metadata |= {"spacing": z, "unit": "micron" if unit == "µm" else unit.replace("Å", "angstrom") or "pixel"}
+        resolution = (1.0 / x, 1.0 / y)
+    tifffile.imwrite(
+        target.output.temp,
+        _each_page(array, progress) if min(array.shape) > 1 else np.asarray(array[:]),
+        shape=array.shape,
+        dtype=array.dtype,
+        imagej=True,
+        metadata=metadata,
+        resolution=resolution,
     )
 
 
@@ -375,10 +440,7 @@ def _write_hdf5(target: Target, array: Array, geometry: Geometry, progress: Prog
         if geometry.spacing is not None:
             stored.attrs["spacing"] = geometry.spacing
             stored.attrs["unit"] = geometry.unit
-        rows = choose_rows(array.shape, array.dtype, HDF5_CHUNK)
-        for lo in range(0, len(array), rows):
-            stored[lo : lo + rows] = array[lo : lo + rows]
-            progress(min((lo + rows) / len(array), 1.0))
+        _write_boxes(stored, array, HDF5_CHUNK, progress)
 
 
 def _write_n5(target: Target, array: Array, geometry: Geometry, progress: Progress) -> None:
@@ -398,5 +460,6 @@ WRITERS: dict[str, Callable[[Target, Array, Geometry, Progress], None]] = {
     "n5": _write_n5,
     "nifti": _write_nifti,
     "tiff": _write_tiff,
+    "imagej": _write_imagej,
     "hdf5": _write_hdf5,
 }
