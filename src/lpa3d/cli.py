@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ._version import __version__
+from .commands.combine import add_combine_arguments, run_combine
 from .commands.contacts import add_contacts_arguments, run_contacts
+from .commands.convert import add_convert_arguments, run_convert
 from .commands.evaluate import add_evaluate_arguments, run_evaluate
 from .commands.fuse import add_fuse_arguments, run_fuse
 from .commands.info import add_info_arguments, run_info
@@ -89,11 +91,27 @@ class _Formatter(argparse.HelpFormatter):
         return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
+class _Once(argparse._StoreAction):
+    """An option with a value, which is refused when it is given again: else the last one would count, silently."""
+
+    given: argparse.Namespace | None = None
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if option is not None and self.given is namespace:
+            raise argparse.ArgumentError(self, "it is given twice; give it once")
+        self.given = namespace
+        super().__call__(parser, namespace, values, option)
+
+
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors look like all others."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
+        for name in (None, "store"):
+            self.register("action", name, _Once)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         # By its truth it would be taken for an argument that was not given.
@@ -134,7 +152,8 @@ def _parser(argv: Sequence[str]) -> _Parser:
         prog="lpa3d",
         description="Turn class maps and partial labels of electron microscopy volumes into 3D instances.",
         epilog="'lpa3d COMMAND --help' has the options of a command and examples.\n\n"
-        "Files by suffix: .zarr (also name.zarr/inner/array), .npy, .nii, .nii.gz, .tif, .tiff, .h5 (name.h5:/dataset)",
+        "Files by suffix: .zarr (also name.zarr/inner/array), .npy, .npz, .nii, .nii.gz, .tif, .tiff, .h5 (name.h5:/dataset), "
+        ".mrc, .nrrd, .mha, .n5, .precomputed, .json (COCO)",
     )
     version = {"action": "version", "version": f"lpa3d {__version__}"}
     parser.add_argument("--version", **version)  # type: ignore[arg-type]
@@ -273,6 +292,30 @@ COMMANDS = (
         ),
         add_pipeline_arguments,
         run_pipeline,
+    ),
+    Command(
+        "combine",
+        "unite files of one class each to a class map and instances",
+        "Unite the masks or labels of several classes, one file each, to one class map and one volume of instances. "
+        "Voxels that several files claim belong to the first of them.",
+        (
+            "lpa3d combine mito=mito.nii.gz er=er.nii.gz --out-classes classes.zarr --out-instances instances.zarr",
+            "lpa3d combine lyso.tif mito.tif --priority mito --out-classes classes.tif",
+        ),
+        add_combine_arguments,
+        run_combine,
+    ),
+    Command(
+        "convert",
+        "write a volume in another format",
+        "Write a volume in another format, with the size and the place of its voxels, slab by slab.",
+        (
+            "lpa3d convert labels.nii.gz labels.zarr",
+            "lpa3d convert instances.zarr fiji.tif --imagej --dtype uint16",
+            "lpa3d convert labels.npy labels.nrrd --spacing 40 8 8 --unit nm",
+        ),
+        add_convert_arguments,
+        run_convert,
     ),
     Command(
         "info",

@@ -104,13 +104,15 @@ def check_same_place(job: Job, volume: Volume, other: Volume) -> None:
     Refuse files whose axes run in other directions: no voxel is matched with its own.
     """
     a, b = volume.geometry, other.geometry
-    if a.nifti is not None and b.nifti is not None:
-        turned = _find_turned(a.nifti.get_best_affine(), b.nifti.get_best_affine())
+    ways, other_ways = _find_directions(a), _find_directions(b)
+    if ways is not None and other_ways is not None and ways[0] == other_ways[0]:
+        turned = _find_turned(ways[1], other_ways[1])
         if turned:
             raise InputError(
-                f"{other.name} has {turned} than {volume.name}, as their affines say; turn one of them, e.g. with "
-                "nibabel.as_closest_canonical, or mend the affine"
+                f"{other.name} has {turned} than {volume.name}, as their headers (affine, directions) say; turn one of "
+                "them, e.g. with nibabel.as_closest_canonical, or mend the header"
             )
+    if _states_affine(a) and _states_affine(b):
         if not np.allclose(a.nifti.get_best_affine(), b.nifti.get_best_affine(), rtol=1e-4, atol=1e-4):
             job.terminal.message(
                 f"warning: {volume.name} and {other.name} have different affines; voxels are matched by index"
@@ -130,6 +132,19 @@ def check_same_place(job: Job, volume: Volume, other: Volume) -> None:
             f"warning: {volume.name} begins at {_say_sizes(a.offset, units[0])} but {other.name} at "
             f"{_say_sizes(b.offset, units[1])}; voxels are matched by index"
         )
+
+
+def _states_affine(geometry: Geometry) -> bool:
+    """Return whether a NIfTI header says where its axes point to; without a code it says nothing of it."""
+    header = geometry.nifti
+    return header is not None and bool(int(header["sform_code"]) or int(header["qform_code"]))
+
+
+def _find_directions(geometry: Geometry) -> tuple[str, Any] | None:
+    """Return where the axes x, y and z of a file point to, as columns, and in which frame; None where it is not said."""
+    if _states_affine(geometry):
+        return "RAS", geometry.nifti.get_best_affine()
+    return None if geometry.directions is None else (geometry.frame, np.array(geometry.directions).T)
 
 
 def _find_turned(affine: Any, other: Any) -> str:

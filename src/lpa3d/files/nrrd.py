@@ -175,8 +175,13 @@ def _list_vectors(header: Mapping[str, Any], ndim: int) -> list[Any]:
     return [None if vector is None or not np.isfinite(np.asarray(vector, float)).all() else vector for vector in said]
 
 
-def write_nrrd(path: Path, array: Any, geometry: Geometry, progress: Callable[[float], None]) -> None:
-    """Write a NRRD file, compressed by gzip; its header is simple enough to need no library."""
+def write_nrrd(
+    path: Path, array: Any, geometry: Geometry, progress: Callable[[float], None], names: Mapping[int, str]
+) -> None:
+    """Write a NRRD file, compressed by gzip; its header is simple enough to need no library.
+
+    Names of classes are noted as 3D Slicer notes those of segments.
+    """
     dtype = np.dtype(array.dtype)
     if dtype.str[1:] not in TYPES:
         raise InputError(f"a NRRD file cannot hold {dtype}; write it as float32 or as integers")
@@ -203,6 +208,8 @@ def write_nrrd(path: Path, array: Any, geometry: Geometry, progress: Callable[[f
     elif geometry.spacing is not None:
         lines += [f"spacings: {geometry.spacing[2]!r} {geometry.spacing[1]!r}"]
         lines += [f'units: "{geometry.unit}" "{geometry.unit}"'] if geometry.unit else []
+    for k, (number, name) in enumerate(names.items()):
+        lines += [f"Segment{k}_Name:={name}", f"Segment{k}_LabelValue:={number}", f"Segment{k}_ID:=Segment_{number}"]
     with open(path, "xb") as file:
         file.write(("\n".join(lines) + "\n\n").encode())
         with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=5, filename="", mtime=0) as packed:

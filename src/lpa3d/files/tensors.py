@@ -369,8 +369,16 @@ def _write(spec: Mapping[str, Any], array: Any, chunk: int, progress: Callable[[
         progress((k + 1) / len(boxes))
 
 
-def write_n5(root: Path, inner: str, array: Any, geometry: Geometry, progress: Callable[[float], None]) -> None:
-    """Write an array into the folder `root`, which becomes a container, or a group of one, or the array itself."""
+def write_n5(
+    root: Path,
+    inner: str,
+    array: Any,
+    geometry: Geometry,
+    progress: Callable[[float], None],
+    more: Mapping[str, Any],
+) -> None:
+    """Write an array into the folder `root`, which becomes a container, or a group of one, or the array itself; with
+    `more` attributes."""
     folder = root / inner
     folder.mkdir(parents=True)
     names = list("xyz"[: array.ndim])
@@ -381,7 +389,7 @@ def write_n5(root: Path, inner: str, array: Any, geometry: Geometry, progress: C
         "compression": {"type": "gzip", "level": 5, "useZlib": False},
     }
     _write({"driver": "n5", "kvstore": _kvstore(folder), "metadata": metadata}, array, CHUNK, progress)
-    about: dict[str, Any] = {"n5": "2.5.1", "axes": names}
+    about: dict[str, Any] = {"n5": "2.5.1", "axes": names, **more}
     if geometry.spacing is not None:
         sizes = list(geometry.spacing[::-1])[: array.ndim]
         about |= {

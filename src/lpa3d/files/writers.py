@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,6 +46,7 @@ class Target:
     location: Location
     output: Beside
     outputs: Outputs
+    names: Mapping[int, str] = field(default_factory=dict)
 
     def write(self, array: Array | Lazy, geometry: Geometry, progress: Progress | None = None) -> None:
         """Write an array to the temporary file.
@@ -93,6 +95,7 @@ def plan(
     inputs: Sequence[Path] = (),
     *,
     imagej: bool = False,
+    names: Mapping[int, str] | None = None,
 ) -> Target:
     """Check, before any work, that an array of `shape` can be written to `name`.
 
@@ -108,6 +111,8 @@ def plan(
         Files and folders that are read, and so must not be written.
     imagej : bool, optional
         Write a TIFF file as ImageJ does.
+    names : mapping of int to str, optional
+        The names of classes, which zarr, HDF5, N5 and NRRD files keep.
 
     Returns
     -------
@@ -122,7 +127,7 @@ def plan(
     LibraryError
         If the library that writes it is not installed.
     """
-    location = locate(os.fspath(name))
+    location, known = locate(os.fspath(name)), dict(names or {})
     location.refuse_choice()
     only = READ_ONLY.get(location.format) or READ_ONLY.get((location.format, location.path.suffix.lower()))
     if only:
@@ -138,10 +143,11 @@ def plan(
         raise InputError(f"a TIFF file cannot hold the empty shape {tuple(shape)}; write a .npy or a .zarr")
     if location.format == "zarr":
         target = zarr_target(location)
-        return Target(location, outputs.add(location.name, target, ".zarr", inputs, folder=True), outputs)
+        return Target(location, outputs.add(location.name, target, ".zarr", inputs, folder=True), outputs, known)
     if location.format in ("n5", "precomputed"):
         target = tensor_target(location)
-        return Target(location, outputs.add(location.name, target, target.suffix, inputs, folder=True), outputs)
+        output = outputs.add(location.name, target, target.suffix, inputs, folder=True)
+        return Target(location, output, outputs, known)
     target = Path(os.path.realpath(location.path))
     suffix = ".nii.gz" if location.name.lower().endswith(".nii.gz") else target.suffix
     output = outputs.add(location.name, target, suffix, inputs)
@@ -155,7 +161,7 @@ def plan(
                 f"{location.path} also holds {list_some(others, 8)}, and a .npz file is replaced as a whole; choose "
                 "another file"
             )
-    return Target(location, output, outputs)
+    return Target(location, output, outputs, known)
 
 
 READ_ONLY: dict[str | tuple[str, str], str] = {
@@ -250,6 +256,10 @@ def write(
         outputs.commit()
 
 
+def _name_classes(target: Target) -> dict[str, str]:
+    return {str(number): name for number, name in target.names.items()}
+
+
 def _write_zarr(target: Target, array: Array, geometry: Geometry, progress: Progress) -> None:
     zarr = load_library(*LIBRARIES["zarr"])
     path = Path(os.path.realpath(target.location.path))
@@ -263,6 +273,8 @@ def _write_zarr(target: Target, array: Array, geometry: Geometry, progress: Prog
     if geometry.spacing is not None:
         attributes["spacing"] = list(geometry.spacing)
         attributes["unit"] = geometry.unit
+    if target.names:
+        attributes["class_names"] = _name_classes(target)
     stored = zarr.create_array(
         str(group),
         shape=array.shape,
@@ -440,13 +452,16 @@ def _write_hdf5(target: Target, array: Array, geometry: Geometry, progress: Prog
         if geometry.spacing is not None:
             stored.attrs["spacing"] = geometry.spacing
             stored.attrs["unit"] = geometry.unit
+        if target.names:
+            stored.attrs["class_names"] = json.dumps(_name_classes(target))
         _write_boxes(stored, array, HDF5_CHUNK, progress)
 
 
 def _write_n5(target: Target, array: Array, geometry: Geometry, progress: Progress) -> None:
     folder = Path(os.path.realpath(target.location.path / target.location.inner))
     inner = folder.relative_to(target.output.target).as_posix()
-    write_n5(target.output.temp, "" if inner == "." else inner, array, geometry, progress)
+    about = {"class_names": _name_classes(target)} if target.names else {}
+    write_n5(target.output.temp, "" if inner == "." else inner, array, geometry, progress, about)
 
 
 WRITERS: dict[str, Callable[[Target, Array, Geometry, Progress], None]] = {
@@ -454,7 +469,7 @@ WRITERS: dict[str, Callable[[Target, Array, Geometry, Progress], None]] = {
     "npy": _write_npy,
     "npz": _write_npz,
     "mrc": lambda target, *given: write_mrc(target.output.temp, *given),
-    "nrrd": lambda target, *given: write_nrrd(target.output.temp, *given),
+    "nrrd": lambda target, *given: write_nrrd(target.output.temp, *given, target.names),
     "metaimage": lambda target, *given: write_metaimage(target.output.temp, *given),
     "precomputed": lambda target, *given: write_precomputed(target.output.temp, *given),
     "n5": _write_n5,
