@@ -46,6 +46,8 @@ def run_convert(job: Job) -> None:
         raise InputError(f"{source.name} holds {source.dtype}; integers or floats are needed")
     geometry = _choose_geometry(job, source)
     target = plan(job.outputs, args.out, source.shape, [source.path], imagej=args.imagej)
+    if target.location.format in ("npy", "npz") and geometry.spacing is not None:
+        job.terminal.message(f"warning: {args.out} cannot hold a voxel size, and that of {source.name} is lost")
     dtype = np.dtype(args.dtype or ("uint8" if source.dtype.kind == "b" else source.dtype.newbyteorder("=")))
 
     def read(box: Box) -> Array:

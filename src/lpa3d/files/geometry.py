@@ -26,6 +26,7 @@ __all__ = [
     "in_nanometres",
     "named_geometry",
     "nanometres",
+    "state_place",
     "tiff_geometry",
     "zarr_geometry",
     "zarr_view",
@@ -107,6 +108,24 @@ def convert_unit(geometry: Geometry, unit: str, name: str) -> tuple[Sizes | None
         return sizes[0] * scale, sizes[1] * scale, sizes[2] * scale
 
     return convert(geometry.spacing), None if place is None else convert(place)
+
+
+def state_place(geometry: Geometry) -> Geometry:
+    """Return a geometry that says for itself where the axes point to and where the first voxel is, if a NIfTI header
+    does."""
+    header = geometry.nifti
+    if header is None or not (int(header["sform_code"]) or int(header["qform_code"])):
+        return geometry
+    affine = header.get_best_affine()
+    lengths = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    if not lengths.all() or not np.isfinite(affine).all():
+        return geometry
+    ways = tuple((float(a), float(b), float(c)) for a, b, c in (affine[:3, :3] / lengths).T)
+    # The place of the first voxel is in the unit of the header, the size may be one that the user gave.
+    unit, other = nanometres(header.get_xyzt_units()[0]), nanometres(geometry.unit)
+    factor = unit / other if unit and other else 1.0
+    x, y, z = (float(at) * factor for at in affine[:3, 3])
+    return replace(geometry, frame="RAS", directions=ways, offset=(z, y, x))
 
 
 def directed_geometry(

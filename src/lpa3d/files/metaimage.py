@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .geometry import Geometry, directed_geometry
+from .geometry import Geometry, directed_geometry, state_place
 from .places import INTERRUPTED, Location, refuse_short
 from .volume import Volume, choose_rows, cut_slabs
 
@@ -205,7 +205,7 @@ def _unpack(path: Path, start: int) -> Iterator[bytes]:
 
 def write_metaimage(path: Path, array: Any, geometry: Geometry, progress: Callable[[float], None]) -> None:
     """Write a MetaImage file with its voxels inside, compressed by zlib."""
-    dtype = np.dtype(array.dtype)
+    geometry, dtype = state_place(geometry), np.dtype(array.dtype)
     kind = next((name for name, code in TYPES.items() if code == dtype.str[1:]), None)
     if kind is None:
         raise InputError(f"a MetaImage file cannot hold {dtype}; write it as float32 or as integers")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .geometry import Geometry, directed_geometry
+from .geometry import Geometry, directed_geometry, state_place
 from .places import LIBRARIES, Location, load_library, refuse_short
 from .volume import Volume, choose_rows, cut_slabs
 
@@ -182,7 +182,7 @@ def write_nrrd(
 
     Names of classes are noted as 3D Slicer notes those of segments.
     """
-    dtype = np.dtype(array.dtype)
+    geometry, dtype = state_place(geometry), np.dtype(array.dtype)
     if dtype.str[1:] not in TYPES:
         raise InputError(f"a NRRD file cannot hold {dtype}; write it as float32 or as integers")
     lines = [

@@ -226,6 +226,11 @@ class Lazy:
         """Return the number of axes."""
         return len(self.shape)
 
+    @property
+    def size(self) -> int:
+        """Return the number of voxels."""
+        return math.prod(self.shape)
+
     def __len__(self) -> int:
         return self.shape[0]
 

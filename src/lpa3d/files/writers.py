@@ -273,6 +273,8 @@ def _write_zarr(target: Target, array: Array, geometry: Geometry, progress: Prog
     if geometry.spacing is not None:
         attributes["spacing"] = list(geometry.spacing)
         attributes["unit"] = geometry.unit
+        if geometry.offset is not None:
+            attributes["offset"] = list(geometry.offset)[-array.ndim :]
     if target.names:
         attributes["class_names"] = _name_classes(target)
     stored = zarr.create_array(
@@ -331,7 +333,10 @@ def _write_nifti(target: Target, array: Array, geometry: Geometry, progress: Pro
         z, y, x = geometry.spacing or (1.0, 1.0, 1.0)
         # NIfTI knows no nanometres.
         factor = (nanometres(geometry.unit) or 0.0) / 1e3
-        affine = np.diag([x, y, z, 1.0] * (np.array([factor] * 3 + [1.0]) if factor else 1))
+        affine = np.eye(4)
+        ways = np.eye(3) if geometry.directions is None or geometry.frame != "RAS" else np.array(geometry.directions).T
+        affine[:3, :3] = ways * np.array([x, y, z]) * (factor or 1.0)
+        affine[:3, 3] = np.array((geometry.offset or (0.0, 0.0, 0.0))[::-1]) * (factor or 1.0)
         kind = nibabel.Nifti2Image if large else nibabel.Nifti1Image
         image = kind(empty, affine, dtype=array.dtype)
         image.header.set_xyzt_units("micron" if factor else "unknown")
@@ -452,6 +457,8 @@ def _write_hdf5(target: Target, array: Array, geometry: Geometry, progress: Prog
         if geometry.spacing is not None:
             stored.attrs["spacing"] = geometry.spacing
             stored.attrs["unit"] = geometry.unit
+            if geometry.offset is not None:
+                stored.attrs["offset"] = geometry.offset[-array.ndim :]
         if target.names:
             stored.attrs["class_names"] = json.dumps(_name_classes(target))
         _write_boxes(stored, array, HDF5_CHUNK, progress)
