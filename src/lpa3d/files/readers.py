@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ..arrays.text import list_some
 from ..errors import InputError, Lpa3dWarning
 from .axes import read_axes
+from .coded import attribute_coding, bdv_coding
 from .geometry import (
     Geometry,
     attribute_geometry,
@@ -27,7 +28,7 @@ from .geometry import (
     zarr_geometry,
     zarr_view,
 )
-from .images import check_palettes, check_photometric, open_images, read_colormap
+from .images import check_palettes, check_photometric, open_images, read_colormap, tiff_coding
 from .outputs import ASIDE, TEMPORARY
 from .places import LIBRARIES, Location, load_library, locate, reading, zarr_kind
 from .volume import Box, Volume, choose_rows, cut_box
@@ -196,6 +197,7 @@ def _open_zarr(location: Location) -> Volume:
         list_stored=list_stored,
         fetch_box=fetch_box,
         view=view,
+        coding=attribute_coding(location.base, array.attrs.asdict(), array.dtype),
     )
 
 
@@ -335,6 +337,7 @@ def _open_tiff(location: Location) -> Volume:
                 check_palettes(location.name, ((name, read_colormap(each) or ()) for name, each in pages))
             compression = "" if page.compression == 1 else page.compression.name.lower()
             geometry = tiff_geometry(tiff, view)
+            coding = tiff_coding(location.base, tiff, first.dtype)
         except BaseException:
             tiff.close()
             raise
@@ -356,6 +359,7 @@ def _open_tiff(location: Location) -> Volume:
         note=note,
         close=tiff.close,
         view=view,
+        coding=coding,
     )
 
 
@@ -463,6 +467,7 @@ def _open_hdf5(location: Location) -> Volume:
         view = location.choose(read_axes(attributes, node.ndim, _name_dimensions(node)), node.shape)
         shape, dtype = view.shape, np.dtype(node.dtype)
         geometry = attribute_geometry(attributes, view)
+        coding = bdv_coding(location.base, node) or attribute_coding(location.base, attributes, dtype)
     except BaseException:
         file.close()
         raise
@@ -498,6 +503,7 @@ def _open_hdf5(location: Location) -> Volume:
         fetch_box=fetch_box,
         close=file.close,
         view=view,
+        coding=coding,
     )
 
 
