@@ -169,7 +169,7 @@ def find_spacing(
     if volume.geometry.spacing is None:
         if used:
             what = "no file says" if others else f"{first.name} does not say"
-            job.terminal.say(f"{what} how large voxels are; {job.word(Keyword('spacing'))} 1 1 1 is used")
+            job.terminal.note(f"{what} how large voxels are; {job.word(Keyword('spacing'))} 1 1 1 is used")
         return (1.0, 1.0, 1.0), volume.geometry
     if volume.geometry.spacing != (1.0, 1.0, 1.0):
         unit = f" {volume.geometry.unit}" if volume.geometry.unit else ""
