@@ -35,6 +35,9 @@ OPTIONS = ("tile", "memory", "scratch", "no_resume", "force_resume", "dry_run")
 
 RESUME = "run the same command again to go on"
 
+IMAGES = ("image", "cost")
+"""Parameters that are no labels."""
+
 PENDING = 2**22
 """Values that are kept before they are united."""
 
@@ -149,6 +152,12 @@ class Tiling:
         import lpa3d
 
         args = self.job.args
+        volumes = [*arrays, *(value for key, value in keywords.items() if key not in IMAGES)]
+        for volume in (one for value in volumes for one in (value if isinstance(value, list) else [value])):
+            if isinstance(volume, Volume) and volume.dtype.kind == "f":
+                self.job.terminal.say(
+                    f"{volume.name} stores whole numbers as {volume.dtype}; they are read as integers, tile by tile"
+                )
         arrays = tuple(_stored(array) for array in arrays)
         keywords = {key: _stored(value) for key, value in keywords.items()}
         if args.dry_run:
@@ -249,10 +258,10 @@ class Tiling:
         """Open a volume whose voxels are counted, and cut it."""
         from ..tiled.driver.budget import choose_tile
         from ..tiled.driver.grid import Grid
-        from ..tiled.driver.stored import open_source
+        from ..tiled.driver.stored import open_ids
 
         self.job.terminal.step("counting", "counted")
-        source = open_source(_stored(array), "labels")
+        source = open_ids(_stored(array), "labels")
         # The voxels, where their runs start, and what is sorted of them.
         needed = 2 * source.dtype.itemsize + 10
         plan = choose_tile(

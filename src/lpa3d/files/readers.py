@@ -20,6 +20,7 @@ from ..arrays.text import list_some
 from ..errors import InputError, Lpa3dWarning
 from .axes import View, read_axes
 from .coco import open_coco
+from .coded import attribute_coding, bdv_coding
 from .geometry import (
     Geometry,
     attribute_geometry,
@@ -29,7 +30,7 @@ from .geometry import (
     zarr_geometry,
     zarr_view,
 )
-from .images import check_palettes, check_photometric, open_images, read_colormap
+from .images import check_palettes, check_photometric, open_images, read_colormap, tiff_coding
 from .metaimage import open_metaimage
 from .mrc import open_mrc
 from .nrrd import open_nrrd
@@ -202,6 +203,7 @@ def _open_zarr(location: Location) -> Volume:
         list_stored=list_stored,
         fetch_box=fetch_box,
         view=view,
+        coding=attribute_coding(location.base, array.attrs.asdict(), array.dtype),
     )
 
 
@@ -348,6 +350,7 @@ def _open_tiff(location: Location) -> Volume:
                 check_palettes(location.name, ((name, read_colormap(each) or ()) for name, each in pages))
             compression = "" if page.compression == 1 else page.compression.name.lower()
             geometry = tiff_geometry(tiff, view)
+            coding = tiff_coding(location.base, tiff, first.dtype)
         except BaseException:
             tiff.close()
             raise
@@ -375,6 +378,7 @@ def _open_tiff(location: Location) -> Volume:
         close=tiff.close,
         view=view,
         at_once=True,
+        coding=coding,
     )
 
 
@@ -498,6 +502,7 @@ def _open_hdf5(location: Location) -> Volume:
         view = location.choose(read_axes(attributes, node.ndim, _name_dimensions(node)), node.shape)
         shape, dtype = view.shape, np.dtype(node.dtype)
         geometry = attribute_geometry(attributes, view)
+        coding = bdv_coding(location.base, node) or attribute_coding(location.base, attributes, dtype)
     except BaseException:
         file.close()
         raise
@@ -533,6 +538,7 @@ def _open_hdf5(location: Location) -> Volume:
         fetch_box=fetch_box,
         close=file.close,
         view=view,
+        coding=coding,
     )
 
 

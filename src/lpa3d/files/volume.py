@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError, InputTypeError, Keyword
+from ..errors import InputTypeError
 from .axes import View
+from .coded import Coding, refuse_floats, whole_numbers
 from .geometry import Geometry
 from .places import reading
 
@@ -25,9 +26,6 @@ Progress = Callable[[float], None]
 
 SLAB_BYTES = 2**26
 """Bytes that are read or written at once where the file may be taken in slabs."""
-
-# Values above are no longer all distinct in these types, so ids may have been united before they came here.
-EXACT = {2: 2**11, 4: 2**24, 8: 2**53}
 
 
 @dataclass
@@ -61,6 +59,8 @@ class Volume:
         of all other voxels; and how such a box is read.
     view : View or None
         How the stored array is seen as `shape`, where the file has axes.
+    coding : Coding or None
+        How the numbers that `fetch` and `fetch_box` give become values, of its dtype; None where they are the values.
     """
 
     name: str
@@ -81,6 +81,12 @@ class Volume:
     array: Any = field(default=None, repr=False)
     at_once: bool = False
     _whole: Array | None = field(default=None, repr=False)
+    coding: Coding | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.coding is not None:
+            self.dtype = self.coding.dtype
+            self.note = "; ".join(filter(None, (self.note, self.coding.note)))
 
     def __enter__(self) -> Volume:
         return self
@@ -96,9 +102,14 @@ class Volume:
         rows = self.rows or max(length, 1)
         for lo in range(0, length, rows):
             hi = min(lo + rows, length)
-            with reading(self.name):
-                slab = self.fetch(lo, hi)
-            yield lo, hi, slab
+            yield lo, hi, self._fetch(lo, hi)
+
+    def _fetch(self, lo: int, hi: int) -> Array:
+        with reading(self.name):
+            return self._decode(self.fetch(lo, hi), (lo, *(0,) * (len(self.shape) - 1)))
+
+    def _decode(self, part: Array, start: Sequence[int]) -> Array:
+        return part if self.coding is None else self.coding.decode(part, start)
 
     def parts(self) -> tuple[list[Box], Any]:
         """Return boxes that together hold all voxels that are stored, and the value of those that are not.
@@ -107,7 +118,12 @@ class Volume:
         """
         if self.list_stored is not None:
             with reading(self.name):
-                return self.list_stored()
+                boxes, fill = self.list_stored()
+                if self.coding is not None:
+                    held = sum(math.prod(side.stop - side.start for side in box) for box in boxes)
+                    if held < math.prod(self.shape):
+                        fill = self.coding.decode(np.full((1,) * len(self.shape), fill)).flat[0]
+                return boxes, fill
         length = self.shape[0]
         rows = self.rows or max(length, 1)
         whole = tuple(slice(0, size) for size in self.shape[1:])
@@ -128,12 +144,12 @@ class Volume:
         """
         with reading(self.name):
             if self.fetch_box is not None:
-                return self.fetch_box(box)
-            if self.rows:
-                return self.fetch(box[0].start, box[0].stop)[(slice(None), *box[1:])]
-            if self._whole is None:
-                self._whole = self.fetch(0, self.shape[0])
-            return self._whole[box]
+                return self._decode(self.fetch_box(box), [side.start for side in box])
+        if self.rows:
+            return self._fetch(box[0].start, box[0].stop)[(slice(None), *box[1:])]
+        if self._whole is None:
+            self._whole = self._fetch(0, self.shape[0])
+        return self._whole[box]
 
     def read(self, progress: Progress | None = None) -> Array:
         """Return the whole array; a ``.npy`` or plain ``.nii`` file is mapped into memory, not copied.
@@ -149,8 +165,7 @@ class Volume:
             Of `shape` and `dtype`.
         """
         if not self.rows or self.rows >= self.shape[0] or self.at_once:
-            with reading(self.name):
-                return self.fetch(0, self.shape[0])
+            return self._fetch(0, self.shape[0])
         array = np.empty(self.shape, self.dtype)
         for lo, hi, slab in self.slabs():
             array[lo:hi] = slab
@@ -180,7 +195,7 @@ class Volume:
             # An image is not read as a whole to find that out.
             _, _, slab = next(self.slabs())
             if not np.array_equal(slab, np.rint(slab)):
-                raise _refuse_floats(self.dtype, self.name, role, "NaN" if np.isnan(slab).any() else "fractions")
+                raise refuse_floats(self.dtype, self.name, role, "NaN" if np.isnan(slab).any() else "fractions")
 
     def read_integers(self, role: str, progress: Progress | None = None) -> Array:
         """Return the array as bool or integers; whole numbers that are stored as floats become integers.
@@ -210,7 +225,8 @@ class Volume:
         array = self.read(progress)
         if array.dtype.kind != "f":
             return array
-        return _whole_numbers(array, self.name, role)
+        low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+        return whole_numbers(array, np.uint32 if low >= 0 and high < 2**32 else np.int64, self.name, role)
 
 
 @dataclass(frozen=True)
@@ -238,36 +254,6 @@ class Lazy:
         given = index if isinstance(index, tuple) else (index,)
         given += (slice(None),) * (self.ndim - len(given))
         return self.read(tuple(slice(*side.indices(n)[:2]) for side, n in zip(given, self.shape, strict=True)))
-
-
-def _refuse_floats(dtype: np.dtype[Any], name: str, role: str, what: str) -> InputError:
-    """Return the error about floats that are no ids."""
-    return InputError(
-        f"{name} holds {dtype}; {role} must be bool or integers: threshold the image first (image > 0.5), or pass it "
-        "to propagate with ",
-        Keyword("cost"),
-        f" (whole numbers that are stored as floats are read, but it holds {what})",
-    )
-
-
-def _whole_numbers(array: Array, name: str, role: str) -> Array:
-    """Return the floats of `array` as uint32, or int64 where that cannot hold them; nothing else than whole ones."""
-    low = float(array.min()) if array.size else 0.0
-    high = float(array.max()) if array.size else 0.0
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise _refuse_floats(array.dtype, name, role, "NaN or infinity")
-    exact = EXACT[min(array.dtype.itemsize, 8)]
-    if max(-low, high) > exact:
-        raise InputError(
-            f"{name} holds {array.dtype} up to {max(-low, high):.0f}, where only numbers to {exact} are exact and "
-            f"ids may have been united; save it as integers"
-        )
-    whole = np.empty(array.shape, np.uint32 if low >= 0 and high < 2**32 else np.int64)
-    for i, part in enumerate(array):
-        whole[i] = part
-        if not np.array_equal(whole[i], part):
-            raise _refuse_floats(array.dtype, name, role, "fractions")
-    return whole
 
 
 # ---------------------------------------------------------------------------------------------------------- reading

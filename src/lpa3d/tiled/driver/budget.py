@@ -370,7 +370,8 @@ def count_decoded(tile: Place, halo: int, source: Source, workers: int) -> float
         met = 1  # one after the other
     # What it is decoded from may be as large where it hardly compresses; within a tile there is room for that.
     size *= 2 if size > box else 1
-    return max(float(kept), min(workers * min(met, CONCURRENT), max(workers, DECODERS)) * size - workers * box)
+    decoded = max(float(kept), min(workers * min(met, CONCURRENT), max(workers, DECODERS)) * size - workers * box)
+    return decoded + workers * source.copied * box / source.dtype.itemsize
 
 
 def choose_tile(

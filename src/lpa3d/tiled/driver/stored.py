@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from ...arrays.checks import advise_floats, refuse_mask
 from ...errors import InputError, InputTypeError, Keyword
 from ...files.axes import Choice, View, choose_view
+from ...files.coded import Coding, attribute_coding, whole_numbers
 from ...files.geometry import Geometry, zarr_geometry, zarr_view
 from ...files.places import TILED, locate, split_choice
 from ...files.tensors import TensorArray
@@ -30,14 +32,16 @@ __all__ = [
     "Source",
     "as_path",
     "canonical_shape",
-    "check_classes",
-    "check_ids",
     "is_url",
+    "open_classes",
+    "open_ids",
     "open_source",
     "same_shape",
 ]
 
 Array = npt.NDArray[Any]
+
+_log = logging.getLogger("lpa3d")
 
 
 def is_url(place: Any) -> bool:
@@ -76,9 +80,11 @@ class Source:
     ndim : int
         2 or 3, as the caller sees it.
     dtype
-        In native byte order.
+        Of what is read, in native byte order.
     chunks : tuple of int
         What is read at once, along the three axes.
+    coding : Coding or None
+        How stored numbers become values, where they are none.
     """
 
     name: str
@@ -88,6 +94,7 @@ class Source:
     ndim: int
     dtype: np.dtype[Any]
     chunks: Place
+    coding: Coding | None = None
 
     @property
     def is_dask(self) -> bool:
@@ -99,6 +106,11 @@ class Source:
         part = self.view.read(self.array, box.slices[3 - self.ndim :])
         if self.is_dask:
             part = self._check(part.compute(scheduler="synchronous"), box)
+        if self.coding is not None:
+            part = self.coding.decode(part, box.lo[3 - self.ndim :])
+        if part.dtype.kind == "f" and self.dtype.kind != "f":
+            start = box.lo[3 - self.ndim :]
+            return whole_numbers(part, self.dtype, self.name, "classes and ids", start).reshape(box.shape)
         out = np.ascontiguousarray(part, dtype=self.dtype).reshape(box.shape)
         return out if out.flags.writeable else out.copy()
 
@@ -117,11 +129,11 @@ class Source:
             raise InputError(
                 name, f" has chunks of other shapes than it says: {part.shape}, not {box.shape[3 - self.ndim :]}"
             )
-        if not np.can_cast(part.dtype, self.dtype, "safe"):
+        if not np.can_cast(part.dtype, self.array.dtype, "safe"):
             raise InputTypeError(
                 name,
-                f" says that its dtype is {self.dtype}, but a chunk has {part.dtype.name}, of which values would be "
-                f"lost; pass it with the dtype that it has, as map_blocks(..., dtype={part.dtype.name!r}) does",
+                f" says that its dtype is {self.array.dtype}, but a chunk has {part.dtype.name}, of which values would "
+                f"be lost; pass it with the dtype that it has, as map_blocks(..., dtype={part.dtype.name!r}) does",
             )
         return part
 
@@ -164,6 +176,12 @@ class Source:
     def decoded(self) -> int:
         """Return how many voxels are decoded of a chunk for one that is seen."""
         return 1 if self.is_dask or isinstance(self.array, np.ndarray) else self.view.count_beside(self.array.chunks)
+
+    @property
+    def copied(self) -> int:
+        """Return the bytes for each voxel of a box that are held, besides the box itself, while it is read."""
+        same = self.view.is_plain and self.coding is None and self.dtype.kind == np.dtype(self.array.dtype).kind
+        return 0 if same else np.dtype(self.array.dtype).itemsize
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "origins"}
@@ -211,7 +229,8 @@ def open_source(array: Any, role: str) -> Source:
     called = Keyword(role) if name == role else base
     axes = array.axes if is_tensor else None
     view = zarr_view(array, called, chosen) if stored else choose_view(called, axes, array.shape, chosen)
-    dtype = np.dtype(array.dtype)
+    coding = attribute_coding(base, array.attrs.asdict(), array.dtype) if stored else None
+    dtype = np.dtype(array.dtype if coding is None else coding.dtype)
     if dtype.kind not in "buif":
         raise InputTypeError(Keyword(role), f" has dtype {dtype}; an array of bool or integers is needed")
     if hasattr(array, "dask"):
@@ -229,6 +248,7 @@ def open_source(array: Any, role: str) -> Source:
         len(view.shape),
         dtype.newbyteorder("="),
         canonical_shape([max(1, int(n)) for n in view.pick(chunks)]),
+        coding,
     )
 
 
@@ -260,21 +280,33 @@ def _open_url(name: str) -> Any:
         raise InputError(f"{name} is no zarr array that can be opened: {error}") from error
 
 
-def check_classes(source: Source, role: str) -> None:
-    """Refuse a class map of floats."""
-    if source.dtype.kind == "f":
-        raise InputTypeError(
-            Keyword(role),
-            *advise_floats(source.dtype, f"{role} > 0.5", "them stored as int64"),
-        )
+def open_classes(array: Any, role: str) -> Source:
+    """Open a class map; whole numbers that are stored as floats become int32, doubles int64, as they are read."""
+    source = open_source(array, role)
+    if source.dtype.kind != "f":
+        return source
+    if isinstance(array, np.ndarray):
+        raise InputTypeError(Keyword(role), *advise_floats(source.dtype, f"{role} > 0.5", "them stored as int64"))
+    return _take_whole(source, role, np.int32)
 
 
-def check_ids(source: Source, role: str) -> None:
-    """Refuse instance ids of floats."""
-    if source.dtype.kind == "f":
+def open_ids(array: Any, role: str) -> Source:
+    """Open instance ids; whole numbers that are stored as floats become uint32, doubles int64, as they are read."""
+    source = open_source(array, role)
+    if source.dtype.kind != "f":
+        return source
+    if isinstance(array, np.ndarray):
         raise InputTypeError(
             Keyword(role), f" has dtype {source.dtype}; ids are integers: store ", Keyword(role), " as int64 first"
         )
+    return _take_whole(source, role, np.uint32)
+
+
+def _take_whole(source: Source, role: str, dtype: npt.DTypeLike) -> Source:
+    """Return a source of floats as one of integers: `dtype`, or int64 of those that may be too large for it."""
+    taken = replace(source, dtype=np.dtype(dtype if source.dtype.itemsize <= 4 else np.int64))
+    _log.info("%s stores whole numbers as %s; they are read as %s", role, source.dtype, taken.dtype)
+    return taken
 
 
 def same_shape(source: Source, role: str, other: Source, other_role: str) -> None:
