@@ -882,7 +882,7 @@ def test_truncated_file(tmp_path):
 
 def test_url_is_refused():
     with pytest.raises(InputError, match="is a URL"):
-        io.read("s3://bucket/a.zarr")
+        io.read("s3://bucket/a.nii.gz")
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,8 @@ def find_tiling(
     others += [place for place in places if place and locate(place).format != "zarr"]
     args = job.args
     if not whole and not others and 0 not in files[0].shape:
-        return Tiling(job, verb, Outputs(overwrite=getattr(args, "overwrite", False)), [one for one in places if one])
+        outputs = Outputs(overwrite=getattr(args, "overwrite", False), stores=True)
+        return Tiling(job, verb, outputs, [one for one in places if one])
     for name in OPTIONS:
         if getattr(args, name):
             option = f"--{name.replace('_', '-')}"
@@ -278,4 +279,4 @@ def _stored(value: Any) -> Any:
         return value
     if value.format != "zarr":
         return value.name
-    return f"{value.path}{value.name.removeprefix(split_choice(value.name)[0])}"
+    return f"{value.url or value.path}{value.name.removeprefix(split_choice(value.name)[0])}"

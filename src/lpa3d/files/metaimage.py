@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from .coded import code_line
 from .geometry import Geometry, directed_geometry, state_place
 from .places import INTERRUPTED, Location, refuse_short
 from .volume import Volume, choose_rows, cut_slabs
@@ -64,12 +65,7 @@ def open_metaimage(location: Location) -> Volume:
     if len(sizes) != ndim or not ndim:
         raise InputError(f"{path} says that it has {ndim} axes, but gives {len(sizes)} sizes; mend its header")
     slope, shift = numbers("elementtointensityfunctionslope"), numbers("elementtointensityfunctionoffset")
-    scaled = (slope or [1.0])[0], (shift or [0.0])[0]
-    if scaled != (1.0, 0.0):
-        raise InputError(
-            f"{path} says that its values are to be multiplied by {scaled[0]:g} and shifted by {scaled[1]:g}, which is "
-            "not done to labels; save the values themselves"
-        )
+    coding = code_line(location.base, dtype, (slope or [1.0])[0], (shift or [0.0])[0])
     binary, packed = get("binarydata") is None or flag("binarydata"), flag("compresseddata")
     names, geometry = _name_axes(get, numbers, ndim)
     channels = int(get("elementnumberofchannels") or 1)
@@ -107,6 +103,7 @@ def open_metaimage(location: Location) -> Volume:
         compression="zlib" if packed else "",
         rows=choose_rows(view.shape, dtype) if mapped else 0,
         view=view,
+        coding=coding,
         at_once=True,
     )
 

@@ -224,10 +224,14 @@ class Beside:
 
 
 class Outputs:
-    """The outputs of one run; what was not committed is removed on leaving the ``with`` block."""
+    """The outputs of one run; what was not committed is removed on leaving the ``with`` block.
 
-    def __init__(self, *, overwrite: bool = False) -> None:
+    Of a run over tiles, which writes its outputs itself, only their places are checked; they may be in `stores`, too.
+    """
+
+    def __init__(self, *, overwrite: bool = False, stores: bool = False) -> None:
         self.overwrite = overwrite
+        self.stores = stores
         self.writing = False
         self._outputs: list[Beside] = []
         self._lock = threading.Lock()

@@ -24,6 +24,7 @@ __all__ = [
     "find_tensors",
     "load_library",
     "locate",
+    "reaching",
     "reading",
     "refuse_short",
     "split_choice",
@@ -46,7 +47,7 @@ class Location:
 
     `inner` is the dataset in an HDF5 file, or a pattern for the images in a folder; `numbers` are the first and the
     last slice of such a folder, where the user gave them. `chosen` are an index for each of some axes that are none of
-    space, and `base` is the name without them.
+    space, and `base` is the name without them. `url` is that of a zarr array or group in object storage.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Location:
     inner: str = ""
     numbers: tuple[int, int] | None = None
     chosen: Choice = ()
+    url: str = ""
 
     @property
     def base(self) -> str:
@@ -130,8 +132,12 @@ def locate(name: str) -> Location:
 
 
 def _locate(name: str) -> Location:
+    if name.startswith("file://"):
+        return _locate(name.removeprefix("file://"))
     if "://" in name:
-        raise InputError(f"{name} is a URL; copy it to a local file first")
+        if re.search(rf"({'|'.join(map(re.escape, SUFFIXES))}|\.({'|'.join(INSIDE)}))(:.*)?$", name, re.IGNORECASE):
+            raise InputError(f"{name} is a URL of a file that is read whole; copy it to a local file first")
+        return Location(name, "zarr", Path(name), url=name)
     inside = re.fullmatch(rf"(.*\.({'|'.join(INSIDE)}))(?::(.*))?", name, re.IGNORECASE | re.DOTALL)
     if inside:
         return Location(name, INSIDE[inside[2].lower()], Path(inside[1]), (inside[3] or "").strip("/"))
@@ -204,6 +210,31 @@ def load_library(module: str, extra: str) -> Any:
             f"{module} is needed for this kind of file and cannot be imported ({error}); "
             f"install it: pip install 'lpa3d[{extra}]'"
         ) from error
+
+
+SERVICES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"} | dict.fromkeys(
+    ("http", "https"), "aiohttp requests"
+)
+"""What reaches a service besides fsspec, by the beginning of its URLs."""
+
+
+@contextlib.contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Turn what is raised when a zarr array is opened by its URL into an error that says what to do."""
+    service = url.partition("://")[0]
+    try:
+        yield
+    except Lpa3dError:
+        raise
+    except ImportError as error:
+        more = SERVICES.get(service, "fsspec")
+        raise LibraryError(
+            f"{url} needs a library that is not installed ({error}); install it: pip install 'lpa3d[cloud]' {more}"
+        ) from error
+    except ValueError as error:
+        if "rotocol not known" not in str(error):
+            raise
+        raise InputError(f"{url} begins with {service}://, which is no known place; known are {', '.join(SERVICES)}") from error
 
 
 LIBRARIES = {

@@ -35,7 +35,7 @@ from .metaimage import open_metaimage
 from .mrc import open_mrc
 from .nrrd import open_nrrd
 from .outputs import ASIDE, TEMPORARY
-from .places import INTERRUPTED, LIBRARIES, TILED, Location, load_library, locate, reading, zarr_kind
+from .places import INTERRUPTED, LIBRARIES, TILED, Location, load_library, locate, reaching, reading, zarr_kind
 from .tensors import open_n5, open_precomputed
 from .volume import Box, Volume, choose_rows, cut_box
 
@@ -133,7 +133,11 @@ def read(name: str | os.PathLike[str]) -> Array:
 def _zarr_arrays(path: Path) -> dict[str, Any]:
     """Return the arrays in a group, at any depth, by their inner names."""
     zarr = load_library(*LIBRARIES["zarr"])
-    members = zarr.open_group(str(path), mode="r").members(max_depth=None)
+    return _list_members(zarr, zarr.open_group(str(path), mode="r"))
+
+
+def _list_members(zarr: Any, group: Any) -> dict[str, Any]:
+    members = group.members(max_depth=None)
     # A run that was killed may have left an unfinished output in the group.
     hidden = tuple(f"/{prefix}" for prefix in (TEMPORARY, ASIDE))
     return {
@@ -153,20 +157,35 @@ def _choose(location: Location, arrays: Sequence[str], joint: str) -> str:
     raise InputError(f"{location.name} holds {len(arrays)} arrays; name one of them: {listed}")
 
 
-def _open_zarr(location: Location) -> Volume:
+def _find_array(location: Location) -> tuple[Any, str]:
+    """Return the zarr array that is meant, the only one of a group, and where it is."""
+    zarr = load_library(*LIBRARIES["zarr"])
+    if location.url:
+        with reaching(location.url):
+            try:
+                node = zarr.open(location.url, mode="r")
+            except (OSError, KeyError) as error:
+                raise InputError(f"{location.url} is no zarr array that can be opened: {error}") from error
+            if isinstance(node, zarr.Array):
+                return node, location.url
+            name = _choose(location, list(_list_members(zarr, node)), "/")
+            url = f"{location.url.rstrip('/')}/{name}"
+            return zarr.open_array(url, mode="r"), url
     path = location.path
     kind = zarr_kind(path)
     if not kind:
         for parent in path.parents:
             if zarr_kind(parent).startswith("group"):
-                load_library(*LIBRARIES["zarr"])
                 inside = ", ".join(_zarr_arrays(parent)) or "no array"
                 raise InputError(f"{path} does not exist; {parent} holds {inside}")
         raise InputError(f"{path} is no zarr array" if path.exists() else f"{path} does not exist")
-    zarr = load_library(*LIBRARIES["zarr"])
     if kind.startswith("group"):
         path = path / _choose(location, list(_zarr_arrays(path)), "/")
-    array = zarr.open_array(str(path), mode="r")
+    return zarr.open_array(str(path), mode="r"), str(path)
+
+
+def _open_zarr(location: Location) -> Volume:
+    array, place = _find_array(location)
     about = array.attrs.get("lpa3d")
     if isinstance(about, dict) and about.get("complete") is False:
         raise InputError(
@@ -184,14 +203,16 @@ def _open_zarr(location: Location) -> Volume:
         return np.asarray(view.read(array, box))
 
     def list_stored() -> tuple[list[Box], Any]:
-        corners = [[at * size for at, size in zip(place, stored, strict=True)] for place in _list_chunks(array)]
+        if location.url:
+            return list(cut_box(tuple(slice(0, size) for size in shape), unit, array.dtype.itemsize)), 0
+        corners = [[at * size for at, size in zip(chunk, stored, strict=True)] for chunk in _list_chunks(array)]
         starts = [view.pick(corner) for corner in corners if view.holds(corner, stored)]
         fill = array.fill_value
         return _box_chunks(starts, chunks, shape, unit, array.dtype.itemsize), 0 if fill is None else fill
 
     return Volume(
         location.name,
-        path,
+        Path(place),
         "zarr",
         shape,
         np.dtype(array.dtype),
@@ -203,6 +224,7 @@ def _open_zarr(location: Location) -> Volume:
         list_stored=list_stored,
         fetch_box=fetch_box,
         view=view,
+        url=place if location.url else "",
         coding=attribute_coding(location.base, array.attrs.asdict(), array.dtype),
     )
 

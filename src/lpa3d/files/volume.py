@@ -54,6 +54,8 @@ class Volume:
         The stored array, where it is one that is worked on tile by tile and not of zarr; `view` says how it is seen.
     at_once : bool
         Whether `read` takes all slabs at once: where the file is mapped into memory, or its library is quicker so.
+    url : str
+        That of the array, where it lies in object storage.
     list_stored, fetch_box : callable or None
         Where the file is stored in chunks: the boxes that are stored, in parts that may be read alone, with the value
         of all other voxels; and how such a box is read.
@@ -80,6 +82,7 @@ class Volume:
     view: View | None = field(default=None, repr=False)
     array: Any = field(default=None, repr=False)
     at_once: bool = False
+    url: str = ""
     _whole: Array | None = field(default=None, repr=False)
     coding: Coding | None = field(default=None, repr=False)
 

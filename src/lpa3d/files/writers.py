@@ -132,6 +132,13 @@ def plan(
     only = READ_ONLY.get(location.format) or READ_ONLY.get((location.format, location.path.suffix.lower()))
     if only:
         raise InputError(f"cannot write {location.name}: {only}")
+    if location.url:
+        if not outputs.stores:
+            raise InputError(
+                f"cannot write {location.name}: only work tile by tile writes to a URL, for which all inputs are zarr "
+                "(lpa3d convert makes them); write a local file, and copy it"
+            )
+        return Target(location, Beside(location.name, Path(), Path(), Path(), False), outputs, known)
     if imagej:
         if location.format != "tiff":
             raise InputError(Keyword("imagej"), f" is for TIFF files, and {location.name} is none; name it .tif")

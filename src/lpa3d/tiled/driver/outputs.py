@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from ...errors import InputError, InputTypeError, Keyword
 from ...files.outputs import ASIDE, TEMPORARY, Beside, flush, flush_folders, remove
+from ...files.places import reaching
 from .budget import canonical_sides
 from .grid import Box, Grid, Place
 from .origins import find_target
@@ -719,11 +720,10 @@ def _place(name: str, wanted: Wanted) -> Output:
         from zarr.storage import FsspecStore
 
         try:
-            return Output(name, wanted, None, FsspecStore.from_url(place))
-        except ImportError as error:
-            raise InputError(
-                f"{place} needs a library that is not installed: {error}; pip install fsspec s3fs"
-            ) from error
+            with reaching(place):
+                return Output(name, wanted, None, FsspecStore.from_url(place))
+        except InputError:
+            raise
         except ValueError as error:
             raise InputError(f"{place} is no place that can be written: {error}") from error
     if not isinstance(place, (str, os.PathLike)):

@@ -269,15 +269,13 @@ def _open_path(name: str) -> Any:
 
 
 def _open_url(name: str) -> Any:
-    """Open a zarr array in object storage."""
+    """Open a zarr array in object storage, or the only one of a group."""
     import zarr
 
-    try:
-        return zarr.open_array(name, mode="r")
-    except ImportError as error:
-        raise InputError(f"{name} needs a library that is not installed: {error}; pip install fsspec s3fs") from error
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        raise InputError(f"{name} is no zarr array that can be opened: {error}") from error
+    from ...files.readers import open_volume
+
+    with open_volume(name) as volume:
+        return zarr.open_array(volume.url, mode="r")
 
 
 def open_classes(array: Any, role: str) -> Source:
