@@ -369,11 +369,14 @@ def _name_tiff_axes(axes: str, shape: Sequence[int], *, whole: bool) -> list[str
     Images in a row of which nothing else is said are slices. Where the shape is not noted as it was (OME and ImageJ
     always name all axes), a z axis of length 1 is one that is not used.
     """
-    names = list(axes.lower())
+    names: list[str] = list(axes.lower())
     rows = [k for k, axis in enumerate(axes) if axis in "IQ"]
     slices = [k for k in rows if shape[k] > 1] or (rows[-1:] if whole else [])
     if "z" not in names and len(slices) == 1:
         names[slices[0]] = "z"
+    elif "z" not in names and slices:
+        # Nobody can say which of several are slices.
+        names = ["" if axis in "IQYX" else axis.lower() for axis in axes]
     return [f"{axis}^" if axis == "z" and n == 1 and not whole else axis for axis, n in zip(names, shape, strict=True)]
 
 
@@ -508,7 +511,10 @@ def _open_hdf5(location: Location) -> Volume:
 
 
 def _name_dimensions(node: Any) -> list[str | None]:
-    """Return the labels of a dataset's dimensions, or the names of the scales that netCDF gives them."""
+    """Return what HDF5 calls the axes: the labels of dimensions, or the names of the scales that netCDF gives them."""
+    if "IMAGE_TRUECOLOR" in str(node.attrs.get("IMAGE_SUBCLASS")) and node.ndim == 3:
+        # Colours of one image, as HDF5's own specification of images has them.
+        return list("syx" if "PLANE" in str(node.attrs.get("INTERLACE_MODE")) else "yxs")
     return [
         dimension.label or next((name.rpartition("/")[2] for scale in dimension.values() if (name := scale.name)), None)
         for dimension in node.dims
