@@ -48,7 +48,8 @@ def open_volume(name: str | os.PathLike[str]) -> Volume:
     ----------
     name : str or path
         A file, a zarr folder or a folder of images, with the array inside where there are several: ``a.zarr/labels``,
-        ``a.h5:/labels``.
+        ``a.h5:/labels``. Behind it an index along each axis that is none of space and longer than 1: ``a.zarr:c=2``,
+        ``a.h5:/labels:c=0,t=3``.
 
     Returns
     -------
@@ -58,9 +59,9 @@ def open_volume(name: str | os.PathLike[str]) -> Volume:
     Raises
     ------
     InputError
-        If there is no such file, its suffix is unknown, it cannot be read, or it holds several arrays and `name` does
-        not say which one. For a folder also if the names of its images give no clear order, or if the images differ
-        in size or kind, are in colour or hold several pages.
+        If there is no such file, its suffix is unknown, it cannot be read, or it holds several arrays, or channels or
+        times, and `name` does not say which one. For a folder also if the names of its images give no clear order, or
+        if the images differ in size or kind, are in colour or hold several pages.
     LibraryError
         If the library that reads it is not installed.
 
