@@ -220,6 +220,33 @@ def test_tiff_stacks_of_times(tmp_path):
     np.testing.assert_array_equal(io.read(f"{tmp_path / 'd.tif'}:s=1"), number((5, 6, 3))[..., 1])
 
 
+def test_rows_of_images_of_which_nothing_is_said(tmp_path):
+    array = number((2, 4, 5, 6))
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack")
+    with pytest.raises(InputError, match=r"no names for its axes.*a\.tif:0=0 \(0 from 0 to 1\)"):
+        io.read(tmp_path / "a.tif")
+    np.testing.assert_array_equal(io.read(f"{tmp_path / 'a.tif'}:0=1"), array[1])
+    tifffile.imwrite(tmp_path / "b.tif", array[None, :1], photometric="minisblack")
+    np.testing.assert_array_equal(io.read(tmp_path / "b.tif"), array[0])
+
+
+def test_a_colour_image_in_hdf5(tmp_path):
+    array = number((5, 6, 3)).astype(np.uint8)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["pixel"], file["plane"] = array, array.transpose(2, 0, 1)
+        for name, mode in (("pixel", "INTERLACE_PIXEL"), ("plane", "INTERLACE_PLANE")):
+            said = {"CLASS": "IMAGE", "IMAGE_SUBCLASS": "IMAGE_TRUECOLOR", "INTERLACE_MODE": mode}
+            file[name].attrs.update({key: np.bytes_(value) for key, value in said.items()})
+        file["white"] = array[..., 0]
+        file["white"].attrs["IMAGE_WHITE_IS_ZERO"] = 1
+    for name in ("pixel", "plane"):
+        with pytest.raises(InputError, match="s is a colour axis"):
+            io.read(f"{tmp_path / 'a.h5'}:/{name}")
+        np.testing.assert_array_equal(io.read(f"{tmp_path / 'a.h5'}:/{name}:s=1"), array[..., 1])
+    with pytest.raises(InputError, match="0 is white"):
+        io.read(f"{tmp_path / 'a.h5'}:/white")
+
+
 def test_a_nifti_file_of_times(tmp_path):
     nibabel = pytest.importorskip("nibabel")
     array = number((6, 5, 4, 3))
@@ -275,6 +302,9 @@ def test_a_long_axis_of_an_array_is_asked_for(tmp_path):
         lpa3d.label(zarr.open_array(place, mode="r"), out=tmp_path / "out.zarr")
     with pytest.raises(InputError, match=r"^volume: .*a\.zarr has shape.*a\.zarr:c=0"):
         lpa3d.label(str(place), out=tmp_path / "out.zarr")
+    for out in (place, tmp_path / "a.zarr/inner"):
+        with pytest.raises(InputError, match=r"a\.zarr"):
+            lpa3d.label(f"{place}:c=0", out=out, overwrite=True)
     with pytest.raises(InputError, match="outputs are written whole"):
         lpa3d.label(f"{place}:c=0", out=f"{tmp_path / 'out.zarr'}:c=0")
     assert not (tmp_path / "out.zarr").exists()
@@ -305,6 +335,22 @@ def test_files_that_contradict_themselves(tmp_path):
 )
 def test_attributes_that_name_axes(attributes, axes):
     assert "".join(map(str, read_axes(attributes, 4) or ())) == axes
+
+
+def test_a_run_goes_on_with_the_same_choice_only(tmp_path):
+    array = np.random.default_rng(1).integers(0, 3, (2, 7, 6, 5)).astype(np.uint8)
+    place = write_dimensions(tmp_path / "a.zarr", "cxyz", array)
+
+    def stop(stage: str, fraction: float) -> None:
+        if fraction > 0.3:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        lpa3d.label(f"{place}:c=0", out=out, tile=4, progress=stop)
+    with pytest.raises(InputError, match="volume"):
+        lpa3d.label(f"{place}:c=1", out=out, tile=4)
+    np.testing.assert_array_equal(lpa3d.label(f"{place}:c=0", out=out, tile=4)[...], lpa3d.label(array[0].T))
 
 
 def test_names_that_say_little():

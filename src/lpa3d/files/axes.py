@@ -124,10 +124,10 @@ class View:
     def describe(self) -> str:
         """Return how the axes are seen, in words; empty where the file says that they are as they are seen."""
         seen = " ".join(self.named) or "z y x"[-2 * len(self.order) + 1 :]
-        taken = "".join(f", {self.names[k]}={self.index[k]}" for k in self.beside)
+        taken = "".join(f", {self.names[k]}={self.index[k]}" for k in self.beside if self.sizes[k] > 1)
         if not self.named:
             return f"not in the file, taken for {seen}{taken}"
-        if self.is_plain and not taken:
+        if self.is_plain and not self.beside:
             return ""
         stored = ", ".join(f"{name} ({size})" for name, size in zip(self.names, self.sizes, strict=True))
         return f"{stored} in the file, read as {seen}{taken}"

@@ -140,7 +140,9 @@ def _parse_options(location: Location) -> Options:
             elif name != "instances" or value:
                 raise ValueError
         except (ValueError, AttributeError):
-            raise InputError(f"{location.name}: {part!r} is none of what may stand behind a COCO file: {OPTIONS}") from None
+            raise InputError(
+                f"{location.name}: {part!r} is none of what may stand behind a COCO file: {OPTIONS}"
+            ) from None
     return Options(**{**found.__dict__, **said})
 
 
@@ -318,9 +320,7 @@ def _paint(location: Location, masks: Sequence[Mask], plane: Array) -> int:
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise InputError(f"{location.path}: mask {mask.place} (from 0 on) cannot be read: {error}") from error
     claimed = np.zeros(plane.shape, np.uint32)
-    for mask, inside in sorted(
-        decoded, key=lambda one: (one[0].score, -int(one[1].sum()), -one[0].place)
-    ):
+    for mask, inside in sorted(decoded, key=lambda one: (one[0].score, -int(one[1].sum()), -one[0].place)):
         plane[inside] = mask.value
         claimed += inside
     return int(np.count_nonzero(claimed > 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -304,7 +305,7 @@ def _find_groups(array: Any) -> Iterator[tuple[str, Any]]:
     zarr = load_library(*LIBRARIES["zarr"])
     kind, store = type(array.store).__name__, array.store
     if kind == "LocalStore":
-        path = Path(store.root) / array.path
+        path = Path(os.path.abspath(store.root), array.path)
         for parent in path.parents:
             if not zarr_kind(parent).startswith("group"):
                 return

@@ -86,8 +86,7 @@ def open_metaimage(location: Location) -> Volume:
 
     def load() -> Array:
         parts = [
-            _load(file, at, count, dtype, packed=packed, binary=binary)
-            for file, at in zip(files, starts, strict=True)
+            _load(file, at, count, dtype, packed=packed, binary=binary) for file, at in zip(files, starts, strict=True)
         ]
         return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(sizes[::-1])
 

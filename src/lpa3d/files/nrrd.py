@@ -147,7 +147,9 @@ def _name_axes(header: Mapping[str, Any], ndim: int) -> tuple[list[str], Geometr
         origin = header.get("space origin")
         place = None if origin is None or len(origin) != 3 else (np.asarray(origin, float) * turn).tolist()
         listed: Any = [str(unit) for unit in units] if units is not None and len(units) == 3 else ""
-        along, geometry = directed_geometry(of, [step.tolist() for step in steps], listed, place, "RAS" if signs else "")
+        along, geometry = directed_geometry(
+            of, [step.tolist() for step in steps], listed, place, "RAS" if signs else ""
+        )
         of = of if of == said else along
     elif spacings is not None and len(space) in (2, 3):
         each, mins = header.get("units"), header.get("axis mins", header.get("axismins"))

@@ -190,7 +190,9 @@ def _is_json(path: Path, key: str) -> bool:
 def refuse_short(path: Path, size: int, needed: int) -> None:
     """Refuse a file that has fewer bytes than it says that it holds."""
     if size < needed:
-        raise InputError(f"{path} is incomplete: it has {size:,} bytes, but its voxels reach to {needed:,}{INTERRUPTED}")
+        raise InputError(
+            f"{path} is incomplete: it has {size:,} bytes, but its voxels reach to {needed:,}{INTERRUPTED}"
+        )
 
 
 INTERRUPTED = "; the copy of it, or the program that wrote it, was interrupted: copy or export it again"
@@ -234,7 +236,9 @@ def reaching(url: str) -> Iterator[None]:
     except ValueError as error:
         if "rotocol not known" not in str(error):
             raise
-        raise InputError(f"{url} begins with {service}://, which is no known place; known are {', '.join(SERVICES)}") from error
+        raise InputError(
+            f"{url} begins with {service}://, which is no known place; known are {', '.join(SERVICES)}"
+        ) from error
 
 
 LIBRARIES = {

@@ -54,7 +54,8 @@ def open_volume(name: str | os.PathLike[str]) -> Volume:
     ----------
     name : str or path
         A file, a zarr folder or a folder of images, with the array inside where there are several: ``a.zarr/labels``,
-        ``a.h5:/labels``.
+        ``a.h5:/labels``. Behind it an index along each axis that is none of space and longer than 1: ``a.zarr:c=2``,
+        ``a.h5:/labels:c=0,t=3``.
 
     Returns
     -------
@@ -64,9 +65,9 @@ def open_volume(name: str | os.PathLike[str]) -> Volume:
     Raises
     ------
     InputError
-        If there is no such file, its suffix is unknown, it cannot be read, or it holds several arrays and `name` does
-        not say which one. For a folder also if the names of its images give no clear order, or if the images differ
-        in size or kind, are in colour or hold several pages.
+        If there is no such file, its suffix is unknown, it cannot be read, or it holds several arrays, or channels or
+        times, and `name` does not say which one. For a folder also if the names of its images give no clear order, or
+        if the images differ in size or kind, are in colour or hold several pages.
     LibraryError
         If the library that reads it is not installed.
 
@@ -426,11 +427,14 @@ def _name_tiff_axes(axes: str, shape: Sequence[int], *, whole: bool) -> list[str
     Images in a row of which nothing else is said are slices. Where the shape is not noted as it was (OME and ImageJ
     always name all axes), a z axis of length 1 is one that is not used.
     """
-    names = list(axes.lower())
+    names: list[str] = list(axes.lower())
     rows = [k for k, axis in enumerate(axes) if axis in "IQ"]
     slices = [k for k in rows if shape[k] > 1] or (rows[-1:] if whole else [])
     if "z" not in names and len(slices) == 1:
         names[slices[0]] = "z"
+    elif "z" not in names and slices:
+        # Nobody can say which of several are slices.
+        names = ["" if axis in "IQYX" else axis.lower() for axis in axes]
     return [f"{axis}^" if axis == "z" and n == 1 and not whole else axis for axis, n in zip(names, shape, strict=True)]
 
 
@@ -565,7 +569,10 @@ def _open_hdf5(location: Location) -> Volume:
 
 
 def _name_dimensions(node: Any) -> list[str | None]:
-    """Return the labels of a dataset's dimensions, or the names of the scales that netCDF gives them."""
+    """Return what HDF5 calls the axes: the labels of dimensions, or the names of the scales that netCDF gives them."""
+    if "IMAGE_TRUECOLOR" in str(node.attrs.get("IMAGE_SUBCLASS")) and node.ndim == 3:
+        # Colours of one image, as HDF5's own specification of images has them.
+        return list("syx" if "PLANE" in str(node.attrs.get("INTERLACE_MODE")) else "yxs")
     return [
         dimension.label or next((name.rpartition("/")[2] for scale in dimension.values() if (name := scale.name)), None)
         for dimension in node.dims
@@ -619,9 +626,7 @@ def _open_npz(location: Location) -> Volume:
         with np.load(location.path, allow_pickle=False) as file:
             return np.asarray(view.read(file[key])[lo:hi])
 
-    return Volume(
-        location.name, location.path, "npz", view.shape, dtype, fetch, compression="zip", view=view
-    )
+    return Volume(location.name, location.path, "npz", view.shape, dtype, fetch, compression="zip", view=view)
 
 
 def _read_npy_head(form: Any, file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:

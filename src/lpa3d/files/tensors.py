@@ -226,7 +226,10 @@ def _find_layer(folder: Path) -> dict[str, Any] | None:
             for mag in layer.get("mags") or layer.get("wkwResolutions") or ():
                 steps = mag.get("mag", mag.get("resolution", 1))
                 steps = [steps] * 3 if isinstance(steps, int) else list(steps)
-                path = mag.get("path") or f"{layer['name']}/{'-'.join(map(str, steps)) if len(set(steps)) > 1 else steps[0]}"
+                path = (
+                    mag.get("path")
+                    or f"{layer['name']}/{'-'.join(map(str, steps)) if len(set(steps)) > 1 else steps[0]}"
+                )
                 if (parent / path).resolve() == folder.resolve():
                     return {"scale": said.get("scale"), "mag": steps, "axisOrder": mag.get("axisOrder")}
     return None

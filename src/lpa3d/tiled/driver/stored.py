@@ -155,7 +155,7 @@ class Source:
                 unknown.add(origin.unknown)
             else:
                 found.append(hashlib.sha256(b"\n".join(contents)).hexdigest())
-        if self.view.named or self.view.beside:
+        if not self.view.is_plain or self.view.beside:
             form = [form, self.view.index, self.view.order]
         digest = hashlib.sha256(json.dumps([form, sorted(found)], sort_keys=True, default=str).encode())
         return about | {"digest": digest.hexdigest()} | ({"unknown": ", ".join(sorted(unknown))} if unknown else {})
