@@ -144,12 +144,16 @@ def _check_values(job: Job, files: Sequence[Volume], names: Sequence[str], surve
             )
         if high is None:
             job.terminal.message(f"warning: {file.name} holds nothing, so that there is no {names[k]}")
-        elif file.dtype.kind in "ui" and file.dtype.itemsize > 1 and not survey.is_mask(k):
-            if high == np.iinfo(file.dtype).max:
-                job.terminal.message(
-                    f"warning: {high} is an id of {file.name} like others; if it marks voxels that do not count, set "
-                    "them to 0"
-                )
+        elif (
+            file.dtype.kind in "ui"
+            and file.dtype.itemsize > 1
+            and high == np.iinfo(file.dtype).max
+            and not survey.is_mask(k)
+        ):
+            job.terminal.message(
+                f"warning: {high} is an id of {file.name} like others; if it marks voxels that do not count, set them "
+                "to 0"
+            )
         lost = len(survey.ids[k]) - len(survey.kept[k])
         if lost:
             job.terminal.message(

@@ -141,7 +141,7 @@ def _states_affine(geometry: Geometry) -> bool:
 
 
 def _find_directions(geometry: Geometry) -> tuple[str, Any] | None:
-    """Return where the axes x, y and z of a file point to, as columns, and in which frame; None where it is not said."""
+    """Return in which frame, and where to, the axes x, y and z of a file point, as columns; None if it does not say."""
     if _states_affine(geometry):
         return "RAS", geometry.nifti.get_best_affine()
     return None if geometry.directions is None else (geometry.frame, np.array(geometry.directions).T)

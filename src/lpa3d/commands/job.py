@@ -28,7 +28,7 @@ from ..files.geometry import Geometry
 from ..files.outputs import Beside, Outputs
 from ..files.places import FileError
 from ..files.readers import open_volume
-from ..files.volume import Volume
+from ..files.volume import Lazy, Volume
 from ..files.writers import Target
 from .terminal import Terminal
 from .wording import Word
@@ -107,7 +107,7 @@ class Job:
                 )
         return array
 
-    def write(self, target: Target, array: Array, geometry: Geometry) -> None:
+    def write(self, target: Target, array: Array | Lazy, geometry: Geometry) -> None:
         """Write a result as one step."""
         self.terminal.step(f"writing {target.location.name}", "wrote")
         target.write(array, geometry, self.progress)

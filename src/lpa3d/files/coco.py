@@ -151,8 +151,8 @@ def _list_tables(
 ) -> tuple[list[Mapping[str, Any]], dict[Any, Mapping[str, Any]], dict[int, str]]:
     """Return the annotations, the images by their id, and the names of the categories."""
     what = (
-        f"{location.path} is no COCO file: a list of masks (each with image_id, category_id, segmentation), or an object "
-        "with images and annotations is needed"
+        f"{location.path} is no COCO file: a list of masks (each with image_id, category_id, segmentation), or an "
+        "object with images and annotations is needed"
     )
     if isinstance(found, Mapping) and isinstance(found.get("annotations"), list):
         annotations = found["annotations"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import warnings
@@ -292,13 +293,22 @@ def named_geometry(
 
 def _list_groups(array: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the name of a zarr array in each group around it, from the inside, and the group's OME-NGFF metadata."""
-    for inner, group in _find_groups(array):
-        attributes = group.attrs.asdict()
+    for inner, attributes in _find_groups(array):
         yield inner, attributes.get("ome", attributes)
 
 
-def _find_groups(array: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the name of a zarr array in each group around it, from the inside, and the group.
+def _read_group(path: Path) -> Mapping[str, Any]:
+    """Return the attributes of a local group; of format 2 also where it spells its format as text, as WEBKNOSSOS did."""
+    found: Any = {}
+    if (path / "zarr.json").is_file():
+        found = json.loads((path / "zarr.json").read_bytes()).get("attributes", {})
+    elif (path / ".zattrs").is_file():
+        found = json.loads((path / ".zattrs").read_bytes())
+    return found if isinstance(found, Mapping) else {}
+
+
+def _find_groups(array: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the name of a zarr array in each group around it, from the inside, and the group's attributes.
 
     The store of an array that was opened by its path, or URL, begins with the array itself.
     """
@@ -309,7 +319,7 @@ def _find_groups(array: Any) -> Iterator[tuple[str, Any]]:
         for parent in path.parents:
             if not zarr_kind(parent).startswith("group"):
                 return
-            yield path.relative_to(parent).as_posix(), zarr.open_group(str(parent), mode="r")
+            yield path.relative_to(parent).as_posix(), _read_group(parent)
     outside = kind == "FsspecStore"
     place, inner = (f"{store.path.rstrip('/')}/{array.path}".rstrip("/") if outside else f"/{array.path}"), ""
     while "/" in place.strip("/" if outside else ""):
@@ -320,7 +330,7 @@ def _find_groups(array: Any) -> Iterator[tuple[str, Any]]:
             group = zarr.open_group(at, path="" if outside else place.strip("/"), mode="r")
         except (OSError, KeyError, ValueError):
             return  # services also say that one may not look at what is not there
-        yield inner, group
+        yield inner, group.attrs.asdict()
 
 
 def _name_axes(image: Mapping[str, Any], ndim: int) -> list[str]:

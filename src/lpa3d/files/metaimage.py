@@ -183,8 +183,7 @@ def _load(path: Path, start: int, count: int, dtype: np.dtype[Any], *, packed: b
         with open(path, "rb") as file:
             file.seek(start)
             words = file.read().split()
-        if len(words) < count:
-            raise InputError(f"{path} is incomplete: it has {len(words):,} of {count:,} numbers{INTERRUPTED}")
+        refuse_short(path, len(words), count, "numbers")
         return np.array(words[:count]).astype(dtype)
     return np.memmap(path, dtype, "r", start, (count,)) if count else np.empty(0, dtype)
 
@@ -197,6 +196,8 @@ def _unpack(path: Path, start: int) -> Iterator[bytes]:
         while part := file.read(2**20):
             yield unpacker.decompress(part)
     yield unpacker.flush()
+    if not unpacker.eof:
+        raise InputError(f"{path} is incomplete: what is compressed in it does not end{INTERRUPTED}")
 
 
 def write_metaimage(path: Path, array: Any, geometry: Geometry, progress: Callable[[float], None]) -> None:

@@ -45,13 +45,15 @@ def open_mrc(location: Location) -> Volume:
     mode = int(header.mode)
     if mode not in MODES:
         kinds = {3: "complex numbers", 4: "complex numbers", 16: "colours", 101: "4-bit numbers"}
+        what = kinds.get(mode, "other numbers")
         raise InputError(
-            f"{path} holds {kinds.get(mode, f'numbers of the mode {mode}')} (mode {mode}), which are not read; store it "
-            "with the mode 0, 1, 2 or 6 (newstack -mode 1)"
+            f"{path} holds {what} (mode {mode}), which are not read; store it with the mode 0, 1, 2 or 6 (newstack "
+            "-mode 1)"
         )
     dtype = np.dtype(MODES[mode]).newbyteorder(order)
     sections, rows, columns = (int(header[name]) for name in ("nz", "ny", "nx"))
-    axes, sizes = _name_axes(location, header), (sections, rows, columns)
+    axes = _name_axes(location, header)
+    sizes: tuple[int, ...] = (sections, rows, columns)
     if sections == 1 and int(header.ispg) == 0:
         axes, sizes = axes[1:], (rows, columns)  # an image, as mrcfile has it
     if int(header.ispg) in STACKS and 0 < int(header.mz) < sections and sections % int(header.mz) == 0:

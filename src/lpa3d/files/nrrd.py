@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import math
 from collections.abc import Callable, Mapping
@@ -75,7 +76,9 @@ def open_nrrd(location: Location) -> Volume:
     skipped = int(header.get("byteskip", header.get("byte skip", 0)) or 0)
     lines = int(header.get("lineskip", header.get("line skip", 0)) or 0)
     count = math.prod(sizes)
-    mapped = encoding == "raw" and not lines and skipped >= -1
+    if min(lines, 0) or skipped < -1:
+        raise InputError(f"{path} skips {lines} lines and {skipped} bytes, which cannot be; mend its header")
+    mapped = encoding == "raw" and not lines
     if mapped:
         size = data.stat().st_size
         start = size - count * dtype.itemsize if skipped == -1 else start + skipped
@@ -85,9 +88,21 @@ def open_nrrd(location: Location) -> Volume:
         if mapped:
             whole = np.memmap(data, dtype, "r", start, sizes[::-1]) if count else np.empty(sizes[::-1], dtype)
             return np.asarray(whole)
-        with open(path, "rb") as file:
-            again = nrrd.read_header(file)
-            return np.asarray(nrrd.read_data(again, file, str(path), index_order="C"))
+        with open(data, "rb") as file:
+            file.seek(start)
+            for _ in range(lines):
+                file.readline()
+            if encoding in TEXT:
+                words = file.read().split()
+                refuse_short(data, len(words), count, "numbers")
+                return np.array(words[:count]).astype(dtype).reshape(sizes[::-1])
+            # Of what is compressed bytes are skipped behind that.
+            stream = gzip.GzipFile(fileobj=file) if encoding in ("gzip", "gz") else bz2.BZ2File(file)
+            found = (file if encoding == "raw" else stream).read()
+        needed = count * dtype.itemsize
+        at = len(found) - needed if skipped == -1 else skipped
+        refuse_short(data, len(found), max(at, 0) + needed)
+        return np.frombuffer(found, dtype, count, at).reshape(sizes[::-1])
 
     return Volume(
         location.name,
@@ -160,8 +175,8 @@ def _name_axes(header: Mapping[str, Any], ndim: int) -> tuple[list[str], Geometr
         place = [float(mins[at[axis]]) if axis in at else 0.0 for axis in "xyz"] if mins is not None else None
         if place is not None and not np.isfinite(place).all():
             place = None
-        steps = [[sizes[axis] if axis == way else 0.0 for way in "xyz"] for axis in of]
-        geometry = directed_geometry(of, steps, listed, place, "")[1] if known_axes else Geometry()
+        along_axes = [[sizes[axis] if axis == way else 0.0 for way in "xyz"] for axis in of]
+        geometry = directed_geometry(of, along_axes, listed, place, "")[1] if known_axes else Geometry()
     else:
         geometry = Geometry()
     for k, axis in zip(space, of, strict=True):

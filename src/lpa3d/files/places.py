@@ -76,14 +76,15 @@ class Location:
 
 
 SUFFIXES = {
-    ".npy": "npy", ".nii": "nifti", ".nii.gz": "nifti", ".tif": "tiff", ".tiff": "tiff", ".nrrd": "nrrd", ".nhdr": "nrrd",
-    ".mha": "metaimage", ".mhd": "metaimage",
+    ".npy": "npy", ".nii": "nifti", ".nii.gz": "nifti", ".tif": "tiff", ".tiff": "tiff",
+    ".nrrd": "nrrd", ".nhdr": "nrrd", ".mha": "metaimage", ".mhd": "metaimage",
 } | {f".{stem}{packed}": "mrc" for stem in ("mrc", "rec", "st", "map") for packed in ("", ".gz", ".bz2")}  # fmt: skip
 INSIDE = {"h5": "hdf5", "hdf5": "hdf5", "hdf": "hdf5", "npz": "npz", "json": "coco"}
 """Suffixes of files that hold several arrays, of which one may be named behind a colon."""
 KNOWN = (
     ".zarr, .npy, .npz (file.npz:array), .nii, .nii.gz, .tif, .tiff, .h5 (file.h5:/dataset), .hdf5, .mrc, .rec, .nrrd, "
-    ".nhdr, .mha, .mhd, .n5, .precomputed and .json (COCO); a folder with a PNG or TIFF image for each slice can be read"
+    ".nhdr, .mha, .mhd, .n5, .precomputed and .json (COCO); a folder with a PNG or TIFF image for each slice can be "
+    "read"
 )
 
 
@@ -187,11 +188,11 @@ def _is_json(path: Path, key: str) -> bool:
     return False
 
 
-def refuse_short(path: Path, size: int, needed: int) -> None:
-    """Refuse a file that has fewer bytes than it says that it holds."""
+def refuse_short(path: Path, size: int, needed: int, what: str = "bytes") -> None:
+    """Refuse a file that has fewer bytes, or numbers, than it says that it holds."""
     if size < needed:
         raise InputError(
-            f"{path} is incomplete: it has {size:,} bytes, but its voxels reach to {needed:,}{INTERRUPTED}"
+            f"{path} is incomplete: it has {size:,} {what}, but its voxels reach to {needed:,}{INTERRUPTED}"
         )
 
 

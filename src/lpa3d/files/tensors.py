@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..arrays.text import list_some
 from ..errors import InputError, Lpa3dWarning
-from .axes import SPACE, View, read_axes
+from .axes import View, read_axes
 from .geometry import Geometry, attribute_geometry, convert_unit, drop_unfilled, named_geometry
 from .places import LIBRARIES, Location, load_library
 from .volume import Box, Volume, choose_rows, cut_box, find_bounds
@@ -194,13 +194,14 @@ def _name_n5_axes(
         return [next(name for name, k in order.items() if k == at) for at in range(ndim)]
     if layer is not None and ndim == 4:
         return ["c", "x", "y", "z"]  # what WEBKNOSSOS writes
-    said = {key: value for key, value in attributes.items() if key != "transform"}
-    named = read_axes(said, ndim)
+    named = read_axes({key: value for key, value in attributes.items() if key != "transform"}, ndim)
+    if named is not None and _in_numpy_order(attributes):
+        named = named[::-1]
     if named is None:
         transform = attributes.get("transform")
         if isinstance(transform, Mapping) and len(transform.get("axes", ())) == ndim:
             # Its axes are listed the other way round, as NumPy has them, unless it says otherwise.
-            listed = [str(axis) for axis in transform["axes"]]
+            listed: list[str | None] = [str(axis) for axis in transform["axes"]]
             named = listed if transform.get("ordering", transform.get("order")) == "F" else listed[::-1]
     for _, about in around if named is None else ():
         if isinstance(about.get("axes"), list) and len(about["axes"]) == ndim and "dimensions" not in about:
@@ -209,7 +210,7 @@ def _name_n5_axes(
     if named is not None:
         return list(named)
     if ndim <= 3:
-        return ["x", "y", "z"][:ndim]
+        return list("xyz"[:ndim])
     # Of more axes those that are longer than 1 must be those of space.
     sizes = [int(size) for size in attributes["dimensions"]]
     kept = [k for k, size in enumerate(sizes) if size > 1]
@@ -245,8 +246,7 @@ def _n5_geometry(
 ) -> Geometry:
     """Read the voxel size of an array of N5: of its own attributes, else of a group around it, or of WEBKNOSSOS.
 
-    Attributes in the order of the axes count if the axes have names: ``resolution`` alone is (x, y, z) in the files of
-    one program and (z, y, x) in those of another.
+    ``resolution`` without ``axes`` is (x, y, z) in the files of Paintera and (z, y, x) in those of daisy.
     """
     factors = attributes.get("downsamplingFactors")
     for inner, about in [("", attributes), *((folder.relative_to(at).as_posix(), one) for at, one in around)]:
@@ -263,27 +263,37 @@ def _n5_geometry(
             return _times(found, steps)
     if layer is not None and layer["scale"] is not None:
         said = layer["scale"]
-        sizes, unit = (said.get("factor"), said.get("unit", "nm")) if isinstance(said, Mapping) else (said, "nm")
+        of = said if isinstance(said, Mapping) else {"factor": said}
+        sizes, unit = list(of["factor"]), str(of.get("unit", "nm"))
         return named_geometry("xyz", [a * b for a, b in zip(sizes, layer["mag"], strict=True)], [unit] * 3, None)
     return Geometry()
 
 
+def _in_numpy_order(about: Mapping[str, Any]) -> bool:
+    """Return whether attributes are by a library that lists axes the other way round than N5, as NumPy has them."""
+    return "axes" not in about and any(key in about for key in ("axis_names", "_ARRAY_DIMENSIONS", "voxel_size"))
+
+
 def _read_sizes(location: Location, about: Mapping[str, Any], view: View) -> Geometry:
-    """Read the voxel size of one set of attributes, in the order of the named axes where they are in that."""
-    named = any(key in about for key in ("axes", "axis_names", "_ARRAY_DIMENSIONS"))
-    plain = {key: about.get(key) for key in ("spacing", "voxel_size", "resolution", "element_size_um")}
-    listed = {key: value for key, value in plain.items() if isinstance(value, list)}
-    if listed and not named:
-        key, value = next(iter(listed.items()))
-        if len(set(value)) > 1 and "pixelResolution" not in about and "transform" not in about:
+    """Read the voxel size of one set of attributes, in the order of the stored axes."""
+    if _in_numpy_order(about):
+        lists = ("spacing", "voxel_size", "resolution", "element_size_um", "offset", "units")
+        about = {
+            key: value[::-1] if key in lists and isinstance(value, list) else value for key, value in about.items()
+        }
+    elif "axes" not in about:
+        listed = {key: about[key] for key in ("spacing", "resolution") if isinstance(about.get(key), list)}
+        unequal = {key: value for key, value in listed.items() if len(set(value)) > 1}
+        if unequal and "pixelResolution" not in about and "transform" not in about:
+            key, value = next(iter(unequal.items()))
             warnings.warn(
-                f"{location.name} says that its {key} is {' '.join(map(str, value))}, but not along which axes: programs "
-                "that write N5 differ in that; it is not used, pass the true spacing",
+                f"{location.name} says that its {key} is {' '.join(map(str, value))}, but not along which axes: "
+                "programs that write N5 differ in that; it is not used, pass the true spacing",
                 Lpa3dWarning,
                 3,
             )
-        if len(set(value)) > 1:
-            about = {name: value for name, value in about.items() if name not in listed}
+        # Neither can it be told which number of an offset belongs to which axis.
+        about = {key: value for key, value in about.items() if key not in unequal and not (listed and key == "offset")}
     return attribute_geometry(about, view)
 
 

@@ -471,6 +471,10 @@ def _write_hdf5(target: Target, array: Array, geometry: Geometry, progress: Prog
         _write_boxes(stored, array, HDF5_CHUNK, progress)
 
 
+def _write_nrrd(target: Target, array: Array, geometry: Geometry, progress: Progress) -> None:
+    write_nrrd(target.output.temp, array, geometry, progress, target.names)
+
+
 def _write_n5(target: Target, array: Array, geometry: Geometry, progress: Progress) -> None:
     folder = Path(os.path.realpath(target.location.path / target.location.inner))
     inner = folder.relative_to(target.output.target).as_posix()
@@ -478,12 +482,12 @@ def _write_n5(target: Target, array: Array, geometry: Geometry, progress: Progre
     write_n5(target.output.temp, "" if inner == "." else inner, array, geometry, progress, about)
 
 
-WRITERS: dict[str, Callable[[Target, Array, Geometry, Progress], None]] = {
+WRITERS: dict[str, Callable[[Target, Any, Geometry, Progress], None]] = {
     "zarr": _write_zarr,
     "npy": _write_npy,
     "npz": _write_npz,
     "mrc": lambda target, *given: write_mrc(target.output.temp, *given),
-    "nrrd": lambda target, *given: write_nrrd(target.output.temp, *given, target.names),
+    "nrrd": _write_nrrd,
     "metaimage": lambda target, *given: write_metaimage(target.output.temp, *given),
     "precomputed": lambda target, *given: write_precomputed(target.output.temp, *given),
     "n5": _write_n5,
