@@ -278,4 +278,4 @@ def test_what_webknossos_writes(data_dir):
             assert volume.geometry.spacing == (1.0, 1.0, 1.0)
             assert volume.geometry.unit in ("nm", "nanometer")
     with pytest.raises(InputError, match="c is a channel axis"):
-        io.read(folder / "simple_n5_dataset" / "color")
+        io.read(folder / "simple_n5_dataset" / "color" / "1")

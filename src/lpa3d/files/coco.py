@@ -97,8 +97,9 @@ def open_coco(location: Location) -> Volume:
 
     def close() -> None:
         pixels = sum(shared.values())
+        planes = sum(1 for count in shared.values() if count)
+        shared.clear()
         if pixels:
-            planes = sum(1 for count in shared.values() if count)
             warnings.warn(
                 f"{location.name}: {pixels:,} pixels of {planes} slices are in several masks; they have the one with "
                 "the highest score, of equal ones the smallest",
@@ -125,7 +126,7 @@ def _parse_options(location: Location) -> Options:
     """Return what is asked for behind the colon."""
     found = Options()
     said: dict[str, Any] = {}
-    for part in [*(location.inner.split(",") if location.inner else []), *(f"{k}={v}" for k, v in location.chosen)]:
+    for part in location.inner.split(",") if location.inner else ():
         name, _, value = part.strip().partition("=")
         try:
             if name == "classes" and not value:

@@ -298,7 +298,7 @@ def _list_groups(array: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _read_group(path: Path) -> Mapping[str, Any]:
-    """Return the attributes of a local group; of format 2 also where it spells its format as text, as WEBKNOSSOS did."""
+    """Return the attributes of a local group, also of one whose format is text, as WEBKNOSSOS wrote it."""
     found: Any = {}
     if (path / "zarr.json").is_file():
         found = json.loads((path / "zarr.json").read_bytes()).get("attributes", {})
@@ -351,8 +351,14 @@ def _list_images(array: Any) -> Iterator[tuple[Mapping[str, Any], Mapping[str, A
     for inner, about in _list_groups(array):
         for image in about.get("multiscales", []):
             for dataset in image.get("datasets", []):
-                if dataset.get("path") == inner:
+                if dataset.get("path") == inner or _shorten(dataset.get("path")) == _shorten(inner):
                     yield image, dataset
+
+
+def _shorten(path: Any) -> str:
+    """Return the name of a magnification as WEBKNOSSOS lists it: ``1`` of a folder ``1-1-1``."""
+    parts = str(path).split("-")
+    return parts[0] if parts[0].isdecimal() and len(set(parts)) == 1 else str(path)
 
 
 def zarr_view(array: Any, name: str | Keyword, chosen: Choice = ()) -> View:

@@ -101,7 +101,7 @@ def split_choice(name: str) -> tuple[str, Choice]:
         If it is no choice of an index for each of some axes.
     """
     match = CHOICE.fullmatch(name)
-    if not match or os.path.lexists(name):
+    if not match or os.path.lexists(name) or match[1].lower().endswith(".json"):
         return name, ()
     chosen: dict[str, int] = {}
     for part in match[2].split(","):

@@ -174,7 +174,13 @@ def open_n5(location: Location) -> Volume:
     around = [(parent, _read_json(parent / "attributes.json")) for parent in list(folder.parents)[:LEAVES]]
     layer = _find_layer(folder)
     axes = _name_n5_axes(location, folder, attributes, around, layer, ndim)
-    spec = {"driver": "n5", "kvstore": _kvstore(folder)}
+    # Only what says how the array is stored: of other attributes tensorstore expects that they are of its own form.
+    metadata = {
+        key: attributes[key] for key in ("dimensions", "blockSize", "dataType", "compression") if key in attributes
+    }
+    if "compression" not in metadata and "compressionType" in attributes:
+        metadata["compression"] = {"type": attributes["compressionType"]}
+    spec = {"driver": "n5", "kvstore": _kvstore(folder), "metadata": metadata, "assume_metadata": True}
     return _open_array(
         location, spec, axes, lambda view: _n5_geometry(location, folder, attributes, around, layer, view), folder
     )
