@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..errors import InputError, Keyword
 
-__all__ = ["SPACE", "Choice", "View", "choose_view", "read_axes", "read_axistags"]
+__all__ = ["SPACE", "Choice", "View", "choose_view", "read_axes", "read_axistags", "split_names"]
 
 Array = npt.NDArray[Any]
 Choice = tuple[tuple[str, int], ...]
@@ -292,7 +292,7 @@ def read_axes(
         *((key, attributes.get(key)) for key in ("_ARRAY_DIMENSIONS", "axis_names", "axes")),
         ("transform", transform.get("axes") if isinstance(transform, Mapping) else None),
     ):
-        found[key] = _mark_types(_split_names(said), attributes.get("types"))
+        found[key] = _mark_types(split_names(said), attributes.get("types"))
     useful = {key: names for key, names in found.items() if len(_known(names)) >= 2}
     for key, names in useful.items():
         of, other = next(iter(useful.items()))
@@ -311,16 +311,24 @@ def _known(names: Iterable[str | None]) -> list[str]:
     return [SPACE[name.strip().lower()] for name in names if name and name.strip().lower() in SPACE]
 
 
-def _split_names(said: Any) -> list[str | None]:
-    """Return the names of axes in a list, or in a text such as ``zyx`` or ``z,y,x``; none of anything else."""
+def split_names(said: Any) -> list[str | None]:
+    """Return the names of axes in a list, of OME-NGFF's too, or in a text such as ``zyx`` or ``z,y,x``; else none."""
     if isinstance(said, bytes):
         said = said.decode(errors="replace")
     if isinstance(said, str):
         parts = said.replace(",", " ").replace(":", " ").split()
         return list(parts[0] if len(parts) == 1 and set(parts[0].lower()) <= set("zyxct") else parts)
-    if isinstance(said, (list, tuple, np.ndarray)) and all(isinstance(one, (str, bytes)) for one in said):
-        return [one.decode(errors="replace") if isinstance(one, bytes) else str(one) for one in said]
-    return []
+    if not isinstance(said, (list, tuple, np.ndarray)):
+        return []
+    names: list[str | None] = []
+    for one in said:
+        if isinstance(one, Mapping):
+            names.append(f"{one.get('name', '')}{'' if one.get('type', 'space') == 'space' else '^'}")
+        elif isinstance(one, (str, bytes)):
+            names.append(one.decode(errors="replace") if isinstance(one, bytes) else str(one))
+        else:
+            return []
+    return names
 
 
 def _mark_types(names: list[str | None], types: Any) -> list[str | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, Keyword
-from .axes import SPACE, Choice, View, choose_view, read_axes, read_axistags
+from .axes import SPACE, Choice, View, choose_view, read_axes, read_axistags, split_names
 from .places import LIBRARIES, load_library, zarr_kind
 
 __all__ = [
@@ -208,7 +209,10 @@ def _find_groups(array: Any) -> Iterator[tuple[str, Any]]:
     The store of an array that was opened by its path, or URL, begins with the array itself.
     """
     zarr = load_library(*LIBRARIES["zarr"])
-    kind, store = type(array.store).__name__, array.store
+    store = array.store
+    while isinstance(store, zarr.storage.WrapperStore):
+        store = store._store
+    kind = type(store).__name__
     if kind == "LocalStore":
         path = Path(os.path.abspath(store.root), array.path)
         for parent in path.parents:
@@ -233,12 +237,7 @@ def _name_axes(image: Mapping[str, Any], ndim: int) -> list[str]:
     if "axes" not in image:
         # Before version 0.3 they were always these.
         return list("tczyx") if ndim == 5 and str(image.get("version", "0.1")) in ("0.1", "0.2") else []
-    return [
-        f"{axis.get('name', '')}{'^' if axis.get('type', 'space') in ('channel', 'time') else ''}"
-        if isinstance(axis, Mapping)
-        else str(axis)
-        for axis in image["axes"]
-    ]
+    return [one or "" for one in split_names(image["axes"])]
 
 
 def _list_images(array: Any) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
@@ -246,7 +245,7 @@ def _list_images(array: Any) -> Iterator[tuple[Mapping[str, Any], Mapping[str, A
     for inner, about in _list_groups(array):
         for image in about.get("multiscales", []):
             for dataset in image.get("datasets", []):
-                if dataset.get("path") == inner:
+                if posixpath.normpath(str(dataset.get("path", ""))).strip("/") == inner:
                     yield image, dataset
 
 
