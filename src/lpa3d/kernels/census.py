@@ -7,6 +7,7 @@ found a quarter slower, and seeds are counted at half the speed.
 
 import numpy as np
 
+from ._bits import load_id
 from ._jit import jit
 from .pairs import hash_pair
 
@@ -48,25 +49,25 @@ def grow_table(table):
 
 
 @jit
-def count_seeds(volume, seeds, z_lo, z_hi, table, on_z, on_y, on_x):
+def count_seeds(volume, seeds, shape, z_lo, z_hi, table, on_z, on_y, on_x):
     """Count seeds per (id, class) and, off the background, per slice across each axis; return the table.
 
-    Classes are stored as the int64 of the same bits.
+    The volume and the seeds, of `shape`, are raw. Classes are stored as the int64 of the same bits.
     """
     used = 0
     for row in range(table.shape[0]):
         used += table[row, 2] != 0
     for z in range(z_lo, z_hi):
-        for y in range(seeds.shape[1]):
-            line = seeds[z, y]
+        for y in range(shape[1]):
+            start = (z * shape[1] + y) * shape[2]
             slot = np.int64(-1)
             last = np.int64(0)
             kind = np.int64(0)
-            for x in range(line.size):
-                if line[x] == 0:
+            for x in range(shape[2]):
+                a = load_id(seeds[0], seeds[1], start + x)
+                if a == 0:
                     continue
-                a = np.int64(line[x])
-                b = np.int64(volume[z, y, x])
+                b = load_id(volume[0], volume[1], start + x)
                 if slot < 0 or a != last or b != kind:
                     last = a
                     kind = b
@@ -108,25 +109,25 @@ def count_foreground(volume, z_lo, z_hi, on_z, on_y, on_x):
 
 
 @jit
-def rank_seeds(volume, seeds, z_lo, z_hi, ranks, labels):
-    """Write the rank of each kept seed: ``ranks`` is a table of (id, class, rank); pairs that it lacks are dropped."""
-    for z in range(z_lo, z_hi):
-        for y in range(seeds.shape[1]):
-            line = seeds[z, y]
-            last = np.int64(0)
-            kind = np.int64(0)
-            rank = np.uint32(0)
-            for x in range(line.size):
-                if line[x] == 0:
-                    continue
-                a = np.int64(line[x])
-                b = np.int64(volume[z, y, x])
-                if a != last or b != kind:
-                    last = a
-                    kind = b
-                    rank = np.uint32(ranks[find_slot(ranks, a, b), 2])
-                if rank != 0:
-                    labels[z, y, x] = rank
+def rank_seeds(volume, seeds, lo, hi, ranks, labels):
+    """Write the rank of each kept seed from `lo` to `hi`; the volume and the seeds are raw, the labels flat.
+
+    ``ranks`` is a table of (id, class, rank); pairs that it lacks are dropped.
+    """
+    last = np.int64(0)
+    kind = np.int64(0)
+    rank = np.uint32(0)
+    for v in range(lo, hi):
+        a = load_id(seeds[0], seeds[1], v)
+        if a == 0:
+            continue
+        b = load_id(volume[0], volume[1], v)
+        if a != last or b != kind:
+            last = a
+            kind = b
+            rank = np.uint32(ranks[find_slot(ranks, a, b), 2])
+        if rank != 0:
+            labels[v] = rank
 
 
 @jit
