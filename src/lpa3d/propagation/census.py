@@ -229,8 +229,9 @@ def rank_labels(volume: npt.NDArray[Any], seeds: npt.NDArray[Any], ranks: Ints, 
 
         cuda.rank_labels(device, volume, seeds, ranks, labels)
         return
-    raw, flat = (as_raw(volume), as_raw(seeds)), labels.reshape(-1)
-    run_all(lambda part: kernels.rank_seeds(*raw, *part, ranks, flat), split(flat.size, num_threads()))
+    depth, height, width = volume.shape
+    raw, flat = (as_raw(volume), as_raw(seeds), width), labels.reshape(-1)
+    run_all(lambda part: kernels.rank_seeds(*raw, *part, ranks, flat), split(depth * height, num_threads()))
 
 
 def restrict_seeds(labels: npt.NDArray[np.uint32], seeds: npt.NDArray[Any]) -> None:
