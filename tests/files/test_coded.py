@@ -241,6 +241,14 @@ def test_values_calibrated_by_imagej(tmp_path):
         io.read(tmp_path / "c.tif")
 
 
+def test_labels_that_jpeg_changed(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", draw())
+    opened = io.open_volume(tmp_path / "a.tif")
+    opened.compression = "jpeg"
+    with opened, pytest.raises(InputError, match="is stored as jpeg, which changes values"):
+        opened.read_integers("labels")
+
+
 def test_filters_of_zarr_are_undone(tmp_path):
     numcodecs = pytest.importorskip("numcodecs")
     labels = draw()

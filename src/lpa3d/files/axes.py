@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..errors import InputError, Keyword
 
-__all__ = ["SPACE", "Choice", "View", "choose_view", "read_axes", "read_axistags", "split_names"]
+__all__ = ["SPACE", "Choice", "View", "choose_view", "read_axes", "read_axistags", "read_transform", "split_names"]
 
 Array = npt.NDArray[Any]
 Choice = tuple[tuple[str, int], ...]
@@ -287,10 +287,9 @@ def read_axes(
     found: dict[str, list[str | None]] = {"OME-NGFF": list(first or []), "dimensions": list(dimensions or [])}
     with contextlib.suppress(ValueError, KeyError, TypeError):
         found["axistags"] = [str(axis["key"]) for axis in read_axistags(attributes)]
-    transform = attributes.get("transform")
     for key, said in (
         *((key, attributes.get(key)) for key in ("_ARRAY_DIMENSIONS", "axis_names", "axes")),
-        ("transform", transform.get("axes") if isinstance(transform, Mapping) else None),
+        ("transform", read_transform(attributes).get("axes")),
     ):
         found[key] = _mark_types(split_names(said), attributes.get("types"))
     useful = {key: names for key, names in found.items() if len(_known(names)) >= 2}
@@ -323,7 +322,7 @@ def split_names(said: Any) -> list[str | None]:
     names: list[str | None] = []
     for one in said:
         if isinstance(one, Mapping):
-            names.append(f"{one.get('name', '')}{'' if one.get('type', 'space') == 'space' else '^'}")
+            names.append(f"{one.get('name', '')}{'^' if one.get('type') in ('channel', 'time') else ''}")
         elif isinstance(one, (str, bytes)):
             names.append(one.decode(errors="replace") if isinstance(one, bytes) else str(one))
         else:
@@ -336,6 +335,15 @@ def _mark_types(names: list[str | None], types: Any) -> list[str | None]:
     if not isinstance(types, (list, tuple, np.ndarray)) or len(types) != len(names):
         return names
     return [f"{name}^" if str(one) in ("channel", "time") else name for name, one in zip(names, types, strict=True)]
+
+
+def read_transform(attributes: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the lists of CellMap's ``transform``, in the order of the array's axes."""
+    said = attributes.get("transform")
+    if not isinstance(said, Mapping):
+        return {}
+    step = -1 if str(said.get("ordering", "C")).upper() == "F" else 1
+    return {key: list(value)[::step] for key, value in said.items() if isinstance(value, (list, tuple, np.ndarray))}
 
 
 def read_axistags(attributes: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, Keyword
-from .axes import SPACE, Choice, View, choose_view, read_axes, read_axistags, split_names
+from .axes import SPACE, Choice, View, choose_view, read_axes, read_axistags, read_transform, split_names
 from .places import LIBRARIES, load_library, zarr_kind
 
 __all__ = [
@@ -153,23 +153,23 @@ def attribute_geometry(attributes: Mapping[str, Any], view: View) -> Geometry:
     Numbers are in the order of the array's axes, which `view` turns, but those of N5's ``pixelResolution`` (x, y, z),
     and of ``transform`` and ``axistags``, which name their axes.
     """
-    said = attributes.get("unit", attributes.get("units"))
+    said, found = attributes.get("unit", attributes.get("units")), Geometry()
     for key, unit in (("spacing", ""), ("voxel_size", "nm"), ("resolution", "nm"), ("element_size_um", "um")):
         sizes = _list_numbers(attributes.get(key))
         if sizes is not None:
             found = turn_geometry(view, sizes, _read_units(said, unit), _list_numbers(attributes.get("offset")))
             if found.spacing is not None:
                 return found
-    transform = attributes.get("transform")
-    if isinstance(transform, Mapping):
-        axes = [str(axis) for axis in transform.get("axes", "zyx")]
-        scale = _list_numbers(transform.get("scale"))
-        units = _list_numbers(transform.get("units")) or [""] * len(axes)
-        if scale is not None and len(scale) == len(units) == len(axes):
-            place = _list_numbers(transform.get("translate"))
-            found = _named_geometry(axes, scale, units, place)
-            if found.spacing is not None:
-                return found
+    transform = read_transform(attributes)
+    if "scale" in transform:
+        scale, axes = transform["scale"], transform.get("axes")
+        units = transform.get("units", [""] * len(scale))
+        if axes is None:
+            found = turn_geometry(view, scale, units, transform.get("translate"))
+        elif len(axes) == len(scale) == len(units):
+            found = _named_geometry([str(axis) for axis in axes], scale, units, transform.get("translate"))
+        if found.spacing is not None:
+            return found
     with contextlib.suppress(ValueError, KeyError, TypeError):
         tags = read_axistags(attributes)
         if tags and all(float(tag.get("resolution", 0)) > 0 for tag in tags if SPACE.get(str(tag["key"]).lower())):
