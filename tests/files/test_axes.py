@@ -323,6 +323,10 @@ def test_files_that_contradict_themselves(tmp_path):
     zarr.open_array(place, mode="r+").attrs["axes"] = ["z", "y", "x"]
     with pytest.raises(InputError, match="contradicts itself: its axes are x, y, z by dimensions, but z, y, x by axes"):
         io.read(place)
+    place = write_ome(tmp_path / "c.zarr", "cyx", number((1, 5, 6)), "0.5")
+    made = zarr.create_array(place / "0", data=number((1, 5, 6)), dimension_names=["z", "y", "x"], overwrite=True)
+    with pytest.raises(InputError, match=r"its axes are c, y, x by OME-NGFF, but z, y, x by dimensions"):
+        lpa3d.label(made, out=tmp_path / "out.zarr")
     place = write_attribute(tmp_path / "b.zarr", "czyx", number((4, 5, 6)), "axis_names")
     with pytest.raises(InputError, match="names 4 axes"):
         io.read(place)

@@ -289,7 +289,9 @@ def test_whole_numbers_are_ids_tile_by_tile(dtype, seed, odd, tmp_path_factory):
         place = tuple(int(random.integers(side)) for side in stored.shape)
         stored[place] = odd
         zarr.create_array(folder / "ids.zarr", data=stored, chunks=(2, 3, 4))
-        with pytest.raises(InputError, match=rf"ids\.zarr holds .*\({', '.join(map(str, place))}\)"):
+        named = rf"ids\.zarr holds .*\({', '.join(map(str, place))}\)"
+        # What int64 can hold is refused by the verb, as in memory.
+        with pytest.raises(InputError, match="labels holds negative ids" if (dtype, odd) == ("f8", -1) else named):
             lpa3d.merge(folder / "ids.zarr", min_contact=1, out=folder / "out.zarr", tile=4)
         assert not (folder / "out.zarr").exists()
         return

@@ -26,7 +26,7 @@ Choice = tuple[tuple[str, int], ...]
 """What the caller chose: names of axes, and an index along each."""
 
 SPACE = {
-    "z": "z", "depth": "z", "plane": "z", "pln": "z", "slice": "z",
+    "z": "z", "depth": "z", "plane": "z", "pln": "z", "section": "z", "slice": "z",
     "y": "y", "height": "y", "row": "y",
     "x": "x", "width": "x", "col": "x", "column": "x",
 }  # fmt: skip
@@ -295,19 +295,31 @@ def read_axes(
     useful = {key: names for key, names in found.items() if len(_known(names)) >= 2}
     for key, names in useful.items():
         of, other = next(iter(useful.items()))
-        if set(_known(names)) == set(_known(other)) and _known(names) != _known(other):
+        same = (
+            _place_known(names) == _place_known(other) if len(names) == len(other) else _known(names) == _known(other)
+        )
+        if not same:
             raise InputError(
-                f"the file contradicts itself: its axes are {', '.join(map(str, other))} by {of}, but "
-                f"{', '.join(map(str, names))} by {key}; mend one of them"
+                f"the file contradicts itself: its axes are {_join(other)} by {of}, but "
+                f"{_join(names)} by {key}; mend one of them"
             )
     # Names of as many axes as there are count more, and names that tell nothing only where they fit.
     fitting = [names for names in (*useful.values(), *found.values()) if len(names) == ndim and any(names)]
     return next(iter([*fitting, *useful.values()]), None)
 
 
+def _place_known(names: Iterable[str | None]) -> list[str]:
+    """Return of each name the axis of space that it means, else an empty one."""
+    return [SPACE.get((name or "").strip().lower(), "") for name in names]
+
+
+def _join(names: Iterable[str | None]) -> str:
+    return ", ".join((name or "?").rstrip("^") for name in names)
+
+
 def _known(names: Iterable[str | None]) -> list[str]:
     """Return the axes of space among names, in their order."""
-    return [SPACE[name.strip().lower()] for name in names if name and name.strip().lower() in SPACE]
+    return [axis for axis in _place_known(names) if axis]
 
 
 def split_names(said: Any) -> list[str | None]:
