@@ -159,6 +159,13 @@ def test_channels_and_times_are_no_slices(kind, tmp_path):
         np.testing.assert_array_equal(io.read(f"{place}:{own.upper()}=2"), turn(array, axes, **{own: 2}))
 
 
+def test_a_channel_by_another_name():
+    assert choose_view("a", ["channel", "y", "x"], (3, 5, 6), (("C", 2),)).index == (2, None, None)
+    for chosen in ((("c", 0), ("channel", 1)), (("q", 0),)):
+        with pytest.raises(InputError, match="has no axis"):
+            choose_view("a", ["channel", "y", "x"], (3, 5, 6), chosen)
+
+
 def test_what_cannot_be_chosen(tmp_path):
     place = write_dimensions(tmp_path / "a.zarr", "tczyx", number((2, 3, 4, 5, 6)))
     for choice, message in {

@@ -212,8 +212,12 @@ def _place_chosen(
     index: dict[int, int] = {}
     listed = _list_axes(labels, sizes)
     for axis, at in chosen:
-        k = next((k for k, label in enumerate(labels) if label.casefold() == axis.casefold()), None)
-        if k is None:
+        same = [k for k, label in enumerate(labels) if label == axis.lower()]
+        # What one program calls c is a channel to another.
+        kind = KINDS.get(axis.lower())
+        same = same or [k for k, label in enumerate(labels) if kind and KINDS.get(label) == kind]
+        k = same[0] if len(same) == 1 else None
+        if k is None or k in index:
             raise InputError(name, f" has no axis {axis}{listed}; leave {axis}={at} out")
         if k in space:
             raise InputError(name, f": {axis} is an axis of space and read whole{listed}; leave {axis}={at} out")

@@ -144,7 +144,9 @@ def _kind(value: Any) -> str:
     if isinstance(value, (str, os.PathLike)):
         # Files of other formats are read whole, which the verb's own check says.
         place = split_choice(os.fspath(value))[0]
-        return "stored" if ".zarr" in place.lower() or "://" in place or zarr_kind(Path(place)) else ""
+        return (
+            "stored" if ".zarr" in place.lower() or "://" in place or zarr_kind(Path(os.path.expanduser(place))) else ""
+        )
     module = type(value).__module__.partition(".")[0]
     if module == "zarr" or (module == "dask" and hasattr(value, "chunks")):
         return "stored"
