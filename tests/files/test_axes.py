@@ -159,6 +159,13 @@ def test_channels_and_times_are_no_slices(kind, tmp_path):
         np.testing.assert_array_equal(io.read(f"{place}:{own.upper()}=2"), turn(array, axes, **{own: 2}))
 
 
+def test_a_channel_by_another_name():
+    assert choose_view("a", ["channel", "y", "x"], (3, 5, 6), (("C", 2),)).index == (2, None, None)
+    for chosen in ((("c", 0), ("channel", 1)), (("q", 0),)):
+        with pytest.raises(InputError, match="has no axis"):
+            choose_view("a", ["channel", "y", "x"], (3, 5, 6), chosen)
+
+
 def test_what_cannot_be_chosen(tmp_path):
     place = write_dimensions(tmp_path / "a.zarr", "tczyx", number((2, 3, 4, 5, 6)))
     for choice, message in {
@@ -218,6 +225,14 @@ def test_tiff_stacks_of_times(tmp_path):
     with pytest.raises(InputError, match=r"colour image.*d\.tif:s=0"):
         io.read(tmp_path / "d.tif")
     np.testing.assert_array_equal(io.read(f"{tmp_path / 'd.tif'}:s=1"), number((5, 6, 3))[..., 1])
+
+
+def test_images_of_ome_are_no_slices(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as file:
+        for plane in number((2, 5, 6)):
+            file.write(plane, photometric="minisblack", metadata={"axes": "YX"})
+    with pytest.raises(InputError, match=r"holds 2 images, .*; one stack is needed"):
+        io.read(tmp_path / "a.ome.tif")
 
 
 def test_rows_of_images_of_which_nothing_is_said(tmp_path):
@@ -315,6 +330,10 @@ def test_files_that_contradict_themselves(tmp_path):
     zarr.open_array(place, mode="r+").attrs["axes"] = ["z", "y", "x"]
     with pytest.raises(InputError, match="contradicts itself: its axes are x, y, z by dimensions, but z, y, x by axes"):
         io.read(place)
+    place = write_ome(tmp_path / "c.zarr", "cyx", number((1, 5, 6)), "0.5")
+    made = zarr.create_array(place / "0", data=number((1, 5, 6)), dimension_names=["z", "y", "x"], overwrite=True)
+    with pytest.raises(InputError, match=r"its axes are c, y, x by OME-NGFF, but z, y, x by dimensions"):
+        lpa3d.label(made, out=tmp_path / "out.zarr")
     place = write_attribute(tmp_path / "b.zarr", "czyx", number((4, 5, 6)), "axis_names")
     with pytest.raises(InputError, match="names 4 axes"):
         io.read(place)
@@ -326,11 +345,16 @@ def test_files_that_contradict_themselves(tmp_path):
         ({"axis_names": ["c^", "z", "y", "x"]}, "c^zyx"),
         ({"axis_names": ["c", "z", "y", "x"], "types": ["channel", "space", "space", "space"]}, "c^zyx"),
         ({"axes": "xyzc"}, "xyzc"),
+        ({"transform": {"axes": ["x", "y", "z", "c"], "ordering": "F"}}, "czyx"),
         ({"axes": b"c,z,y,x"}, "czyx"),
         ({"axes": ["phi", "theta"]}, ""),
         ({"transform": {"axes": ["z", "y", "x"]}, "axis_names": ["c", "z", "y", "x"]}, "czyx"),
         ({"_ARRAY_DIMENSIONS": ["dim_0", "dim_1", "dim_2", "dim_3"], "axes": list("cxyz")}, "cxyz"),
         ({"axistags": "no json"}, ""),
+        (
+            {"axes": [{"name": "c", "type": "channel"}, {"name": "x"}, {"name": "y", "type": None}, {"name": "z"}]},
+            "c^xyz",
+        ),
     ],
 )
 def test_attributes_that_name_axes(attributes, axes):
@@ -351,6 +375,26 @@ def test_a_run_goes_on_with_the_same_choice_only(tmp_path):
     with pytest.raises(InputError, match="volume"):
         lpa3d.label(f"{place}:c=1", out=out, tile=4)
     np.testing.assert_array_equal(lpa3d.label(f"{place}:c=0", out=out, tile=4)[...], lpa3d.label(array[0].T))
+
+
+def test_sizes_of_axes_that_have_names_elsewhere(tmp_path):
+    array = number((6, 5, 4))
+    for k, (attributes, spacing) in enumerate(
+        (
+            ({"transform": {"scale": [4, 8, 40]}}, (40, 8, 4)),
+            ({"transform": {"scale": [40, 8, 4], "axes": ["z", "y", "x"], "ordering": "F"}}, (40, 8, 4)),
+            ({"spacing": [4, 8, 40], "offset": [1, 2, 3], "units": ["nm", "nm", "um"]}, (40_000, 8, 4)),
+            ({"voxel_size": [8, 8]}, None),  # of which axes?
+            ({"resolution": [4, 8, 40, 1]}, None),
+            ({"pixelResolution": [4, 8, 40]}, (40, 8, 4)),
+            ({"element_size_um": ["a", "b", "c"]}, None),
+        )
+    ):
+        made = zarr.create_array(tmp_path / f"{k}.zarr", data=array, chunks=array.shape, dimension_names=list("xyz"))
+        made.attrs.update(attributes)
+        with io.open_volume(tmp_path / f"{k}.zarr") as volume:
+            assert volume.geometry.spacing == spacing
+            assert volume.geometry.offset == ((3000, 2, 1) if "offset" in attributes else None)
 
 
 def test_names_that_say_little():

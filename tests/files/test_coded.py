@@ -241,6 +241,14 @@ def test_values_calibrated_by_imagej(tmp_path):
         io.read(tmp_path / "c.tif")
 
 
+def test_labels_that_jpeg_changed(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", draw())
+    opened = io.open_volume(tmp_path / "a.tif")
+    opened.compression = "jpeg"
+    with opened, pytest.raises(InputError, match="is stored as jpeg, which changes values"):
+        opened.read_integers("labels")
+
+
 def test_filters_of_zarr_are_undone(tmp_path):
     numcodecs = pytest.importorskip("numcodecs")
     labels = draw()
@@ -281,7 +289,9 @@ def test_whole_numbers_are_ids_tile_by_tile(dtype, seed, odd, tmp_path_factory):
         place = tuple(int(random.integers(side)) for side in stored.shape)
         stored[place] = odd
         zarr.create_array(folder / "ids.zarr", data=stored, chunks=(2, 3, 4))
-        with pytest.raises(InputError, match=rf"ids\.zarr holds .*\({', '.join(map(str, place))}\)"):
+        named = rf"ids\.zarr holds .*\({', '.join(map(str, place))}\)"
+        # What int64 can hold is refused by the verb, as in memory.
+        with pytest.raises(InputError, match="labels holds negative ids" if (dtype, odd) == ("f8", -1) else named):
             lpa3d.merge(folder / "ids.zarr", min_contact=1, out=folder / "out.zarr", tile=4)
         assert not (folder / "out.zarr").exists()
         return

@@ -19,14 +19,14 @@ import numpy.typing as npt
 
 from ..errors import InputError, Keyword
 
-__all__ = ["SPACE", "Choice", "View", "choose_view", "read_axes", "read_axistags"]
+__all__ = ["SPACE", "Choice", "View", "choose_view", "read_axes", "read_axistags", "read_transform", "split_names"]
 
 Array = npt.NDArray[Any]
 Choice = tuple[tuple[str, int], ...]
 """What the caller chose: names of axes, and an index along each."""
 
 SPACE = {
-    "z": "z", "depth": "z", "plane": "z", "pln": "z", "slice": "z",
+    "z": "z", "depth": "z", "plane": "z", "pln": "z", "section": "z", "slice": "z",
     "y": "y", "height": "y", "row": "y",
     "x": "x", "width": "x", "col": "x", "column": "x",
 }  # fmt: skip
@@ -212,8 +212,12 @@ def _place_chosen(
     index: dict[int, int] = {}
     listed = _list_axes(labels, sizes)
     for axis, at in chosen:
-        k = next((k for k, label in enumerate(labels) if label.casefold() == axis.casefold()), None)
-        if k is None:
+        same = [k for k, label in enumerate(labels) if label == axis.lower()]
+        # What one program calls c is a channel to another.
+        kind = KINDS.get(axis.lower())
+        same = same or [k for k, label in enumerate(labels) if kind and KINDS.get(label) == kind]
+        k = same[0] if len(same) == 1 else None
+        if k is None or k in index:
             raise InputError(name, f" has no axis {axis}{listed}; leave {axis}={at} out")
         if k in space:
             raise InputError(name, f": {axis} is an axis of space and read whole{listed}; leave {axis}={at} out")
@@ -287,40 +291,59 @@ def read_axes(
     found: dict[str, list[str | None]] = {"OME-NGFF": list(first or []), "dimensions": list(dimensions or [])}
     with contextlib.suppress(ValueError, KeyError, TypeError):
         found["axistags"] = [str(axis["key"]) for axis in read_axistags(attributes)]
-    transform = attributes.get("transform")
     for key, said in (
         *((key, attributes.get(key)) for key in ("_ARRAY_DIMENSIONS", "axis_names", "axes")),
-        ("transform", transform.get("axes") if isinstance(transform, Mapping) else None),
+        ("transform", read_transform(attributes).get("axes")),
     ):
-        found[key] = _mark_types(_split_names(said), attributes.get("types"))
+        found[key] = _mark_types(split_names(said), attributes.get("types"))
     useful = {key: names for key, names in found.items() if len(_known(names)) >= 2}
     for key, names in useful.items():
         of, other = next(iter(useful.items()))
-        if set(_known(names)) == set(_known(other)) and _known(names) != _known(other):
+        same = (
+            _place_known(names) == _place_known(other) if len(names) == len(other) else _known(names) == _known(other)
+        )
+        if not same:
             raise InputError(
-                f"the file contradicts itself: its axes are {', '.join(map(str, other))} by {of}, but "
-                f"{', '.join(map(str, names))} by {key}; mend one of them"
+                f"the file contradicts itself: its axes are {_join(other)} by {of}, but "
+                f"{_join(names)} by {key}; mend one of them"
             )
     # Names of as many axes as there are count more, and names that tell nothing only where they fit.
     fitting = [names for names in (*useful.values(), *found.values()) if len(names) == ndim and any(names)]
     return next(iter([*fitting, *useful.values()]), None)
 
 
+def _place_known(names: Iterable[str | None]) -> list[str]:
+    """Return of each name the axis of space that it means, else an empty one."""
+    return [SPACE.get((name or "").strip().lower(), "") for name in names]
+
+
+def _join(names: Iterable[str | None]) -> str:
+    return ", ".join((name or "?").rstrip("^") for name in names)
+
+
 def _known(names: Iterable[str | None]) -> list[str]:
     """Return the axes of space among names, in their order."""
-    return [SPACE[name.strip().lower()] for name in names if name and name.strip().lower() in SPACE]
+    return [axis for axis in _place_known(names) if axis]
 
 
-def _split_names(said: Any) -> list[str | None]:
-    """Return the names of axes in a list, or in a text such as ``zyx`` or ``z,y,x``; none of anything else."""
+def split_names(said: Any) -> list[str | None]:
+    """Return the names of axes in a list, of OME-NGFF's too, or in a text such as ``zyx`` or ``z,y,x``; else none."""
     if isinstance(said, bytes):
         said = said.decode(errors="replace")
     if isinstance(said, str):
         parts = said.replace(",", " ").replace(":", " ").split()
         return list(parts[0] if len(parts) == 1 and set(parts[0].lower()) <= set("zyxct") else parts)
-    if isinstance(said, (list, tuple, np.ndarray)) and all(isinstance(one, (str, bytes)) for one in said):
-        return [one.decode(errors="replace") if isinstance(one, bytes) else str(one) for one in said]
-    return []
+    if not isinstance(said, (list, tuple, np.ndarray)):
+        return []
+    names: list[str | None] = []
+    for one in said:
+        if isinstance(one, Mapping):
+            names.append(f"{one.get('name', '')}{'^' if one.get('type') in ('channel', 'time') else ''}")
+        elif isinstance(one, (str, bytes)):
+            names.append(one.decode(errors="replace") if isinstance(one, bytes) else str(one))
+        else:
+            return []
+    return names
 
 
 def _mark_types(names: list[str | None], types: Any) -> list[str | None]:
@@ -328,6 +351,15 @@ def _mark_types(names: list[str | None], types: Any) -> list[str | None]:
     if not isinstance(types, (list, tuple, np.ndarray)) or len(types) != len(names):
         return names
     return [f"{name}^" if str(one) in ("channel", "time") else name for name, one in zip(names, types, strict=True)]
+
+
+def read_transform(attributes: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the lists of CellMap's ``transform``, in the order of the array's axes."""
+    said = attributes.get("transform")
+    if not isinstance(said, Mapping):
+        return {}
+    step = -1 if str(said.get("ordering", "C")).upper() == "F" else 1
+    return {key: list(value)[::step] for key, value in said.items() if isinstance(value, (list, tuple, np.ndarray))}
 
 
 def read_axistags(attributes: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import posixpath
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, Keyword, Lpa3dWarning
-from .axes import SPACE, Choice, View, choose_view, read_axes, read_axistags
+from .axes import SPACE, Choice, View, choose_view, read_axes, read_axistags, read_transform, split_names
 from .places import LIBRARIES, load_library, zarr_kind
 
 __all__ = [
@@ -248,23 +249,23 @@ def attribute_geometry(attributes: Mapping[str, Any], view: View) -> Geometry:
     Numbers are in the order of the array's axes, which `view` turns, but those of N5's ``pixelResolution`` (x, y, z),
     and of ``transform`` and ``axistags``, which name their axes.
     """
-    said = attributes.get("unit", attributes.get("units"))
+    said, found = attributes.get("unit", attributes.get("units")), Geometry()
     for key, unit in (("spacing", ""), ("voxel_size", "nm"), ("resolution", "nm"), ("element_size_um", "um")):
         sizes = _list_numbers(attributes.get(key))
         if sizes is not None:
             found = turn_geometry(view, sizes, _read_units(said, unit), _list_numbers(attributes.get("offset")))
             if found.spacing is not None:
                 return found
-    transform = attributes.get("transform")
-    if isinstance(transform, Mapping):
-        axes = [str(axis) for axis in transform.get("axes", "zyx")]
-        scale = _list_numbers(transform.get("scale"))
-        units = _list_numbers(transform.get("units")) or [""] * len(axes)
-        if scale is not None and len(scale) == len(units) == len(axes):
-            place = _list_numbers(transform.get("translate"))
-            found = named_geometry(axes, scale, units, place)
-            if found.spacing is not None:
-                return found
+    transform = read_transform(attributes)
+    if "scale" in transform:
+        scale, axes = transform["scale"], transform.get("axes")
+        units = transform.get("units", [""] * len(scale))
+        if axes is None:
+            found = turn_geometry(view, scale, units, transform.get("translate"))
+        elif len(axes) == len(scale) == len(units):
+            found = named_geometry([str(axis) for axis in axes], scale, units, transform.get("translate"))
+        if found.spacing is not None:
+            return found
     with contextlib.suppress(ValueError, KeyError, TypeError):
         tags = read_axistags(attributes)
         if tags and all(float(tag.get("resolution", 0)) > 0 for tag in tags if SPACE.get(str(tag["key"]).lower())):
@@ -313,7 +314,10 @@ def _find_groups(array: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     The store of an array that was opened by its path, or URL, begins with the array itself.
     """
     zarr = load_library(*LIBRARIES["zarr"])
-    kind, store = type(array.store).__name__, array.store
+    store = array.store
+    while isinstance(store, zarr.storage.WrapperStore):
+        store = store._store
+    kind = type(store).__name__
     if kind == "LocalStore":
         path = Path(os.path.abspath(store.root), array.path)
         for parent in path.parents:
@@ -338,12 +342,7 @@ def _name_axes(image: Mapping[str, Any], ndim: int) -> list[str]:
     if "axes" not in image:
         # Before version 0.3 they were always these.
         return list("tczyx") if ndim == 5 and str(image.get("version", "0.1")) in ("0.1", "0.2") else []
-    return [
-        f"{axis.get('name', '')}{'^' if axis.get('type', 'space') in ('channel', 'time') else ''}"
-        if isinstance(axis, Mapping)
-        else str(axis)
-        for axis in image["axes"]
-    ]
+    return [one or "" for one in split_names(image["axes"])]
 
 
 def _list_images(array: Any) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
@@ -351,7 +350,8 @@ def _list_images(array: Any) -> Iterator[tuple[Mapping[str, Any], Mapping[str, A
     for inner, about in _list_groups(array):
         for image in about.get("multiscales", []):
             for dataset in image.get("datasets", []):
-                if dataset.get("path") == inner or _shorten(dataset.get("path")) == _shorten(inner):
+                path = posixpath.normpath(str(dataset.get("path", ""))).strip("/")
+                if path == inner or _shorten(path) == _shorten(inner):
                     yield image, dataset
 
 

@@ -358,7 +358,9 @@ def _open_tiff(location: Location) -> Volume:
             view = location.choose(_name_tiff_axes(axes, full, whole=first.kind == "shaped"), full)
             shape = view.shape
             if len(series) > 1:
-                if any(each.shape != first.shape or each.dtype != first.dtype for each in series) or len(shape) != 2:
+                # Images of OME are not slices of one: they may be of several places.
+                same = all(each.shape == first.shape and each.dtype == first.dtype for each in series)
+                if not same or len(shape) != 2 or first.kind == "ome":
                     shapes = ", ".join(str(each.shape) for each in series[:8])
                     raise InputError(
                         f"{location.path} holds {len(series)} images, of shapes {shapes}; one stack is needed"

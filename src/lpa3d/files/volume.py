@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputTypeError
+from ..errors import InputError, InputTypeError
 from .axes import View
 from .coded import Coding, refuse_floats, whole_numbers
 from .geometry import Geometry
@@ -23,6 +24,9 @@ __all__ = ["Box", "Lazy", "Volume", "choose_rows", "cut_box", "cut_slabs", "find
 Array = npt.NDArray[Any]
 Box = tuple[slice, ...]
 Progress = Callable[[float], None]
+
+LOSSY = re.compile("jpeg$|jpeg_lossy|2000_lossy|webp")
+"""Compressions that are for photographs."""
 
 SLAB_BYTES = 2**26
 """Bytes that are read or written at once where the file may be taken in slabs."""
@@ -189,9 +193,14 @@ class Volume:
         InputTypeError
             For complex numbers, text and the like.
         InputError
-            For floats with fractions in the first slab. Whole numbers may be stored as floats, as ImageJ stores more
-            than 65,535 labels: `read_integers` looks at all values.
+            For a compression that changes values, and for floats with fractions in the first slab. Whole numbers may be
+            stored as floats, as ImageJ stores more than 65,535 labels: `read_integers` looks at all values.
         """
+        if LOSSY.search(self.compression):
+            raise InputError(
+                f"{self.name} is stored as {self.compression}, which changes values, so that {role} would not be what "
+                "they were; export it without that compression"
+            )
         if self.dtype.kind not in "buif":
             raise InputTypeError(f"{self.name} holds {self.dtype}; {role} must be bool or integers")
         if self.dtype.kind == "f" and self.rows and self.shape[0]:

@@ -144,7 +144,8 @@ def _kind(value: Any) -> str:
     if isinstance(value, (str, os.PathLike)):
         # Files of other formats are read whole, which the verb's own check says.
         place = split_choice(os.fspath(value))[0]
-        if ".zarr" in place.lower() or "://" in place or zarr_kind(Path(place)) or find_tensors(Path(place)):
+        local = Path(os.path.expanduser(place))
+        if ".zarr" in place.lower() or "://" in place or zarr_kind(local) or find_tensors(local):
             return "stored"
         return ""
     module = type(value).__module__.partition(".")[0]

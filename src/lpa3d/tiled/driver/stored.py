@@ -189,7 +189,9 @@ class Source:
     @property
     def place(self) -> str:
         """Return where it lies, in whatever words it was named."""
-        return " ".join(sorted({os.sep.join(one.parts) for one in self.origins if one.is_local})) or self.name
+        places = " ".join(sorted({os.sep.join(one.parts) for one in self.origins if one.is_local})) or self.name
+        chosen = [at for k, at in enumerate(self.view.index) if self.view.sizes[k] > 1 and at is not None]
+        return f"{places} {chosen}" if chosen else places
 
 
 def open_source(array: Any, role: str) -> Source:
