@@ -230,6 +230,41 @@ def test_what_is_written(tmp_path, place):
     assert [path.name for path in tmp_path.rglob(".*")] == []
 
 
+def test_chunks_that_are_not_there(tmp_path):
+    """What CloudVolume packs would be read as nothing; what is missing is told of."""
+    path = write_precomputed(tmp_path / "a", np.ones((4, 3, 2, 1), np.uint8), resolution=[4, 8, 40], key="fine")
+    chunks = sorted((path / "fine").iterdir())
+    assert len(chunks) == 2
+    chunks[0].rename(path / "kept")
+    assert "1 of 2 chunks are stored, the others are read as 0" in io.open_volume(path).note
+    (path / "kept").rename(f"{chunks[0]}.gz")
+    with pytest.raises(InputError, match=r"has packed chunks \(0-2_0-3_0-2\.gz\)"):
+        io.read(path)
+
+
+def test_nothing_beside_an_output_is_lost(tmp_path):
+    array = np.ones((2, 3, 4), np.uint8)
+    path = write_precomputed(tmp_path / "a", np.ones((4, 3, 2, 1), np.uint8), resolution=[4, 8, 40], key="fine")
+    (path / "mesh").mkdir()
+    with pytest.raises(InputError, match="also holds mesh"):
+        io.write(path, array, spacing=(1, 1, 1), unit="nm", overwrite=True)
+    (tmp_path / "slices.precomputed").mkdir()
+    with pytest.raises(InputError, match="is no precomputed volume"):
+        io.write(tmp_path / "slices.precomputed", array, spacing=(1, 1, 1), unit="nm", overwrite=True)
+    io.write(tmp_path / "a.n5", array)
+    write_n5(tmp_path / "a.n5" / "more", array)
+    with pytest.raises(InputError, match="also holds more"):
+        io.write(tmp_path / "a.n5", array, overwrite=True)
+
+
+def test_folders_of_images_in_a_precomputed_volume(tmp_path):
+    imageio = pytest.importorskip("imageio.v3")
+    path = write_precomputed(tmp_path / "a", np.ones((4, 3, 2, 1), np.uint8), resolution=[4, 8, 40], key="fine")
+    (path / "slices").mkdir()
+    imageio.imwrite(path / "slices" / "s0.png", np.full((3, 4), 7, np.uint8))
+    assert io.read(path / "slices").max() == 7
+
+
 def test_precomputed_says_what_it_assumes(tmp_path):
     with pytest.warns(Lpa3dWarning, match="1 nm is written"):
         io.write(tmp_path / "a.precomputed", np.ones((2, 3, 4), np.uint8))

@@ -171,21 +171,26 @@ def find_tensors(path: Path) -> tuple[str, Path, str] | None:
     """
     for folder in (path, *path.parents):
         inner = path.relative_to(folder).as_posix() if folder != path else ""
-        if folder.suffix.lower() == ".precomputed" or _is_json(folder / "info", "scales"):
+        if folder.suffix.lower() == ".precomputed":
             return "precomputed", folder, inner
         if folder.suffix.lower() == ".n5":
             return "n5", folder, inner
-    return ("n5", path, "") if _is_json(path / "attributes.json", "dimensions") else None
+        scales = _read_key(folder / "info", "scales")
+        if isinstance(scales, list):
+            # Below a folder with that file are its scales, and anything else.
+            keys = [str(dict(scale).get("key")) for scale in scales]
+            if not inner or inner in keys or not path.exists():
+                return "precomputed", folder, inner
+    return ("n5", path, "") if _read_key(path / "attributes.json", "dimensions") is not None else None
 
 
-def _is_json(path: Path, key: str) -> bool:
-    """Return whether a file is a JSON object with a key."""
-    if not path.is_file():
-        return False
-    with contextlib.suppress(ValueError, OSError):
-        found = json.loads(path.read_bytes())
-        return isinstance(found, dict) and key in found
-    return False
+def _read_key(path: Path, key: str) -> Any:
+    """Return the value of a key of a JSON object; None if the file is none."""
+    if path.is_file():
+        with contextlib.suppress(ValueError, OSError):
+            found = json.loads(path.read_bytes())
+            return found.get(key) if isinstance(found, dict) else None
+    return None
 
 
 def refuse_short(path: Path, size: int, needed: int, what: str = "bytes") -> None:

@@ -412,7 +412,7 @@ def _read_pages(tiff: Any, series: Any, view: View) -> Callable[[int, int], Arra
     full = series.get_shape(False)
     if not view.is_plain or math.prod(full) != math.prod(view.shape):
         return None
-    if series.dataoffset is not None:
+    if series.dataoffset is not None and all(page.parent is tiff for page in series.pages):
         # Also of stacks of ImageJ that are larger than 4 GB and have one page only.
         dtype = np.dtype(series.dtype).newbyteorder(tiff.byteorder)
         return lambda lo, hi: np.asarray(

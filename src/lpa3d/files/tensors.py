@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import warnings
@@ -333,9 +334,11 @@ def open_precomputed(location: Location) -> Volume:
     spec = {"driver": "neuroglancer_precomputed", "kvstore": _kvstore(location.path), "scale_index": number}
     sizes = [float(size) for size in scale["resolution"]]
     offset = [int(at) * size for at, size in zip(scale.get("voxel_offset", (0, 0, 0)), sizes, strict=True)]
-    note = f"{location.name}: scale {keys[number]} of {len(keys)}" if len(keys) > 1 and not location.inner else ""
+    notes = [f"scale {keys[number]} of {', '.join(keys)}"] if len(keys) > 1 and not location.inner else []
     if str(scale.get("encoding")).lower() in ("jpeg", "jpg"):
-        note = f"{location.name}: stored as JPEG, which changes values; good for images, not for labels"
+        notes.append("stored as JPEG, which changes values; good for images, not for labels")
+    notes += _count_chunks(location, scale)
+    note = f"{location.name}: {'; '.join(notes)}" if notes else ""
     return _open_array(
         location,
         spec,
@@ -344,6 +347,24 @@ def open_precomputed(location: Location) -> Volume:
         location.path,
         note,
     )
+
+
+def _count_chunks(location: Location, scale: Mapping[str, Any]) -> list[str]:
+    """Return a note if not all chunks of a scale are stored; refuse files that tensorstore would take for missing."""
+    if scale.get("sharding"):
+        return []
+    folder = location.path / str(scale["key"])
+    names = [entry.name for entry in os.scandir(folder)] if folder.is_dir() else []
+    packed = next((name for name in names if name.endswith((".gz", ".br", ".zstd"))), None)
+    if packed is not None:
+        raise InputError(
+            f"{location.name} has packed chunks ({packed}), as CloudVolume writes them on a disk, which would be taken "
+            f"for missing: unpack them (gunzip '{folder}'/*.gz), or write it with CloudVolume(..., compress=False)"
+        )
+    sides = (scale.get("chunk_sizes") or [scale.get("chunk_size")])[0]
+    wanted = math.prod(-(-int(size) // int(side)) for size, side in zip(scale["size"], sides, strict=True))
+    stored = sum(re.fullmatch(r"-?\d+--?\d+_-?\d+--?\d+_-?\d+--?\d+", name) is not None for name in names)
+    return [f"{stored} of {wanted} chunks are stored, the others are read as 0"] if stored < wanted else []
 
 
 # ----------------------------------------------------------------------------------------------------------- writing
@@ -356,8 +377,8 @@ def tensor_target(location: Location) -> Path:
         if location.inner:
             raise InputError(f"cannot write {location.name}: a precomputed volume is written whole; name its folder")
         target = Path(os.path.realpath(location.path))
-        if target.exists() and not (target / "info").is_file():
-            raise InputError(f"{location.name} exists and is no precomputed volume, so it is never replaced")
+        if target.exists():
+            _check_loss(location, target)
         return target
     top = Path(os.path.realpath(location.path))
     path = Path(os.path.realpath(location.path / location.inner))
@@ -369,9 +390,25 @@ def tensor_target(location: Location) -> Path:
         is_array = "dimensions" in _read_json(folder / "attributes.json")
         if folder != path and is_array:
             raise InputError(f"cannot write {location.name}: {folder} is an array; choose another .n5")
-        if folder == path and not is_array:
-            raise InputError(f"{location.name} exists and is no array of N5, so it is never replaced; choose another")
+        inside = [child.name for child in folder.iterdir() if (child / "attributes.json").is_file()]
+        if folder == path and (inside or not is_array):
+            what = f"also holds {list_some(sorted(inside))}" if is_array else "is no array of N5"
+            raise InputError(f"{location.name} exists and {what}, so it is never replaced; choose another output")
     return path
+
+
+def _check_loss(location: Location, folder: Path) -> None:
+    """Refuse to replace a folder that is no precomputed volume, or holds more than one scale (meshes, more scales)."""
+    scales = _read_json(folder / "info").get("scales")
+    if not scales:
+        raise InputError(f"{location.name} exists and is no precomputed volume, so it is never replaced")
+    own = {"info", "provenance", str(scales[0].get("key")).partition("/")[0]}
+    others = sorted({path.name for path in folder.iterdir()} - own)
+    if others or len(scales) > 1:
+        what = list_some(others) if others else f"{len(scales)} scales"
+        raise InputError(
+            f"{location.name} also holds {what}, and a precomputed volume is replaced as a whole; choose another output"
+        )
 
 
 def _write(spec: Mapping[str, Any], array: Any, chunk: int, progress: Callable[[float], None]) -> None:
