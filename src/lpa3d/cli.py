@@ -152,8 +152,8 @@ def _parser(argv: Sequence[str]) -> _Parser:
         prog="lpa3d",
         description="Turn class maps and partial labels of electron microscopy volumes into 3D instances.",
         epilog="'lpa3d COMMAND --help' has the options of a command and examples.\n\n"
-        "Files by suffix: .zarr (also name.zarr/inner/array), .npy, .npz, .nii, .nii.gz, .tif, .tiff, .h5 "
-        "(name.h5:/dataset), .mrc, .nrrd, .mha, .n5, .precomputed, .json (COCO)",
+        "Files by suffix: .zarr (also name.zarr/inner/array), .npy, .npz, .nii, .nii.gz, .tif, .tiff,\n"
+        ".h5 (name.h5:/dataset), .mrc, .nrrd, .mha, .n5, .precomputed, .json (COCO)",
     )
     version = {"action": "version", "version": f"lpa3d {__version__}"}
     parser.add_argument("--version", **version)  # type: ignore[arg-type]

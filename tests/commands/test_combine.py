@@ -155,7 +155,8 @@ def test_urocell(data_dir, tmp_path, capsys):
     """Files whose headers say nothing of directions beside others that do; what both claim is counted."""
     for name in ("mito", "fv"):
         image = nibabel.load(data_dir / "urocell" / name / "instance" / "fib1-0-0-0.nii.gz")
-        nibabel.save(image.slicer[:, :, 208:212], tmp_path / f"{name}.nii")
+        part = nibabel.Nifti1Image(np.asarray(image.dataobj[:, :, 208:212]), None, image.header)
+        nibabel.save(part, tmp_path / f"{name}.nii")
     mito, fv = (io.read(tmp_path / f"{name}.nii").astype(int) for name in ("mito", "fv"))
     parts = [f"{tmp_path}/{name}.nii" for name in ("mito", "fv")]
     assert cli.main(["combine", *parts, "--out-instances", f"{tmp_path}/i.npy"]) == 0

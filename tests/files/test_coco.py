@@ -146,7 +146,7 @@ def test_slices_by_the_numbers_in_names(tmp_path):
     assert not found[3].any()
     assert len(said) == 1
     assert "1 of 4 slices have no image and are read as empty (0): 11" in said[0]
-    found, _ = read_warned(f"{path}:slices=9-12")
+    found, _ = read_warned(f"{path}:9-12")
     assert found.shape == (4, *SIZE)
     np.testing.assert_array_equal(found[3], LEFT * 70)
 
@@ -227,7 +227,7 @@ def test_other_json_files(tmp_path, found, what):
 
 def test_options_that_are_none(tmp_path):
     path = write(tmp_path / "a.json", [(0, LEFT, {})])
-    for option in ("class", "score=", "score=high", "slices=3", "shift=x", "classes=1", "c=2"):
+    for option in ("class", "score=", "score=high", "3-", "shift=x", "classes=1", "c=2"):
         with pytest.raises(InputError, match="none of what may stand behind a COCO file"):
             io.read(f"{path}:{option}")
     with pytest.raises(InputError, match="masks have no score"):

@@ -158,14 +158,16 @@ def test_nrrd(data, tmp_path_factory):
     form = draw(st.sampled_from(["directions", "labels", "spacings"]))
     sign = {axis: draw(st.sampled_from([1, -1])) if form == "directions" else 1 for axis in axes}
     files = axes[::-1]  # the fastest first
-    header: dict[str, Any] = {"encoding": draw(st.sampled_from(["raw", "gzip", "bz2", "ascii"]))}
+    # The last digits of text that pynrrd writes of 64-bit integers are lost.
+    exact = array.dtype.kind == "f" or array.dtype.itemsize <= 4
+    header: dict[str, Any] = {"encoding": draw(st.sampled_from(["raw", "gzip", "bz2", *["ascii"] * exact]))}
     channel = draw(st.booleans())
     if form == "directions":
         steps = [[sign[axis] * SPACING[axis] * (axis == way) for way in "xyz"] for axis in files]
         header |= {"space dimension": 3, "space directions": np.array(steps), "space units": ["nm", "nm", "nm"]}
         header["space origin"] = np.array([1.0, 2.0, 3.0])
         if channel:
-            header["space directions"] = [None, *steps]
+            header["space directions"] = np.array([[np.nan] * 3, *steps])
             header["kinds"] = ["vector", "domain", "domain", "domain"]
     else:
         files = files if form == "labels" else "xyz"

@@ -29,7 +29,7 @@ __all__ = ["decode_mask", "open_coco"]
 
 Array = npt.NDArray[Any]
 
-OPTIONS = "classes, score=NUMBER, slices=FIRST-LAST, shift=NUMBER"
+OPTIONS = "classes, FIRST-LAST (slices), score=NUMBER, shift=NUMBER"
 UPSAMPLED = 5
 """In how many steps a pixel the outline of a polygon is followed, as COCO's own code does."""
 
@@ -135,12 +135,11 @@ def _parse_options(location: Location) -> Options:
                 said["score"] = float(value)
             elif name == "shift":
                 said["shift"] = int(value)
-            elif name == "slices":
-                first, last = re.fullmatch(r"(\d+)-(\d+)", value).groups()  # type: ignore[union-attr]
-                said["slices"] = (int(first), int(last))
+            elif (ends := re.fullmatch(r"(\d+)-(\d+)", part.strip())) is not None:
+                said["slices"] = (int(ends[1]), int(ends[2]))
             elif name != "instances" or value:
                 raise ValueError
-        except (ValueError, AttributeError):
+        except ValueError:
             raise InputError(
                 f"{location.name}: {part!r} is none of what may stand behind a COCO file: {OPTIONS}"
             ) from None

@@ -95,7 +95,7 @@ def open_nrrd(location: Location) -> Volume:
             if encoding in TEXT:
                 words = file.read().split()
                 refuse_short(data, len(words), count, "numbers")
-                return np.array(words[:count]).astype(dtype).reshape(sizes[::-1])
+                return _parse_text(data, words[:count], dtype).reshape(sizes[::-1])
             # Of what is compressed bytes are skipped behind that.
             stream = gzip.GzipFile(fileobj=file) if encoding in ("gzip", "gz") else bz2.BZ2File(file)
             found = (file if encoding == "raw" else stream).read()
@@ -117,6 +117,17 @@ def open_nrrd(location: Location) -> Volume:
         view=view,
         at_once=True,
     )
+
+
+def _parse_text(path: Path, words: list[bytes], dtype: np.dtype[Any]) -> Array:
+    """Return numbers that are written as text; integers may have an exponent, as pynrrd writes large ones."""
+    try:
+        return np.array(words, bytes).astype(dtype)
+    except ValueError:
+        found = np.array(words, bytes).astype(np.float64)
+        if dtype.kind != "f" and (np.abs(found) > 2**53).any():
+            raise InputError(f"{path} writes integers with an exponent, so that their last digits are lost") from None
+        return found.astype(dtype)
 
 
 def _find_dtype(path: Path, header: Mapping[str, Any]) -> np.dtype[Any]:
