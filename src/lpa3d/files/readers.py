@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..arrays.text import list_some
 from ..errors import InputError, Lpa3dWarning
 from .axes import read_axes
-from .coded import attribute_coding, bdv_coding
+from .coded import attribute_coding, bdv_coding, zarr_coding
 from .geometry import (
     Geometry,
     attribute_geometry,
@@ -198,7 +198,7 @@ def _open_zarr(location: Location) -> Volume:
         list_stored=list_stored,
         fetch_box=fetch_box,
         view=view,
-        coding=attribute_coding(location.base, array.attrs.asdict(), array.dtype),
+        coding=zarr_coding(location.base, array),
     )
 
 
