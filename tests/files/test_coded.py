@@ -174,6 +174,21 @@ def test_voxels_without_data(suffix, key, tmp_path):
             lpa3d.label(place, out=tmp_path / "out.zarr", tile=4)
 
 
+def test_xarray_marks_voxels_without_data_by_the_fill_value_of_zarr_2(tmp_path):
+    place = tmp_path / "a.zarr"
+    made = zarr.create_array(place, shape=(4, 5, 6), dtype="i2", chunks=(2, 5, 6), fill_value=-1, zarr_format=2)
+    np.testing.assert_array_equal(io.read(place), np.full((4, 5, 6), -1))
+    made.attrs["_ARRAY_DIMENSIONS"] = ["z", "y", "x"]
+    made[:2] = 1
+    with io.open_volume(place) as volume:
+        with pytest.raises(InputError, match=r"holds -1 at \(2, 0, 0\), which marks voxels without data"):
+            volume.read()
+        with pytest.raises(InputError, match="holds -1"):
+            volume.parts()
+    made[2:] = 2
+    assert set(np.unique(io.read(place))) == {1, 2}
+
+
 @pytest.mark.parametrize("suffix", ["zarr", "h5"])
 def test_what_no_value_can_be_told_by(suffix, tmp_path):
     for k, (key, value) in enumerate((("scale_factor", 0.0), ("scale_factor", "two"), ("add_offset", np.inf))):

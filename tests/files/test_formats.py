@@ -111,6 +111,8 @@ def test_zarr(data, tmp_path_factory):
     chunks = tuple(draw(st.integers(1, n)) for n in written.sizes)
     shards = tuple(2 * n for n in chunks) if version == 3 and draw(st.booleans()) else None
     options: dict[str, Any] = {"chunks": chunks, "shards": shards, "zarr_format": version, "fill_value": 3}
+    if version == 2 and kind == "names":
+        options["fill_value"] = 0  # xarray takes any other one for voxels without data
     names = list(written.axes)
     if kind == "ome":
         group = zarr.open_group(path, mode="w", zarr_format=version)

@@ -24,6 +24,7 @@ __all__ = [
     "imagej_coding",
     "refuse_floats",
     "whole_numbers",
+    "zarr_coding",
 ]
 
 Array = npt.NDArray[Any]
@@ -159,6 +160,15 @@ def attribute_coding(name: str, attributes: Mapping[str, Any], dtype: npt.DTypeL
             "with values that mean what they are"
         )
     return code_line(name, dtype, line.get("scale_factor", 1.0), line.get("add_offset", 0.0), missing, note)
+
+
+def zarr_coding(name: str, array: Any) -> Coding | None:
+    """Return how the conventions of netCDF code the values of a zarr array; None where they do not."""
+    attributes = array.attrs.asdict()
+    if array.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in attributes and array.fill_value is not None:
+        # In format 2 xarray has no other place for it.
+        attributes.setdefault("_FillValue", array.fill_value)
+    return attribute_coding(name, attributes, array.dtype)
 
 
 def _read_numbers(name: str, key: str, said: Any) -> list[float]:

@@ -20,7 +20,7 @@ from ..arrays.text import list_some
 from ..errors import InputError, Lpa3dWarning
 from .axes import View, read_axes
 from .coco import open_coco
-from .coded import attribute_coding, bdv_coding
+from .coded import attribute_coding, bdv_coding, zarr_coding
 from .geometry import (
     Geometry,
     attribute_geometry,
@@ -226,7 +226,7 @@ def _open_zarr(location: Location) -> Volume:
         fetch_box=fetch_box,
         view=view,
         url=place if location.url else "",
-        coding=attribute_coding(location.base, array.attrs.asdict(), array.dtype),
+        coding=zarr_coding(location.base, array),
     )
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ...arrays.checks import advise_floats, refuse_mask
 from ...errors import InputError, InputTypeError, Keyword
 from ...files.axes import Choice, View, choose_view
-from ...files.coded import Coding, attribute_coding, whole_numbers
+from ...files.coded import Coding, whole_numbers, zarr_coding
 from ...files.geometry import Geometry, zarr_geometry, zarr_view
 from ...files.places import TILED, locate, split_choice
 from ...files.tensors import TensorArray
@@ -231,7 +231,7 @@ def open_source(array: Any, role: str) -> Source:
     called = Keyword(role) if name == role else base
     axes = array.axes if is_tensor else None
     view = zarr_view(array, called, chosen) if stored else choose_view(called, axes, array.shape, chosen)
-    coding = attribute_coding(base, array.attrs.asdict(), array.dtype) if stored else None
+    coding = zarr_coding(base, array) if stored else None
     dtype = np.dtype(array.dtype if coding is None else coding.dtype)
     if dtype.kind not in "buif":
         raise InputTypeError(Keyword(role), f" has dtype {dtype}; an array of bool or integers is needed")
