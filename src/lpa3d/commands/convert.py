@@ -81,6 +81,11 @@ def _choose_geometry(job: Job, source: Volume) -> Geometry:
                 Keyword("spacing"),
                 ", too",
             )
+        if nanometres(geometry.unit) not in (None, nanometres(args.unit)):
+            job.terminal.message(
+                f"warning: {source.name} says that its numbers are {geometry.unit}; they are written as {args.unit}, "
+                "unchanged"
+            )
         return replace(geometry, unit=args.unit)
     return geometry
 

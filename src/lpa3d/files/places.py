@@ -17,6 +17,7 @@ from .axes import Choice, View, choose_view
 
 __all__ = [
     "INTERRUPTED",
+    "KNOWN",
     "LIBRARIES",
     "TILED",
     "FileError",

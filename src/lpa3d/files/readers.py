@@ -35,7 +35,7 @@ from .metaimage import open_metaimage
 from .mrc import open_mrc
 from .nrrd import open_nrrd
 from .outputs import ASIDE, TEMPORARY
-from .places import INTERRUPTED, LIBRARIES, TILED, Location, load_library, locate, reaching, reading, zarr_kind
+from .places import INTERRUPTED, KNOWN, LIBRARIES, TILED, Location, load_library, locate, reaching, reading, zarr_kind
 from .tensors import open_n5, open_precomputed
 from .volume import Box, Volume, choose_rows, cut_box
 
@@ -83,6 +83,8 @@ def open_volume(name: str | os.PathLike[str]) -> Volume:
         raise InputError(f"{location.path} is no folder")
     if location.path.is_dir() and location.format not in ("images", *TILED):
         raise InputError(f"{location.path} is a folder, not a {location.format} file")
+    if location.path.is_file() and not location.path.stat().st_size:
+        raise InputError(f"{location.path} is empty, so it is no {location.format} file; known are {KNOWN}")
     with reading(location.name):
         volume = OPENERS[location.format](location)
     volume.geometry = drop_unfilled(volume.geometry)
