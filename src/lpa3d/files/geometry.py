@@ -403,7 +403,8 @@ def _ome_geometry(image: Mapping[str, Any], dataset: Mapping[str, Any]) -> Geome
             scale, place, scaled = scale * step["scale"], place * step["scale"], True
         elif step.get("type") == "translation":
             place = place + step["translation"]
-    if not scaled or not axes:
+    # Ones of no unit are what is written where the size is not known.
+    if not scaled or not (any(axis.get("unit") for axis in axes) or (scale != 1).any()):
         return Geometry()
     units = [str(axis.get("unit", "")) for axis in axes]
     return named_geometry(_name_axes(image, len(axes)), scale.tolist(), units, place.tolist())
