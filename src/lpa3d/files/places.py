@@ -23,7 +23,6 @@ __all__ = [
     "reading",
     "writing",
     "zarr_kind",
-    "zarr_target",
 ]
 
 
@@ -75,7 +74,7 @@ def locate(name: str) -> Location:
     for suffix, kind in SUFFIXES.items():
         if lower.endswith(suffix) and not _is_pattern(path):
             return Location(name, kind, path)
-    if any(part.lower().endswith(".zarr") for part in path.parts) or zarr_kind(path):
+    if any(part.lower().endswith(".zarr") for part in path.parts) or zarr_kind(path) or _is_in_group(path):
         return Location(name, "zarr", path)
     # A folder may itself have a name that looks like a range of slices.
     ranged = None if path.is_dir() else re.fullmatch(r"(.+):([0-9]+)-([0-9]+)", name, re.DOTALL)
@@ -88,6 +87,11 @@ def locate(name: str) -> Location:
         return Location(name, "images", path, "", numbers)
     what = "has no suffix" if path.suffix else "is no folder and has no suffix"
     raise InputError(f"{name!r} {what} that is known; known are {KNOWN}")
+
+
+def _is_in_group(path: Path) -> bool:
+    """Return whether a name that nothing has yet is one in a zarr group."""
+    return not path.exists() and any(zarr_kind(parent).startswith("group") for parent in path.parents)
 
 
 def _is_pattern(path: Path) -> bool:
@@ -158,29 +162,3 @@ def zarr_kind(path: Path) -> str:
     if (path / ".zarray").is_file():
         return "array2"
     return "group2" if (path / ".zgroup").is_file() else ""
-
-
-def zarr_target(location: Location) -> Path:
-    """Return the folder that a new zarr array makes appear: itself, or the first missing group around it."""
-    path = Path(os.path.realpath(location.path))
-    depth = next((i for i, part in enumerate(path.parts) if part.lower().endswith(".zarr")), len(path.parts) - 1)
-    for i in range(depth + 1, len(path.parts)):
-        group = Path(*path.parts[:i])
-        kind = zarr_kind(group)
-        if not group.exists():
-            return group
-        if kind != "group3":
-            what = {"group2": "a group of zarr format 2", "array2": "an array", "array3": "an array"}.get(kind)
-            raise InputError(
-                f"cannot write {location.name}: {group} is {what or 'no zarr group'}, and an array of zarr format 3 "
-                f"cannot lie in it; choose another .zarr"
-            )
-        if "consolidated_metadata" in json.loads((group / "zarr.json").read_bytes()):
-            raise InputError(
-                f"cannot write {location.name}: {group} has consolidated metadata, in which the new array would be "
-                f"missing; choose another .zarr"
-            )
-    if path.exists() and not zarr_kind(path).startswith("array"):
-        what = "a zarr group" if zarr_kind(path) else "no zarr array"
-        raise InputError(f"{location.name} exists and is {what}, so it is never replaced; choose another output")
-    return path

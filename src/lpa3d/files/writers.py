@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,20 @@ import numpy.typing as npt
 from ..arrays.backend import is_on_device
 from ..arrays.checks import check_flag, refuse_mask
 from ..arrays.text import list_some
-from ..errors import InputError, InputTypeError
+from ..errors import InputError, InputTypeError, Keyword
 from .geometry import Geometry, nanometres
+from .ngff import (
+    Placed,
+    check_storage,
+    check_target,
+    choose_form,
+    describe_array,
+    describe_image,
+    reduce_level,
+    write_group,
+)
 from .outputs import Beside, Outputs
-from .places import LIBRARIES, FileError, Location, load_library, locate, reading, writing, zarr_target
+from .places import LIBRARIES, FileError, Location, load_library, locate, reading, writing
 from .readers import open_volume
 from .volume import choose_rows
 
@@ -40,6 +51,8 @@ class Target:
     location: Location
     output: Beside
     outputs: Outputs
+    storage: Mapping[str, Any] = field(default_factory=dict)
+    image: bool = False
 
     def write(self, array: Array, geometry: Geometry, progress: Progress | None = None) -> None:
         """Write an array to the temporary file.
@@ -79,7 +92,15 @@ class Target:
             self.outputs.writing = False
 
 
-def plan(outputs: Outputs, name: str | os.PathLike[str], shape: Sequence[int], inputs: Sequence[Path] = ()) -> Target:
+def plan(
+    outputs: Outputs,
+    name: str | os.PathLike[str],
+    shape: Sequence[int],
+    inputs: Sequence[Path] = (),
+    *,
+    storage: Mapping[str, Any] | None = None,
+    image: bool = False,
+) -> Target:
     """Check, before any work, that an array of `shape` can be written to `name`.
 
     Parameters
@@ -92,6 +113,10 @@ def plan(outputs: Outputs, name: str | os.PathLike[str], shape: Sequence[int], i
         Of the array.
     inputs : sequence of Path, optional
         Files and folders that are read, and so must not be written.
+    storage : mapping, optional
+        ``layout`` and ``levels`` of a zarr output; see `write`.
+    image : bool
+        Whether it is an image rather than labels, whose levels are made in another way. Floats always are.
 
     Returns
     -------
@@ -116,9 +141,19 @@ def plan(outputs: Outputs, name: str | os.PathLike[str], shape: Sequence[int], i
         load_library(*LIBRARIES[location.format])
     if location.format == "tiff" and not math.prod(shape):
         raise InputError(f"a TIFF file cannot hold the empty shape {tuple(shape)}; write a .npy or a .zarr")
+    storage = {key: value for key, value in (storage or {}).items() if value is not None}
     if location.format == "zarr":
-        target = zarr_target(location)
-        return Target(location, outputs.add(location.name, target, ".zarr", inputs, folder=True), outputs)
+        target = check_target(location)
+        # What the voxels are is not known yet; what the groups around it say is.
+        form = choose_form(target, shape, Geometry(), storage, image=image)
+        make = functools.partial(Placed, form=form)
+        output = outputs.add(location.name, target, ".zarr", inputs, folder=True, make=make)
+        return Target(location, output, outputs, storage, image)
+    if storage:
+        raise InputError(
+            *[part for key in storage for part in (", ", Keyword(f"storage[{key!r}]"))][1:],
+            f" {'are' if len(storage) > 1 else 'is'} for zarr, and {location.name} is none; leave out",
+        )
     target = Path(os.path.realpath(location.path))
     suffix = ".nii.gz" if location.name.lower().endswith(".nii.gz") else target.suffix
     output = outputs.add(location.name, target, suffix, inputs)
@@ -149,6 +184,7 @@ def write(
     unit: str = "",
     like: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    storage: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `array` to a file, which appears only when it is complete.
 
@@ -166,6 +202,9 @@ def write(
         File whose voxel size, and NIfTI header where both are NIfTI, is taken over.
     overwrite : bool, optional
         Replace an existing output, at the very end.
+    storage : mapping, optional
+        Of a zarr output: ``layout``, the version of OME-Zarr (``"0.5"``, or ``"0.4"``), or ``"array"`` for a plain
+        array, and ``levels``, how many resolutions are stored, by default until one has 256 cubed voxels.
 
     Raises
     ------
@@ -204,38 +243,54 @@ def write(
         z, y, x = (float(size) for size in spacing)
         geometry = Geometry((z, y, x), unit, geometry.nifti)
     with Outputs(overwrite=overwrite) as outputs:
-        plan(outputs, name, array.shape, inputs).write(array, geometry)
+        image = array.dtype.kind == "f"
+        plan(outputs, name, array.shape, inputs, storage=check_storage(storage), image=image).write(array, geometry)
         outputs.commit()
 
 
 def _write_zarr(target: Target, array: Array, geometry: Geometry, progress: Progress) -> None:
     zarr = load_library(*LIBRARIES["zarr"])
-    path = Path(os.path.realpath(target.location.path))
-    inner = path.relative_to(target.output.target).parts
-    group = target.output.temp
-    for part in inner:
-        zarr.create_group(str(group), zarr_format=3)
-        group = group / part
-    size = ZARR_CHUNK if array.ndim == 3 else ZARR_CHUNK_2D
-    attributes: dict[str, Any] = {"axes": list("zyx"[-array.ndim :])}
-    if geometry.spacing is not None:
-        attributes["spacing"] = list(geometry.spacing)
-        attributes["unit"] = geometry.unit
-    stored = zarr.create_array(
-        str(group),
-        shape=array.shape,
-        dtype=array.dtype,
-        chunks=tuple(min(size, max(length, 1)) for length in array.shape),
-        compressors=[zarr.codecs.ZstdCodec(level=3)],
-        fill_value=0,
-        attributes=attributes,
-        dimension_names=attributes["axes"],
-        zarr_format=3,
-    )
-    rows = choose_rows(array.shape, array.dtype, size)
-    for lo in range(0, len(array), rows):
-        stored[lo : lo + rows] = array[lo : lo + rows]
-        progress(min((lo + rows) / len(array), 1.0))
+    output = target.output
+    image = target.image or array.dtype.kind == "f"
+    form = choose_form(output.target, array.shape, geometry, target.storage, image=image)
+    three = form.zarr_format == 3
+    side = ZARR_CHUNK if array.ndim == 3 else ZARR_CHUNK_2D
+    axes = list("zyx"[-array.ndim :])
+    level = array.reshape((1,) * (3 - array.ndim) + array.shape)
+    shapes = form.shapes(level.shape)
+    total, done, largest = sum(map(math.prod, shapes)), 0, None
+    for k, (path, step) in enumerate(zip(form.paths, ((1, 1, 1), *form.steps), strict=True)):
+        if k:
+            level = reduce_level(level, step, image=image)
+        flat = level.reshape(level.shape[3 - array.ndim :])
+        stored = zarr.create_array(
+            str(output.temp / path),
+            shape=flat.shape,
+            dtype=flat.dtype,
+            chunks=tuple(min(side, max(length, 1)) for length in flat.shape),
+            compressors=[zarr.codecs.ZstdCodec(level=3)] if three else _load_zstd(),
+            fill_value=0,
+            attributes=describe_array(axes, geometry if k == 0 else Geometry()),
+            dimension_names=axes if three else None,
+            chunk_key_encoding=None if three else {"name": "v2", "separator": "/"},
+            zarr_format=form.zarr_format,
+        )
+        rows = choose_rows(flat.shape, flat.dtype, side)
+        for lo in range(0, len(flat), rows):
+            stored[lo : lo + rows] = flat[lo : lo + rows]
+            done += flat[lo : lo + rows].size
+            progress(min(done / max(total, 1), 1.0))
+    if form.is_group:
+        if not image and array.size:
+            largest = int(array.max()) if array.min() >= 0 else None
+        attributes = describe_image(output.target.stem, form, array.ndim, geometry, largest)
+        write_group(output.temp, form.zarr_format, attributes)
+
+
+def _load_zstd() -> Any:
+    import numcodecs
+
+    return numcodecs.Zstd(level=3)
 
 
 def _write_npy(target: Target, array: Array, geometry: Geometry, progress: Progress) -> None:
