@@ -30,6 +30,7 @@ from .outputs import Beside, flush, flush_folders, remove
 from .places import Location, zarr_kind
 
 __all__ = [
+    "ARRAY",
     "COLORED",
     "FORMS",
     "LAYOUTS",
@@ -43,9 +44,13 @@ __all__ = [
     "choose_form",
     "choose_format",
     "describe_array",
+    "describe_geometry",
     "describe_image",
     "find_dataset",
+    "find_top",
     "list_images",
+    "name_group",
+    "plan_steps",
     "read_attributes",
     "reduce_level",
     "unlist",
@@ -392,12 +397,15 @@ def reduce_level(fine: Array, step: Sides, *, image: bool) -> Array:
 
 def describe_array(axes: Sequence[str], geometry: Geometry) -> dict[str, Any]:
     """Return the attributes of an array: what its group says too, exactly, and for those who open it alone."""
-    about: dict[str, Any] = {"axes": list(axes)}
-    if geometry.spacing is not None:
-        about |= {"spacing": list(geometry.spacing), "unit": geometry.unit}
-        if geometry.offset is not None:
-            about["offset"] = list(geometry.offset)
-    return about
+    return {"axes": list(axes), **describe_geometry(geometry)}
+
+
+def describe_geometry(geometry: Geometry) -> dict[str, Any]:
+    """Return the attributes that say how large voxels are; none if that is not known."""
+    if geometry.spacing is None:
+        return {}
+    place = {} if geometry.offset is None else {"offset": list(geometry.offset)}
+    return {"spacing": list(geometry.spacing), "unit": geometry.unit, **place}
 
 
 def describe_image(name: str, form: Form, ndim: int, geometry: Geometry, largest: int | None) -> dict[str, Any]:
