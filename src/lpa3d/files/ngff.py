@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays.text import list_some
 from ..errors import InputError, InputTypeError, Keyword
 from .geometry import Geometry, nanometres
-from .outputs import Beside, flush, flush_folders, remove
+from .outputs import ASIDE, TEMPORARY, Beside, flush, flush_folders, remove
 from .places import Location, zarr_kind
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "check_form",
     "check_storage",
     "check_target",
+    "choose_array",
     "choose_form",
     "choose_format",
     "describe_array",
@@ -48,7 +50,7 @@ __all__ = [
     "describe_image",
     "find_dataset",
     "find_top",
-    "list_images",
+    "list_arrays",
     "name_group",
     "plan_steps",
     "read_attributes",
@@ -627,24 +629,48 @@ def find_dataset(name: str, attributes: Mapping[str, Any]) -> str | None:
     return found[0] if found else None
 
 
-def list_images(arrays: Sequence[str], groups: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return what may be meant by the name of a group that is no image itself, and the array of each.
+def list_arrays(name: str, group: Any) -> dict[str, str]:
+    """Return what a group of zarr holds, at any depth, and may be meant by its name: of each the name of its array.
 
-    Images stand for their levels and for the labels inside of them; arrays that belong to no image stand for
-    themselves.
-
-    Parameters
-    ----------
-    arrays : sequence of str
-        Those in the group, at any depth.
-    groups : mapping of str to mapping
-        The attributes of the groups in it.
+    An image stands for all its levels, and for the labels inside of it; of it the finest array is named. Arrays that
+    belong to no image stand for themselves.
     """
-    images = {name: dataset for name, about in groups.items() if (dataset := find_dataset(name, about)) is not None}
+    dataset = find_dataset(name, group.attrs.asdict())
+    if dataset is not None:
+        return {dataset: dataset}
+    members = {
+        str(inner): node
+        for inner, node in sorted(group.members(max_depth=None), key=lambda member: str(member[0]))
+        # A run that was killed may have left an unfinished output in the group.
+        if not any(part.startswith((TEMPORARY, ASIDE)) for part in str(inner).split("/"))
+    }
+    images = {
+        inner: f"{inner}/{dataset}"
+        for inner, node in members.items()
+        if not hasattr(node, "shape") and (dataset := find_dataset(f"{name}/{inner}", node.attrs.asdict())) is not None
+    }
 
-    def is_inside(name: str) -> bool:
-        parts = name.split("/")
+    def is_inside(inner: str) -> bool:
+        parts = inner.split("/")
         return any("/".join(parts[:k]) in images for k in range(1, len(parts)))
 
-    found = {name: f"{name}/{dataset}" for name, dataset in images.items() if not is_inside(name)}
-    return found | {name: name for name in arrays if not is_inside(name)}
+    found = images | {inner: inner for inner, node in members.items() if hasattr(node, "shape")}
+    return {inner: array for inner, array in sorted(found.items()) if not is_inside(inner)}
+
+
+def choose_array(name: str, group: Any) -> str:
+    """Return the name of the array that the name of a group stands for, or say what must be named.
+
+    Raises
+    ------
+    InputError
+        If it holds none, or several.
+    """
+    arrays = list_arrays(name, group)
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
+    if not arrays:
+        raise InputError(f"{name} holds no array")
+    listed = list_some([f"{name.rstrip('/')}/{inner}" for inner in arrays], 8)
+    what = "arrays" if all(inner == array for inner, array in arrays.items()) else "images"
+    raise InputError(f"{name} holds {len(arrays)} {what}; name one of them: {listed}")

@@ -29,8 +29,7 @@ from .geometry import (
     zarr_geometry,
 )
 from .images import check_palettes, check_photometric, open_images, read_colormap
-from .ngff import find_dataset, list_images
-from .outputs import ASIDE, TEMPORARY
+from .ngff import choose_array, list_arrays
 from .places import LIBRARIES, Location, load_library, locate, reading, zarr_kind
 from .volume import Box, Volume, choose_rows, cut_box, drop_leading
 
@@ -128,27 +127,6 @@ def read(name: str | os.PathLike[str]) -> Array:
         return volume.read()
 
 
-def _zarr_arrays(path: Path) -> dict[str, str]:
-    """Return what a group holds, at any depth: images, which stand for their levels, and arrays that are in none.
-
-    Of each its inner name, and that of its array, the finest of an image.
-    """
-    zarr = load_library(*LIBRARIES["zarr"])
-    group = zarr.open_group(str(path), mode="r")
-    dataset = find_dataset(str(path), group.attrs.asdict())
-    if dataset is not None:
-        return {dataset: dataset}
-    # A run that was killed may have left an unfinished output in the group.
-    hidden = tuple(f"/{prefix}" for prefix in (TEMPORARY, ASIDE))
-    members = [
-        (str(name), node)
-        for name, node in sorted(group.members(max_depth=None), key=lambda member: str(member[0]))
-        if not any(prefix in f"/{name}" for prefix in hidden)
-    ]
-    arrays = [name for name, node in members if isinstance(node, zarr.Array)]
-    return list_images(arrays, {name: node.attrs.asdict() for name, node in members if isinstance(node, zarr.Group)})
-
-
 def _choose(location: Location, arrays: Sequence[str], joint: str) -> str:
     """Return the only one of several names, or say that one must be named."""
     if len(arrays) == 1:
@@ -165,14 +143,13 @@ def _open_zarr(location: Location) -> Volume:
     if not kind:
         for parent in path.parents:
             if zarr_kind(parent).startswith("group"):
-                load_library(*LIBRARIES["zarr"])
-                inside = ", ".join(_zarr_arrays(parent)) or "no array"
+                zarr = load_library(*LIBRARIES["zarr"])
+                inside = ", ".join(list_arrays(str(parent), zarr.open_group(str(parent), mode="r"))) or "no array"
                 raise InputError(f"{path} does not exist; {parent} holds {inside}")
         raise InputError(f"{path} is no zarr array" if path.exists() else f"{path} does not exist")
     zarr = load_library(*LIBRARIES["zarr"])
     if kind.startswith("group"):
-        arrays = _zarr_arrays(path)
-        path = path / arrays[_choose(location, list(arrays), "/")]
+        path = path / choose_array(str(path), zarr.open_group(str(path), mode="r"))
         if not zarr_kind(path).startswith("array"):
             raise InputError(f"{location.name} says that its voxels are in {path}, which is no zarr array")
     array = zarr.open_array(str(path), mode="r")

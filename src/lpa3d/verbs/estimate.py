@@ -126,7 +126,8 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
     -----
     Memory is that of the process and of a tile for each worker. Tables of objects and of pairs that touch, some 10 to
     200 bytes each, come to it. What disks need depends on how the labels compress: real ones to 1/20 to 1/100 of their
-    size, of which the typical figures take 1/20. The results' are those of all levels. Times are rough, half to twice of what a common server takes.
+    size, of which the typical figures take 1/20. The results' are those of all levels. Times are rough, half to twice
+    of what a common server takes.
 
     No GPU is looked at, so it may be another machine's: with ``device="cuda"`` the figures are still the CPU's, and the
     run takes smaller tiles, or fewer at once, where the GPU's memory allows no more.

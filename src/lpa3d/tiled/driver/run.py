@@ -410,7 +410,7 @@ def open_run(
         dtypes = {name: source.dtype for name, source in inputs.items()}
         cost = find_cost(verb, dtypes, [wanted.dtype for wanted in outputs.values()], parameters)
     storage = check_storage(options.storage, first.ndim)
-    geometry = find_geometry(inputs, (keywords or {}) | {"storage": storage})
+    geometry = find_geometry(inputs, {**(keywords or {}), "storage": storage})
     spaced = describe_geometry(geometry) | dict(storage.get("attributes", {}))
     places = place_outputs(outputs, inputs, storage, geometry)
     shown = _show_parameters(parameters, keywords)

@@ -241,13 +241,18 @@ def _open_path(name: str) -> Any:
 
 
 def _open_url(name: str) -> Any:
-    """Open a zarr array in object storage."""
+    """Open a zarr array in object storage, or that of a group which the group's name stands for."""
     import zarr
 
+    from ...files.ngff import choose_array
+
     try:
-        return zarr.open_array(name, mode="r")
+        node = zarr.open(name, mode="r")
+        return node if isinstance(node, zarr.Array) else node[choose_array(name, node)]
     except ImportError as error:
         raise InputError(f"{name} needs a library that is not installed: {error}; pip install fsspec s3fs") from error
+    except InputError:
+        raise
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise InputError(f"{name} is no zarr array that can be opened: {error}") from error
 
