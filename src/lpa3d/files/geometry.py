@@ -263,7 +263,8 @@ def _ome_geometry(attributes: Mapping[str, Any], inner: str) -> Geometry:
                     scale, place, scaled = scale * step["scale"], place * step["scale"], True
                 elif step.get("type") == "translation":
                     place = place + step["translation"]
-            if scaled:
+            # Ones of no unit are what is written where the size is not known.
+            if scaled and (any(axis.get("unit") for axis in axes) or (scale != 1).any()):
                 order = [names.index(axis) for axis in "zyx" if axis in names]
                 units = [str(axes[i].get("unit", "")) for i in order]
                 offset = place[order].tolist()

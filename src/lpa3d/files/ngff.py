@@ -531,11 +531,15 @@ def name_group(built: Path) -> Path:
 
 
 def find_top(path: Path) -> int:
-    """Return how many parts of a path lead to the outermost zarr group, which may be missing, or to the array."""
+    """Return how many parts of a path lead to the folder in which its outermost group is, or is to be made.
+
+    That is the one around all groups that are there, else the first that is called ``.zarr``, else the array itself.
+    """
     parts = path.parts
     depth = next((i for i, part in enumerate(parts) if part.lower().endswith(".zarr")), len(parts) - 1)
-    while depth and zarr_kind(Path(*parts[:depth])).startswith("group"):
-        depth -= 1
+    top = next(i for i in range(depth, -1, -1) if not i or Path(*parts[:i]).exists())
+    while top and zarr_kind(Path(*parts[:top])).startswith("group"):
+        top, depth = top - 1, top - 1
     return depth
 
 

@@ -248,7 +248,7 @@ class Outputs:
         suffix: str,
         inputs: Sequence[Path],
         *,
-        folder: bool = False,
+        folder: Path | None = None,
         make: Callable[..., Beside] = Beside,
     ) -> Beside:
         """Check that `target` can be written without harm and return the output.
@@ -263,8 +263,8 @@ class Outputs:
             Suffix of the temporary name.
         inputs : sequence of Path
             Files and folders that are read and so must not be written.
-        folder : bool
-            Whether the output is a folder rather than a file. Folders around it that are missing are its own business.
+        folder : Path, optional
+            Of an output that is a folder: what must be there. What else lies around it and is missing it makes itself.
         make : callable
             Makes the output.
 
@@ -281,10 +281,10 @@ class Outputs:
         for output in self._outputs:
             if overlaps(target, output.target):
                 raise InputError(f"{name} and {output.name} would be one new file or store; give each its own")
-        parent = target.parent
-        if folder:
-            parent = next(above for above in target.parents if above.is_dir())
-        _access(parent, name)
+        _access(folder or target.parent, name)
+        parent = next(above for above in target.parents if above.is_dir())
+        if parent != folder:
+            _access(parent, name)
         if target.exists() and not (target.is_dir() if folder else target.is_file()):
             raise InputError(f"{name} exists and is no {'folder' if folder else 'file'}; choose another output")
         if target.exists() and not self.overwrite:

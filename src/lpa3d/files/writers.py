@@ -25,6 +25,7 @@ from .ngff import (
     choose_form,
     describe_array,
     describe_image,
+    find_top,
     reduce_level,
     write_group,
 )
@@ -147,7 +148,8 @@ def plan(
         # What the voxels are is not known yet; what the groups around it say is.
         form = choose_form(target, shape, Geometry(), storage, image=image)
         make = functools.partial(Placed, form=form)
-        output = outputs.add(location.name, target, ".zarr", inputs, folder=True, make=make)
+        folder = Path(*target.parts[: find_top(target)])
+        output = outputs.add(location.name, target, ".zarr", inputs, folder=folder, make=make)
         return Target(location, output, outputs, storage, image)
     if storage:
         raise InputError(

@@ -142,7 +142,7 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
     >>> volume = dask.array.zeros((10_000, 10_000, 10_000), dtype="uint8", chunks=256)
     >>> e = lpa3d.estimate("label", volume, tile=512, memory="8GB")
     >>> e.tiles, e.output_worst
-    (8000, 8000000000000)
+    (8000, 9142854398520)
     """
     if verb not in VERBS:
         raise InputError(Keyword("verb"), f" is {verb!r}; one of {', '.join(VERBS)} is needed")
