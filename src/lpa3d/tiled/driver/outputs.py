@@ -368,7 +368,7 @@ MANY = 2**15
 """From so many chunks on tiles are shards: file systems dislike millions of files."""
 
 
-APART = (*FORMS, "chunks", "shards", "attributes")
+APART = ("chunks", "shards", "attributes", *FORMS)
 """What `storage` may hold that is not handed to `zarr.create_array` as it is."""
 
 TAKEN = (*APART, "compressors", "filters", "serializer", "chunk_key_encoding")

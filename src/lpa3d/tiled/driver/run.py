@@ -528,9 +528,10 @@ def open_run(
             scratch.root.mkdir(exist_ok=True)
             scratch = Folder(scratch.root, made=True)
         sinks = {name: output.sink for name, output in places.items() if output.sink is not None}
+        closing = [Stage(LEVELS, many=True)] if any(output.form.steps for output in places.values()) else []
         run = Run(
             verb, Grid(first.shape, plan.tile), plan.workers, Scratch(scratch), journal, sinks,
-            Plan(stages, [Stage(LEVELS, many=True)]), options.progress, scheduler, _retype=retype,
+            Plan(stages, closing), options.progress, scheduler, _retype=retype,
             _device=device is not None, _written=sum(map(len, journal.rows(WRITTEN, 3))),
         )  # fmt: skip
         try:
