@@ -6,6 +6,22 @@ from ._jit import jit
 
 
 @jit
+def find_mode(values, count):
+    """Return which of the first values is there most often; of several not 0, and then the smallest."""
+    best, most = values[0], 0
+    for i in range(count):
+        value = values[i]
+        equal = 0
+        for j in range(count):
+            if values[j] == value:
+                equal += 1
+        wins = value != best and value != 0 and (best == 0 or value < best)
+        if equal > most or (equal == most and wins):
+            best, most = value, equal
+    return best
+
+
+@jit
 def reduce_labels(fine, depth, height, width, out):
     """Write to each voxel of `out` the value that most of the voxels of its block of `fine` have.
 
@@ -17,27 +33,21 @@ def reduce_labels(fine, depth, height, width, out):
         z_lo, z_hi = z * depth, min((z + 1) * depth, fine.shape[0])
         for y in range(out.shape[1]):
             y_lo, y_hi = y * height, min((y + 1) * height, fine.shape[1])
+            # The rows of a block; where it has fewer some are the same one.
+            a, b, c, d = fine[z_lo, y_lo], fine[z_lo, y_hi - 1], fine[z_hi - 1, y_lo], fine[z_hi - 1, y_hi - 1]
             for x in range(out.shape[2]):
-                x_lo, x_hi = x * width, min((x + 1) * width, fine.shape[2])
-                first = fine[z_lo, y_lo, x_lo]
+                x_lo = x * width
+                x_hi = min(x_lo + width, fine.shape[2])
+                first, last = a[x_lo], x_hi - 1
+                other = (first ^ a[last]) | (first ^ b[x_lo]) | (first ^ b[last]) | (first ^ c[x_lo])
+                if other | (first ^ c[last]) | (first ^ d[x_lo]) | (first ^ d[last]) == 0:
+                    # Most blocks lie within one object.
+                    out[z, y, x] = first
+                    continue
                 count = 0
-                same = True
                 for k in range(z_lo, z_hi):
                     for j in range(y_lo, y_hi):
                         for i in range(x_lo, x_hi):
                             values[count] = fine[k, j, i]
-                            same = same and values[count] == first
                             count += 1
-                best = first
-                if not same:
-                    most = 0
-                    for i in range(count):
-                        value = values[i]
-                        equal = 0
-                        for j in range(count):
-                            if values[j] == value:
-                                equal += 1
-                        wins = value != best and value != 0 and (best == 0 or value < best)
-                        if equal > most or (equal == most and wins):
-                            best, most = value, equal
-                out[z, y, x] = best
+                out[z, y, x] = find_mode(values, count)
