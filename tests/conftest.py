@@ -18,7 +18,7 @@ UNIT = 30
 settings.register_profile(
     "lpa3d",
     deadline=None,  # the first example compiles
-    max_examples=int(os.environ.get("LPA3D_MAX_EXAMPLES", 12)),
+    max_examples=int(os.environ.get("LPA3D_MAX_EXAMPLES", 10)),
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=bool(os.environ.get("CI")),
 )

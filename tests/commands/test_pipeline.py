@@ -378,8 +378,6 @@ def test_the_example_shows_the_defaults(tmp_path, capsys):
     for step, keys in _pipeline.STEPS.items():
         defaults = {name: one.default for name, one in inspect.signature(getattr(lpa3d, step)).parameters.items()}
         defaults |= {"per_class": False, "show_errors": 5, "fail_under": [], "fail_over": [], "classes": True}
-        if step == "merge":
-            defaults["min_contact"] = 0.5
         for key, value in shown[step].items():
             if key not in SHOWN | set_in_example[step]:
                 parsed = keys[key].parse(value)
@@ -428,6 +426,7 @@ def test_limits_of_values_are_those_of_the_verbs():
 
 
 VALUES = [
+    "none",
     6.0,
     True,
     False,
@@ -479,7 +478,7 @@ def test_what_is_let_through_is_a_value_for_the_verb(step, key):
             keywords |= {"instances": volume, "slices": volume}
         if key == "class_names":
             keywords["classes"] = volume, volume
-        if key == "min_contact" and not 0 <= value <= 1:
+        if key == "min_contact" and not 0 <= (parsed or 0) <= 1:
             keywords["scores"] = {}
         verb(*arguments, **keywords)
         taken.append(value)
@@ -548,7 +547,10 @@ END = '[outputs]\nlabels = "out.npy"\n'
             f"{FEW}[fuse]\n[merge]\nmin_contact = 2\n{END}",
             "[merge] min_contact is 2; a share of the surface from 0 to 1",
         ),
-        (f"{FEW}[fuse]\n[merge]\nmin_contact = nan\n{END}", "[merge] min_contact is nan; a number is needed"),
+        (
+            f"{FEW}[fuse]\n[merge]\nmin_contact = nan\n{END}",
+            '[merge] min_contact is nan; a number, or "none", is needed',
+        ),
         (
             f"{START}[fuse]\n[evaluate]\niou_thresholds = 50\n{END}",
             "iou_thresholds is 50; one or several numbers from 0",

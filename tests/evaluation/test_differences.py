@@ -303,7 +303,7 @@ def corrupt(labels, random):
 def test_known_errors_of_real_vesicles_are_found(data_dir):
     nibabel = pytest.importorskip("nibabel")
     path = data_dir / "urocell" / "fv" / "instance" / "fib1-3-2-1.nii.gz"
-    labels = np.ascontiguousarray(np.asarray(nibabel.load(path).dataobj).T[64:]).astype(np.int64)
+    labels = np.ascontiguousarray(np.asarray(nibabel.load(path).dataobj).T[128:]).astype(np.int64)
     corrupted, wanted = corrupt(labels, np.random.default_rng(0))
     for kind, found in list_all(labels, corrupted).items():
         hits = len(wanted[kind] & set(found.ids.tolist()))

@@ -119,6 +119,16 @@ def test_matching_agrees_with_scipy_on_the_dense_matrix(seed, threshold):
     rows, columns = linear_sum_assignment(dense, maximize=True)
     chosen = _instances._assign(table, np.arange(len(table.iou)), 0)
     assert math.fsum(table.iou[chosen]) == close(dense[rows, columns].sum(), abs=1e-9)
+    np.testing.assert_array_equal(match(table, 0, CONVENTIONS["cellmap"]), chosen)
+
+
+def test_one_good_match_or_two_poor_ones():
+    """The prediction 1 lies on both references; with it on the first, 2 has none."""
+    reference, prediction = [1, 1, 1, 1, 2, 2, 0], [1, 1, 1, 2, 1, 0, 0]
+    table = tabulate(reference, prediction)
+    matched = {name: matched_ids(table, match(table, 0, CONVENTIONS[name])) for name in ("lpa3d", "cellmap")}
+    assert set(matched["lpa3d"]) == {(1, 2), (2, 1)}
+    assert set(matched["cellmap"]) == {(1, 1)}
 
 
 @given(hnp.arrays(np.int64, st.tuples(st.integers(0, 6), st.integers(0, 6)), elements=st.integers(0, 5)), st.booleans())

@@ -60,7 +60,7 @@ def test_equals_the_plain_restatement(arguments):
 
 
 @pytest.mark.parametrize(
-    ("seed", "sweeps"), [(0, 1), (3, 0), *(pytest.param(seed, 0, marks=pytest.mark.long) for seed in (0, 5, 6, 7))]
+    ("seed", "sweeps"), [(0, 1), *(pytest.param(seed, 0, marks=pytest.mark.long) for seed in (0, 3, 5, 6, 7))]
 )
 def test_drawn_sections_equal_the_plain_restatement(seed, sweeps):
     # Examples in which the switch passes, whatever hypothesis draws.

@@ -134,6 +134,7 @@ def blobs():
     return volume, np.where((np.arange(17)[:, None, None] % 4 == 1) & (volume > 0), instances, 0)
 
 
+@pytest.mark.each_other
 @pytest.mark.parametrize("tile", [(5, 8, 13), (17, 30, 30), (40, 40, 40), (3, 30, 30), (17, 6, 30)])
 def test_all_stages(tile):
     volume, seeds = blobs()
@@ -218,6 +219,7 @@ def test_missing_slices(missing, unseeded):
     check({"volume": volume, "seeds": seeds, **options}, (4, 6, 7))
 
 
+@pytest.mark.each_other
 @pytest.mark.parametrize(
     ("dtype", "largest", "result"),
     [

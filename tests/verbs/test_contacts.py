@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import lpa3d
-from lpa3d.arrays.checks import as_bits, seal
+from lpa3d.arrays.checks import as_numbers, as_raw
 from lpa3d.arrays.neighbors import neighbor_offsets
 from lpa3d.errors import InputError, InputTypeError
 from lpa3d.kernels.contacts import count_contacts
@@ -80,7 +80,7 @@ def test_counts_add_up_over_any_boxes(labels, connectivity, data):
     parts = []
     for corner in itertools.product(*(itertools.pairwise(cut) for cut in cuts)):
         box = np.array(corner, dtype=np.int64).T.copy()
-        rows = count_contacts(seal(as_bits(labels)), seal(image), 1.0, forward, box)
+        rows = count_contacts(as_raw(labels), as_numbers(image), labels.shape, 1.0, forward, box)
         parts.append(Counts(rows[:, :2], rows[:, 2:]))
     total = add_counts(data.draw(st.permutations(parts)))
     expected = lpa3d.contacts(labels, image=image, spacing=(3, 2, 1), connectivity=connectivity)

@@ -278,6 +278,15 @@ def test_connectivity_finds_what_touches_at_corners_only():
         assert lpa3d.merge(labels, connectivity=connectivity).max() == 2
 
 
+def test_no_rule_but_what_is_said():
+    """With ``min_contact=None`` even labels that are enclosed stay as they are."""
+    labels = np.array([[5, 5, 5, 0], [5, 2, 5, 7], [5, 5, 5, 7]])
+    np.testing.assert_array_equal(lpa3d.merge(labels, min_contact=None), labels)
+    np.testing.assert_array_equal(
+        lpa3d.merge(labels, min_contact=None, must_link=[(2, 7)]), np.where(labels == 7, 2, labels)
+    )
+
+
 def test_must_link_alone():
     labels = np.array([[5, 5, 3, 0, 9, 8]])
     np.testing.assert_array_equal(lpa3d.merge(labels, scores={}, must_link=[(9, 5)]), [[5, 5, 3, 0, 5, 8]])
@@ -287,7 +296,7 @@ def test_must_link_alone():
         [[3, 3, 3, 0, 3, 8]],
     )
     np.testing.assert_array_equal(
-        lpa3d.merge(labels, scores={}, must_link=((np.uint64(a), np.int64(b)) for a, b in [(8, 9)])),
+        lpa3d.merge(labels, min_contact=None, must_link=((np.uint64(a), np.int64(b)) for a, b in [(8, 9)])),
         [[5, 5, 3, 0, 8, 8]],
     )
 
@@ -363,6 +372,7 @@ def test_an_id_on_two_classes_is_named():
         ({"min_contact": float("nan")}, InputError, "0 to 1"),
         ({"min_contact": "much"}, InputTypeError, "a number"),
         ({"min_contact": np.inf, "scores": {}}, InputError, "finite"),
+        ({"min_contact": None, "scores": {(1, 2): 0.9}}, InputError, "scores are not used with min_contact=None"),
         ({"scores": 0.5}, InputTypeError, "scores cannot be read"),
         ({"scores": [(1, 2)]}, InputTypeError, "rows"),
         ({"scores": {(1, 2): "high"}}, InputTypeError, "no number"),

@@ -704,7 +704,8 @@ def test_vesicles_cut_along_other_axes_gain_as_well(vesicles, axis):
     assert ours < 0.7 * its
 
 
-@pytest.mark.parametrize("name", ["0-0-0", pytest.param("3-2-1", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["0-0-0", "3-2-1"])
 def test_mitochondria_are_no_worse_than_watershed(data_dir, name):
     gains, ours, its = gain(*load(data_dir, "mito", f"fib1-{name}.nii.gz"), 16)
     assert gains >= -1e-3

@@ -25,6 +25,8 @@ __all__ = [
     "MOST_SLICES",
     "advise_floats",
     "as_bits",
+    "as_numbers",
+    "as_raw",
     "canonical_axis",
     "canonical_connectivity",
     "canonical_out",
@@ -184,6 +186,17 @@ def check_id_values(ids: npt.NDArray[Any], name: str, at: Any = "", *, spare: st
 def as_bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return a view of integers or booleans as uint8, uint16, uint32 or int64: one compiled kernel for each width."""
     return array.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.int64}[array.dtype.itemsize])
+
+
+def as_raw(array: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], int]:
+    """Return ids as their bytes, flat and read-only, and the size of each: one compiled kernel serves all dtypes."""
+    return seal(np.ascontiguousarray(array).reshape(-1).view(np.uint8)), array.dtype.itemsize
+
+
+def as_numbers(array: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], int]:
+    """Return integers or floats as `as_raw`, with the kind of their dtype (see `lpa3d.kernels._bits`)."""
+    data, size = as_raw(array)
+    return data, {"i": -size, "f": 16 + size}.get(array.dtype.kind, size)
 
 
 def seal(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

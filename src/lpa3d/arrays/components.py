@@ -26,7 +26,7 @@ from ..kernels.label import clear_runs, count_runs, fill_runs, flag_runs, join_s
 from ..kernels.reattachment import flag_seeded
 from ..kernels.unionfind import rank_sets
 from .backend import find_device
-from .checks import seal
+from .checks import as_raw, seal
 from .threads import num_threads, run_all, split
 
 if TYPE_CHECKING:
@@ -118,10 +118,11 @@ class Components:
 
     def flag_seeds(self, seeds: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Return, at index ``number - 1``, whether a component holds a seed: a voxel where `seeds` is not 0."""
-        seeds = seeds.reshape(self.shape)
+        raw = as_raw(seeds)
+        height, width = self.shape[1:]
 
         def flag(slab: Slab, flags: npt.NDArray[np.bool_]) -> None:
-            flag_seeded(slab.changes, slab.inside, slab.runs, seeds[slab.z_lo : slab.z_hi], flags)
+            flag_seeded(slab.changes, slab.inside, slab.runs, width, raw, slab.z_lo * height * width, flags)
 
         return self._flag(flag)
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ..kernels import overlap as kernels
 from ..kernels.overlap import VOID
 from .backend import array_module, find_device
-from .checks import as_bits, seal
+from .checks import as_bits, as_raw
 from .pairs import sort_pairs
 from .threads import num_threads, run_all, split
 
@@ -95,15 +95,14 @@ def count_rows(
 ) -> Overlaps:
     """Count the overlaps of flat parts, some whole rows from row `first` on, of volumes of `shape`; rows not sorted."""
     mask = array_module(reference).empty(0, np.uint8) if ignore is None else ignore.view(np.uint8)
-    parts = as_bits(reference), as_bits(prediction), as_bits(mask)
     device = find_device(reference)
     rows: Ints
     if device is not None:
         from ..cuda import overlap as cuda
 
-        rows = cuda.count_overlaps(device, *parts, shape, first)
+        rows = cuda.count_overlaps(device, as_bits(reference), as_bits(prediction), mask, shape, first)
     else:
-        rows = kernels.count_overlaps(*map(seal, parts), shape[1], shape[2], first)
+        rows = kernels.count_overlaps(as_raw(reference), as_raw(prediction), as_raw(mask), shape[1], shape[2], first)
     # Copies, so that the table that had room for more is freed.
     return Overlaps(rows[:, :2].copy(), rows[:, 2].copy(), rows[:, 3:].astype(_places(shape)).reshape(-1, 2, 3))
 

@@ -38,9 +38,10 @@ def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--min-contact",
-        type=float,
-        metavar="S",
-        help="least share of the smaller surface, or score, that unites a pair (default 0.5)",
+        type=_share_or_none,
+        default=0.5,
+        metavar="S|none",
+        help="least share of the smaller surface, or score, that unites a pair (default 0.5); none: --must-link alone",
     )
     for name, what in (("must", "unites"), ("cannot", "keeps apart, even through a third label")):
         parser.add_argument(
@@ -53,6 +54,13 @@ def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     add_storage(parser)
     add_tiling(parser)
+
+
+def _share_or_none(text: str) -> float | None:
+    try:
+        return None if text.strip().lower() == "none" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; a number such as 0.5, or none, is needed") from None
 
 
 def run_merge(job: Job) -> None:

@@ -108,6 +108,10 @@ def _number(least: float, most: float = math.inf) -> Parse:
     return parse
 
 
+def _number_or_none(value: Any) -> float | None:
+    return None if value == "none" else _number(-math.inf)(value)
+
+
 def _numbers(count: int) -> Parse:
     def parse(value: Any) -> tuple[float, ...]:
         if not isinstance(value, list) or len(value) != count or not all(map(_is_number, value)):
@@ -256,7 +260,7 @@ STEPS: dict[str, dict[str, Key]] = {
     "merge": {
         "classes": _FLAG,
         "connectivity": _CONNECTIVITY,
-        "min_contact": Key(_number(-math.inf), "a number"),
+        "min_contact": Key(_number_or_none, 'a number, or "none",'),
         "scores": Key(_file, "a CSV file with columns id_a,id_b,score"),
         "must_link": _LINKS,
         "cannot_link": _LINKS,
@@ -428,7 +432,7 @@ def _check_keywords(steps: Mapping[str, Any], inputs: Mapping[str, str], outputs
     for key in ("instance", "slice"):
         if f"{key}_classes" in fuse and f"{key}s" not in inputs:
             raise InputError(f"[fuse] {key}_classes is about [inputs] {key}s, which is not there")
-    if "scores" not in merge and not 0 <= merge.get("min_contact", 0) <= 1:
+    if "scores" not in merge and not 0 <= (merge.get("min_contact") or 0) <= 1:
         raise InputError(
             f"[merge] min_contact is {merge['min_contact']!r}; a share of the surface from 0 to 1 is needed where "
             f"there are no scores"

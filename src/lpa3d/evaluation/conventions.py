@@ -10,8 +10,8 @@ from ..errors import InputError
 
 __all__ = ["CONVENTIONS", "Convention"]
 
-Zeros = Literal["none", "reference", "both"]
-"""Whose background voxels a partition metric leaves out."""
+Zeros = Literal["none", "reference", "prediction", "both"]
+"""Whose background voxels a partition metric leaves out; "both": those of either."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,18 +20,24 @@ class Convention:
 
     Attributes
     ----------
-    rand_zeros, arand_zeros, voi_zeros, v_zeros : {"none", "reference", "both"}
-        Whose background voxels `rand_index`, `arand`, `voi` and `nvi`, `v_rand` and `v_info` leave out.
+    rand_zeros, arand_zeros, voi_zeros, v_zeros : {"none", "reference", "prediction", "both"}
+        Whose background voxels `rand_index`, `arand`, `voi` and `nvi`, `v_rand` and `v_info` leave out; "both" leaves
+        out those of either side.
     predicted_background : {"segment", "singletons"}
         Whether predicted background is one segment for the partition metrics, or each voxel of it one of its own.
     arand_pairs : {"distinct", "all", "snemi3d"}
         Whether `arand`, `rand_split` and `rand_merge` count pairs of two different voxels (drawn without replacement),
         or also each voxel with itself; ``"snemi3d"``: the latter, but the pairs inside predicted background count as
         its share of all voxels, which is next to nothing.
+    matching : {"count", "iou"}
+        What a matching at an IoU of 0.5 or below has most of: first matches and then IoU in all, or IoU in all.
     strict : bool
         Whether a match needs an IoU above the threshold, rather than at it or above.
     empty : float
         The ratios of matching, and AJI, where neither side has an instance.
+    assd : {"pooled", "directions"}
+        Whether the average surface distance is the mean of the distances of both directions together, or of the two
+        directions' means.
     ap_matching : {"greedy", "best"}
         Whether predictions take, in the order of their ranking, the best reference that is free, or each its best one.
     ap_thresholds : ten floats
@@ -50,8 +56,10 @@ class Convention:
     v_zeros: Zeros = "reference"
     predicted_background: Literal["segment", "singletons"] = "segment"
     arand_pairs: Literal["distinct", "all", "snemi3d"] = "distinct"
+    matching: Literal["count", "iou"] = "count"
     strict: bool = True
     empty: float = 1.0
+    assd: Literal["pooled", "directions"] = "pooled"
     ap_matching: Literal["greedy", "best"] = "greedy"
     ap_thresholds: tuple[float, ...] = tuple(k / 20 for k in range(10, 20))
     ap_strata: Literal["closed", "left-open"] = "closed"
@@ -75,14 +83,15 @@ CONVENTIONS = {
     "sklearn": Convention(rand_zeros="none", arand_zeros="none", voi_zeros="none", v_zeros="none"),
     "snemi3d": Convention(arand_pairs="snemi3d"),
     "cremi": Convention(arand_pairs="snemi3d"),
-    "gala": Convention(arand_pairs="snemi3d", rand_zeros="none", voi_zeros="both"),
+    "gala": Convention(rand_zeros="none", arand_zeros="none", voi_zeros="both"),
     "funlib": Convention(arand_pairs="all"),
     "isbi": Convention(arand_pairs="all", predicted_background="singletons"),
     "panopticapi": Convention(empty=0.0),
     "torchmetrics": Convention(empty=0.0),
     "stardist": Convention(strict=False, empty=0.0),
-    "panoptica": Convention(strict=False),
+    "panoptica": Convention(strict=False, assd="directions"),
     "hovernet": Convention(),
+    "cellmap": Convention(matching="iou"),
     "coco": Convention(ap_absent=-1.0),
     "mitoem": Convention(
         ap_matching="best",

@@ -120,13 +120,13 @@ def match(instances: Instances, threshold: float, convention: Convention) -> Int
     threshold : float
         The IoU that a match needs to be above (``convention.strict``) or at least to reach, 0 to 1.
     convention : Convention
-        Uses `strict`.
+        Uses `strict` and `matching`.
 
     Returns
     -------
     (k,) int64
         Rows of ``instances.pairs``, ascending: of all one-to-one choices among the pairs that pass, one with the
-        most matches, and among those one with the largest sum of IoU.
+        most matches, and among those one with the largest sum of IoU; under ``matching="iou"`` the largest sum alone.
 
     Notes
     -----
@@ -142,6 +142,8 @@ def match(instances: Instances, threshold: float, convention: Convention) -> Int
     passes = np.flatnonzero(instances.iou > threshold if convention.strict else instances.iou >= threshold)
     if threshold > 0.5 or (threshold == 0.5 and convention.strict):
         return passes
+    if convention.matching == "iou":
+        return passes[_assign(instances, passes, 0)]
     # One more match outweighs any sum of IoU that is lost elsewhere.
     most = min(map(len, (passes, instances.reference, instances.predicted)))
     return passes[_assign(instances, passes, most + 1)]

@@ -166,9 +166,9 @@ def _counts(overlaps: Overlaps, zeros: str) -> npt.NDArray[np.bool_]:
     """Flag the rows whose voxels count."""
     reference, predicted = overlaps.pairs.T
     rows: npt.NDArray[np.bool_] = reference != VOID
-    if zeros != "none":
+    if zeros in ("reference", "both"):
         rows &= reference != 0
-    if zeros == "both":
+    if zeros in ("prediction", "both"):
         rows &= predicted != 0
     return rows
 

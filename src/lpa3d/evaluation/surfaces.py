@@ -42,6 +42,8 @@ def surface_distances(
     boxes_prediction: Ints,
     spacing: tuple[float, float, float],
     ignore: npt.NDArray[np.bool_] | None = None,
+    *,
+    pooled: bool = True,
 ) -> Floats:
     """Return the Hausdorff distance, its 95th percentile and the average distance of the surfaces of each pair.
 
@@ -57,6 +59,8 @@ def surface_distances(
         Voxel size (z, y, x).
     ignore : ndarray of bool, shape (Z, Y, X), optional
         True where voxels are left out.
+    pooled : bool
+        Whether ASSD is the mean of all distances, or of the two directions' means.
 
     Returns
     -------
@@ -72,9 +76,10 @@ def surface_distances(
     Distances are Euclidean between the centres of voxels, from each surface voxel to the nearest one of the other
     surface. Those of both directions form one list: its maximum is the Hausdorff distance, its 95th percentile (with
     linear interpolation) HD95, its mean ASSD. HD95 is then MedPy's; MONAI and DeepMind's surface-distance take the
-    larger of the two directions' percentiles, and the latter weighs surface elements by their area. ASSD is that of
-    Heimann et al. and of MONAI, where every surface voxel counts the same; MedPy, and MONAI once, average the means of
-    both directions, which differs where one surface has more voxels than the other.
+    larger of the two directions' percentiles, and the latter weighs surface elements by their area. ASSD, where every
+    surface voxel counts the same, is that of Heimann et al., of MONAI, and of MedPy since 0.5 (2022); panoptica, and
+    MedPy and MONAI once, average the means of both directions (not `pooled`), which differs where one surface has more
+    voxels than the other.
 
     A pair of small objects takes 0.1 ms; the 2515 of a dense volume of 512 cubed, with 28 million surface voxels on
     either side, some 35 s of one core.
@@ -97,7 +102,7 @@ def surface_distances(
     def measure(rows: list[int], workers: int = 1) -> None:
         for row in rows:
             first, second = (_surface(labels[k], ignored, pairs[row, k], boxes[row, k]) for k in range(2))
-            result[row] = measure_lists(first, second, steps, workers)
+            result[row] = measure_lists(first, second, steps, workers, pooled)
 
     extents = (boxes[:, :, 1] - boxes[:, :, 0]).prod(axis=2).max(axis=1, initial=0)
     small, large = extents < SMALL_BOX, extents >= LARGE_BOX
@@ -120,12 +125,15 @@ def _surface(labels: npt.NDArray[Any], ignored: npt.NDArray[np.bool_], wanted: n
     return out[:found]
 
 
-def measure_lists(first: Ints, second: Ints, steps: Floats, workers: int) -> tuple[float, float, float]:
+def measure_lists(first: Ints, second: Ints, steps: Floats, workers: int, pooled: bool) -> tuple[float, float, float]:
     """Return what `surface_distances` does for two lists ``(n, 3)`` of surface voxels, each in raster order.
 
     `steps` is the voxel size; `workers` threads search.
     """
-    return _summarise(_distances(first, second, steps, workers))
+    distances = _distances(first, second, steps, workers)
+    parts = [distances] if pooled else np.split(distances, [len(first)])
+    mean = math.fsum(math.fsum(part.tolist()) / len(part) for part in parts) / len(parts)
+    return float(distances.max()), float(np.percentile(distances, 95)), mean
 
 
 def _distances(first: Ints, second: Ints, steps: Floats, workers: int) -> Floats:
@@ -144,9 +152,3 @@ def _distances(first: Ints, second: Ints, steps: Floats, workers: int) -> Floats
             nearest = tree.query(moved[k] * steps, workers=workers)[1]
             parts[k][~shared[k]] = np.sqrt((((moved[k] - other[nearest]) * steps) ** 2).sum(axis=1))
     return distances
-
-
-def _summarise(distances: Floats) -> tuple[float, float, float]:
-    """Return maximum, 95th percentile and mean."""
-    mean = math.fsum(distances.tolist()) / len(distances)
-    return float(distances.max()), float(np.percentile(distances, 95)), mean

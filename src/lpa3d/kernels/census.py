@@ -7,7 +7,9 @@ found a quarter slower, and seeds are counted at half the speed.
 
 import numpy as np
 
+from ._bits import leaf, nonzero_64
 from ._jit import jit
+from .overlap import id_at, list_ends
 from .pairs import hash_pair
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "select_voxels",
     "split_seeds",
 ]
+
+NONE = np.uint64(0)
 
 
 @jit
@@ -47,29 +51,46 @@ def grow_table(table):
     return more
 
 
+@leaf
+def is_zero(array, start, stop):
+    """Return whether a raw array is 0 from `start` to `stop`."""
+    data, size = array
+    i, end = start * size, stop * size
+    while i + 64 <= end:
+        if nonzero_64(data, i) != NONE:
+            return False
+        i += 64
+    while i < end:
+        if data[np.uint64(i)] != 0:
+            return False
+        i += 1
+    return True
+
+
 @jit
-def count_seeds(volume, seeds, z_lo, z_hi, table, on_z, on_y, on_x):
+def count_seeds(volume, seeds, shape, z_lo, z_hi, table, on_z, on_y, on_x):
     """Count seeds per (id, class) and, off the background, per slice across each axis; return the table.
 
-    Classes are stored as the int64 of the same bits.
+    The volume and the seeds, of `shape`, are raw. Classes are stored as the int64 of the same bits.
     """
     used = 0
     for row in range(table.shape[0]):
         used += table[row, 2] != 0
+    width = shape[2]
+    none = (seeds[0][:0], 1)
+    ends = np.empty(width + 1, np.int64)
+    steps = np.zeros(width + 1, np.int64)
     for z in range(z_lo, z_hi):
-        for y in range(seeds.shape[1]):
-            line = seeds[z, y]
-            slot = np.int64(-1)
-            last = np.int64(0)
-            kind = np.int64(0)
-            for x in range(line.size):
-                if line[x] == 0:
-                    continue
-                a = np.int64(line[x])
-                b = np.int64(volume[z, y, x])
-                if slot < 0 or a != last or b != kind:
-                    last = a
-                    kind = b
+        for y in range(shape[1]):
+            start = (z * shape[1] + y) * width
+            if is_zero(seeds, start, start + width):
+                continue
+            begin = start
+            # Runs of one id on one class.
+            for k in range(list_ends(seeds, volume, none, start, start + width, ends)):
+                a, b = id_at(seeds, begin), id_at(volume, begin)
+                count = ends[k] - begin
+                if a != 0:
                     slot = find_slot(table, a, b)
                     if table[slot, 2] == 0:
                         if 2 * used >= table.shape[0]:
@@ -78,11 +99,17 @@ def count_seeds(volume, seeds, z_lo, z_hi, table, on_z, on_y, on_x):
                         used += 1
                         table[slot, 0] = a
                         table[slot, 1] = b
-                table[slot, 2] += 1
-                if b != 0:
-                    on_z[z] += 1
-                    on_y[y] += 1
-                    on_x[x] += 1
+                    table[slot, 2] += count
+                    if b != 0:
+                        on_z[z] += count
+                        on_y[y] += count
+                        steps[begin - start] += 1
+                        steps[ends[k] - start] -= 1
+                begin = ends[k]
+    count = 0
+    for x in range(width):
+        count += steps[x]
+        on_x[x] += count
     return table
 
 
@@ -108,25 +135,25 @@ def count_foreground(volume, z_lo, z_hi, on_z, on_y, on_x):
 
 
 @jit
-def rank_seeds(volume, seeds, z_lo, z_hi, ranks, labels):
-    """Write the rank of each kept seed: ``ranks`` is a table of (id, class, rank); pairs that it lacks are dropped."""
-    for z in range(z_lo, z_hi):
-        for y in range(seeds.shape[1]):
-            line = seeds[z, y]
-            last = np.int64(0)
-            kind = np.int64(0)
-            rank = np.uint32(0)
-            for x in range(line.size):
-                if line[x] == 0:
-                    continue
-                a = np.int64(line[x])
-                b = np.int64(volume[z, y, x])
-                if a != last or b != kind:
-                    last = a
-                    kind = b
-                    rank = np.uint32(ranks[find_slot(ranks, a, b), 2])
+def rank_seeds(volume, seeds, width, lo, hi, ranks, labels):
+    """Write the rank of each kept seed in the rows from `lo` to `hi`; volume and seeds are raw, labels flat.
+
+    ``ranks`` is a table of (id, class, rank); pairs that it lacks are dropped.
+    """
+    none = (seeds[0][:0], 1)
+    ends = np.empty(width + 1, np.int64)
+    for row in range(lo, hi):
+        begin = row * width
+        if is_zero(seeds, begin, begin + width):
+            continue
+        for k in range(list_ends(seeds, volume, none, begin, begin + width, ends)):
+            a = id_at(seeds, begin)
+            if a != 0:
+                rank = np.uint32(ranks[find_slot(ranks, a, id_at(volume, begin)), 2])
                 if rank != 0:
-                    labels[z, y, x] = rank
+                    for v in range(begin, ends[k]):
+                        labels[v] = rank
+            begin = ends[k]
 
 
 @jit

@@ -11,7 +11,7 @@ in work lie in a ring. Of each, the voxels that may change and their neighbours 
 
 import numpy as np
 
-from ._bits import equal_64, lowest_one, nonzero_64
+from ._bits import equal_64, load_id, lowest_one, nonzero_64
 from ._jit import jit
 
 __all__ = ["count_listed", "find_border", "list_plane", "store_plane", "sweep_planes"]
@@ -75,8 +75,11 @@ def count_listed(hops, counts):
 
 
 @jit
-def list_plane(labels, hops, seeds, slot, window):
-    """List one plane's voxels in the ring, each with its label at full probability; return their number."""
+def list_plane(labels, hops, seeds, first, slot, window):
+    """List one plane's voxels in the ring, each with its label at full probability; return their number.
+
+    The seeds are raw; voxel `first` is the plane's.
+    """
     index, place, depth, names, odds = window
     count = 0
     for i in range(labels.size):
@@ -85,7 +88,7 @@ def list_plane(labels, hops, seeds, slot, window):
         at = slot * place.shape[1] + count
         index[slot, i] = at
         place[slot, count] = i
-        depth[slot, count] = FIXED if seeds[i] != 0 else hops[i] - 1
+        depth[slot, count] = FIXED if load_id(seeds[0], seeds[1], first + i) != 0 else hops[i] - 1
         for side in range(2):
             names[side, at] = labels[i]
             odds[side, at] = CERTAIN

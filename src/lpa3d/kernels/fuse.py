@@ -6,40 +6,40 @@ tables of pairs: the pair of ids has a position, and (4 * position + flag, class
 
 import numpy as np
 
-from ._bits import nonzero_64
 from ._jit import jit
-from .overlap import list_ends
+from .overlap import id_at, list_ends
 from .pairs import create_pairs, find_pair, grow_pairs
 
 COLUMNS = 10
 """4 * position of the ids + flag, class, voxels, first flat index, and the box: first z, y, x, one after the last."""
 
-_NONE = np.uint64(0)
-
 
 @jit
-def mark_slices(labels, axis, height, width, row, out):
-    """Set ``out[i]`` to 1 for each slice i across `axis` with a label, in the rows of a flat part from `row` on."""
-    for start in range(0, labels.size, width):
+def mark_slices(labels, size, axis, height, width, row, out):
+    """Set ``out[i]`` to 1 for each slice i across `axis` with a label, in the rows of a flat part from `row` on.
+
+    `labels` are the bytes of the labels, `size` of each.
+    """
+    for start in range(0, labels.size, width * size):
         z = row // height
         at = z if axis == 0 else row - z * height
         row += 1
         if axis == 2:
-            for x in range(width):
-                out[x] |= labels[start + x] != 0
-            continue
-        i, stop = start, start + width
-        while i + 64 <= stop and not out[at]:
-            out[at] = nonzero_64(labels, i) != _NONE
-            i += 64
-        while i < stop and not out[at]:
-            out[at] = labels[i] != 0
-            i += 1
+            for i in range(width * size):
+                out[i // size] |= labels[start + i] != 0
+        elif not out[at]:
+            # Without a way out the loop takes many bytes at a time.
+            found = np.uint8(0)
+            for i in range(start, start + width * size):
+                found |= labels[i]
+            out[at] = found != 0
 
 
 @jit
-def count_combinations(first, second, classes, flags, cuts, axis, height, row):
-    """Count the voxels of each combination in flat parts of three volumes, from `row` on.
+def count_combinations(first, second, classes, flags, cuts, axis, height, row, last):
+    """Count the voxels of each combination in raw parts of three volumes, from `row` to before `last`.
+
+    A part of size 0 is one of zeros.
 
     `flags` (0 to 3) belong to the slices across `axis`; a row of voxels is cut at the positions `cuts`, the first 0 and
     the last its width, so that its pieces have one flag each. Returns the pairs of ids ``(m, 2)`` and the combinations
@@ -50,7 +50,7 @@ def count_combinations(first, second, classes, flags, cuts, axis, height, row):
     slots, rows = create_pairs(1024, COLUMNS)
     n_pairs, used = 0, 0
     ends = np.empty(width + 1, np.int64)
-    for start in range(0, first.size, width):
+    for start in range(0, (last - row) * width, width):
         z = row // height
         y = row - z * height
         n_ends = list_ends(first, second, classes, start, start + width, ends)
@@ -63,7 +63,7 @@ def count_combinations(first, second, classes, flags, cuts, axis, height, row):
         while i < n_ends:
             stop = min(ends[i], start + cuts[piece + 1])
             flag = np.int64(flags[z if axis == 0 else (y if axis == 1 else cuts[piece])])
-            a, b, c = np.int64(first[begin]), np.int64(second[begin]), np.int64(classes[begin])
+            a, b, c = id_at(first, begin), id_at(second, begin), id_at(classes, begin)
             slot = find_pair(pair_slots, pairs, a, b)
             pair = pair_slots[slot]
             if pair < 0:
@@ -116,12 +116,15 @@ def index_combinations(keys):
 
 @jit
 def find_combinations(first, second, classes, flags, cuts, place, index, out):
-    """Write the number of each voxel's combination to the flat `out`; `place` is (axis, height, row)."""
-    axis, height, row = place
+    """Write the number of each voxel's combination to the flat `out`; `place` is (axis, height, row, last).
+
+    The volumes are as in `count_combinations`.
+    """
+    axis, height, row, last = place
     pair_slots, pairs, slots, rows = index
     width = cuts[-1]
     ends = np.empty(width + 1, np.int64)
-    for start in range(0, first.size, width):
+    for start in range(0, (last - row) * width, width):
         z = row // height
         y = row - z * height
         row += 1
@@ -130,7 +133,7 @@ def find_combinations(first, second, classes, flags, cuts, place, index, out):
         while i < n_ends:
             stop = min(ends[i], start + cuts[piece + 1])
             flag = np.int64(flags[z if axis == 0 else (y if axis == 1 else cuts[piece])])
-            a, b, c = np.int64(first[begin]), np.int64(second[begin]), np.int64(classes[begin])
+            a, b, c = id_at(first, begin), id_at(second, begin), id_at(classes, begin)
             pair = pair_slots[find_pair(pair_slots, pairs, a, b)]
             k = slots[find_pair(slots, rows, 4 * pair + flag, c)]
             for v in range(begin, stop):

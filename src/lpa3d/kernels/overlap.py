@@ -5,7 +5,7 @@ Rows are compared 64 voxels at a time; a run costs one look-up, however long it 
 
 import numpy as np
 
-from ._bits import equal_64, inlined, leaf, lowest_one
+from ._bits import equal_raw_64, inlined, leaf, load_id, lowest_one
 from ._jit import jit
 from .pairs import create_pairs, find_pair, grow_pairs
 
@@ -20,31 +20,38 @@ _ONE = np.uint64(1)
 
 
 @inlined
-def change_word(array, i):
-    """Return the bits ``array[i + k] != array[i + k - 1]`` for k < 64."""
-    return ~equal_64(array, i, i - 1)
+def unequal_word(array, i):
+    """Return the bits ``array[i + k] != array[i + k - 1]`` for k < 64 of a raw array; none of one of size 0."""
+    return ~equal_raw_64(array[0], array[1], i, i - 1) if array[0].size else _NONE
+
+
+@inlined
+def id_at(array, i):
+    """Return ``array[i]`` of a raw array; 0 of one of size 0."""
+    return load_id(array[0], array[1], i) if array[0].size else 0
 
 
 @leaf
-def list_ends(reference, prediction, ignore, start, stop, ends):
-    """Write where the runs of the row ``start <= i < stop`` end to `ends` (after the last voxel); return how many."""
+def list_ends(first, second, third, start, stop, ends):
+    """Write where the runs of a row ``start <= i < stop`` end to `ends` (after the last voxel); return how many.
+
+    In a run none of the three raw arrays changes; one of size 0 is none.
+    """
     n_ends = 0
     i = start + 1
     while i + 64 <= stop:
-        word = change_word(reference, i) | change_word(prediction, i)
-        if ignore.size:
-            word |= change_word(ignore, i)
+        word = unequal_word(first, i) | unequal_word(second, i) | unequal_word(third, i)
         while word != _NONE:
             ends[n_ends] = i + lowest_one(word)
             n_ends += 1
             word &= word - _ONE
         i += 64
+    a, b, c = id_at(first, i - 1), id_at(second, i - 1), id_at(third, i - 1)
     while i < stop:
         ends[n_ends] = i
-        changes = reference[i] != reference[i - 1] or prediction[i] != prediction[i - 1]
-        if ignore.size:
-            changes |= ignore[i] != ignore[i - 1]
-        n_ends += changes
+        next_a, next_b, next_c = id_at(first, i), id_at(second, i), id_at(third, i)
+        n_ends += a != next_a or b != next_b or c != next_c
+        a, b, c = next_a, next_b, next_c
         i += 1
     ends[n_ends] = stop
     return n_ends + 1
@@ -52,15 +59,15 @@ def list_ends(reference, prediction, ignore, start, stop, ends):
 
 @jit
 def count_overlaps(reference, prediction, ignore, height, width, first):
-    """Count the voxels of each pair of ids in two flat parts of volumes ``(Z, height, width)`` of at least one row.
+    """Count the voxels of each pair of ids in two raw parts of volumes ``(Z, height, width)`` of at least one row.
 
-    The parts begin with row `first` of the volume, counted over all slices. `ignore` is 1 where the reference id is
-    `VOID` instead, 0 elsewhere; of size 0 it is none. Returns ``(n, COLUMNS)``, in the order in which pairs are met.
+    The parts begin with row `first` of the volume, counted over all slices. Where `ignore`, raw too, is not 0 the
+    reference id is `VOID` instead; of size 0 it is none. Returns ``(n, COLUMNS)``, in the order in which pairs are met.
     """
     slots, rows = create_pairs(1024, COLUMNS)
     used = 0
     ends = np.empty(width + 1, np.int64)
-    for start in range(0, reference.size, width):
+    for start in range(0, reference[0].size // reference[1], width):
         row = first + start // width
         z = row // height
         y = row - z * height
@@ -69,8 +76,8 @@ def count_overlaps(reference, prediction, ignore, height, width, first):
         if used + n_ends > rows.shape[0]:
             slots, rows = grow_pairs(slots, rows, used, 2 * (used + n_ends))
         for i in range(n_ends):
-            a, b = np.int64(reference[begin]), np.int64(prediction[begin])
-            if ignore.size and ignore[begin]:
+            a, b = id_at(reference, begin), id_at(prediction, begin)
+            if id_at(ignore, begin) != 0:
                 a = np.int64(VOID)
             x_lo, x_hi = begin - start, ends[i] - start
             slot = find_pair(slots, rows, a, b)

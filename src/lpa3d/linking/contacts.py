@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.backend import array_module, find_device
-from ..arrays.checks import as_bits, canonical_spacing, check_array, same_shape, seal
+from ..arrays.checks import as_bits, as_numbers, as_raw, canonical_spacing, check_array, same_shape, seal
 from ..arrays.neighbors import neighbor_offsets
 from ..arrays.pairs import flag_first, sort_pairs
 from ..arrays.tables import Table
@@ -155,7 +155,7 @@ def count_box(
 
         rows = cuda.count_contacts(device, as_bits(labels), values, scale, offsets, box)
     else:
-        rows = count_contacts(seal(as_bits(labels)), seal(values), scale, offsets, box)
+        rows = count_contacts(as_raw(labels), as_numbers(values), labels.shape, scale, offsets, box)
     return Counts(rows[:, :2], rows[:, 2:])
 
 

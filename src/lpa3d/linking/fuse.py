@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays.checks import MAX_ID, as_bits, canonical_slices, seal, stack_axis
+from ..arrays.checks import MAX_ID, as_raw, canonical_slices, seal, stack_axis
 from ..arrays.text import list_some
 from ..arrays.threads import num_threads, run_all, split
 from ..errors import InputError, InputTypeError, Keyword
@@ -301,11 +301,12 @@ def cut_slabs(shape: tuple[int, ...]) -> list[tuple[int, int]]:
 def mark_slices(labels: Array, axis: int) -> npt.NDArray[np.uint8]:
     """Return 1 for the slices across `axis` that have labels, 0 for the others."""
     height, width = labels.shape[1:]
-    flat = seal(as_bits(labels)).reshape(-1)
+    flat = labels.reshape(-1)
 
     def mark(bounds: tuple[int, int]) -> npt.NDArray[np.uint8]:
         marked = np.zeros(labels.shape[axis], np.uint8)
-        kernels.mark_slices(flat[bounds[0] * width : bounds[1] * width], axis, height, width, bounds[0], marked)
+        part = as_raw(flat[bounds[0] * width : bounds[1] * width])
+        kernels.mark_slices(*part, axis, height, width, bounds[0], marked)
         return marked
 
     slabs = split(labels.shape[0] * height, 2 * num_threads()) if labels.size else []
@@ -314,34 +315,27 @@ def mark_slices(labels: Array, axis: int) -> npt.NDArray[np.uint8]:
 
 
 class _Parts:
-    """Slabs of the sources in one of two widths that kernels are compiled for; zeros for what is not given."""
+    """Slabs of the sources as kernels take them; of size 0 what is not given."""
 
     def __init__(self, inputs: Inputs) -> None:
         arrays = [inputs.lead, inputs.other, inputs.classes]
-        self.flat = [None if array is None else as_bits(array).reshape(-1) for array in arrays]
-        wide = any(part is not None and part.dtype.itemsize == 8 for part in self.flat[:2])
-        label = np.dtype(np.int64 if wide else np.uint32)
-        narrow = self.flat[2] is None or self.flat[2].dtype.itemsize == 1
-        self.dtypes = (label, label, np.dtype(np.uint8 if narrow else np.int64))
-        self.width = inputs.shape[2]
+        nothing = np.empty(0, np.uint8)
+        self.flat = [nothing if array is None else array.reshape(-1) for array in arrays]
+        self.axis, self.height, self.width = inputs.axis, *inputs.shape[1:]
         self.slabs = cut_slabs(inputs.shape)
-        longest = max((stop - start for start, stop in self.slabs), default=0) * self.width
-        self.zeros = [
-            np.zeros(longest if part is None else 0, t) for part, t in zip(self.flat, self.dtypes, strict=True)
-        ]
         cuts = np.array([0, self.width])
         if inputs.axis == 2:
             cuts = np.concatenate([[0], np.flatnonzero(np.diff(inputs.flags)) + 1, [self.width]])
         self.flags = seal(inputs.flags), seal(cuts.astype(np.int64))
 
-    def __getitem__(self, bounds: tuple[int, int]) -> list[Array]:
+    def __getitem__(self, bounds: tuple[int, int]) -> list[Any]:
         """Return the rows from one to before the other of all three, and the flags of slices."""
         start, stop = bounds[0] * self.width, bounds[1] * self.width
-        parts = []
-        for flat, zeros, dtype in zip(self.flat, self.zeros, self.dtypes, strict=True):
-            part = zeros[: stop - start] if flat is None else flat[start:stop].astype(dtype, copy=False)
-            parts.append(seal(part))
-        return [*parts, *self.flags]
+        return [*(as_raw(flat[start:stop]) for flat in self.flat), *self.flags]
+
+    def place(self, bounds: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Return where in the volume these rows lie, as kernels take it."""
+        return self.axis, self.height, *bounds
 
 
 def count_rows(inputs: Inputs) -> Rows:
@@ -349,7 +343,7 @@ def count_rows(inputs: Inputs) -> Rows:
     parts = _Parts(inputs)
 
     def count(bounds: tuple[int, int]) -> Rows:
-        pairs, rows = kernels.count_combinations(*parts[bounds], inputs.axis, inputs.shape[1], bounds[0])
+        pairs, rows = kernels.count_combinations(*parts[bounds], *parts.place(bounds))
         keys = np.column_stack([pairs[rows[:, 0] >> 2], rows[:, 1], rows[:, 0] & 3])
         return Rows(keys, rows[:, 2].copy(), rows[:, 3].copy(), rows[:, 4:].reshape(-1, 2, 3).copy())
 
@@ -627,7 +621,7 @@ def write_tables(inputs: Inputs, keys: Ints, tables: Sequence[Array]) -> list[Ar
     def write(bounds: tuple[int, int]) -> None:
         at = slice(bounds[0] * parts.width, bounds[1] * parts.width)
         found = np.empty(at.stop - at.start, np.intp)
-        kernels.find_combinations(*parts[bounds], (inputs.axis, inputs.shape[1], bounds[0]), index, found)
+        kernels.find_combinations(*parts[bounds], parts.place(bounds), index, found)
         for table, result in zip(tables, flat, strict=True):
             # Any mode but "raise" writes without a buffer; all numbers are in range.
             np.take(table, found, out=result[at], mode="clip")

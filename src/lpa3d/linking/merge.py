@@ -30,9 +30,6 @@ __all__ = ["Rules", "check_rules", "decide"]
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-MIN_CONTACT = 0.5
-"""Half the surface, above what real neighbours share (see the notes of `merge`); or a score of more likely than not."""
-
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Rules:
@@ -44,8 +41,8 @@ class Rules:
     spacing : tuple of float
     scores : tuple of ndarray, or None
         Sorted pairs ``(n, 2)`` and the score of each; None takes the shares of the surface.
-    threshold : float
-        Least evidence.
+    threshold : float or None
+        Least evidence; None where `must_link` alone unites.
     must_link, cannot_link : (n, 2) int64
         As `check_links` returns them.
     """
@@ -53,7 +50,7 @@ class Rules:
     connectivity: int
     spacing: tuple[float, float, float]
     scores: tuple[Ids, Floats] | None
-    threshold: float
+    threshold: float | None
     must_link: Ids
     cannot_link: Ids
 
@@ -72,7 +69,14 @@ def check_rules(
     steps = canonical_connectivity(connectivity)
     sizes = check_spacing(spacing, ndim)
     scored = None if scores is None else _check_scores(scores)
-    threshold = _check_threshold(min_contact, scored is not None)
+    threshold = None if min_contact is None else _check_threshold(min_contact, scored is not None)
+    if threshold is None and scored is not None:
+        raise InputError(
+            Keyword("scores"),
+            " are not used with ",
+            Keyword("min_contact", None),
+            ", by which pairs that must be linked are united alone; leave one of the two out",
+        )
     must, apart = check_links(must_link, "must_link"), check_links(cannot_link, "cannot_link")
     return Rules(steps, sizes, scored, threshold, must, apart)
 
@@ -83,13 +87,15 @@ def decide(rules: Rules, counts: Counts, ids: Ids, classes: Any) -> tuple[Ids, I
     `ids` are all ids of the labels that `counts` is of, ascending; `classes` is what `group_ids` takes.
     """
     groups, names = group_ids(classes, "classes", ids, "labels")
-    if rules.scores is None:
+    if rules.threshold is None:
+        pairs, evidence = np.empty((0, 2), np.int64), np.empty(0)
+    elif rules.scores is None:
         table = tabulate(counts, rules.spacing)
         pairs, evidence = np.stack([table.id_a, table.id_b], axis=1), table.share
     else:
         pairs, evidence = rules.scores
         find_positions(ids, pairs, "scores")
-    strong = evidence >= rules.threshold
+    strong = evidence >= (rules.threshold or 0.0)
     links = {"must_link": rules.must_link, "cannot_link": rules.cannot_link}
     merged = unite_ids(ids, pairs[strong], evidence[strong], groups, names, **links)
     changed = merged != ids
@@ -98,8 +104,6 @@ def decide(rules: Rules, counts: Counts, ids: Ids, classes: Any) -> tuple[Ids, I
 
 def _check_threshold(min_contact: Any, scored: bool) -> float:
     """Return the least evidence that unites a pair."""
-    if min_contact is None:
-        return MIN_CONTACT
     parts, example = (Keyword("min_contact"), f" is {min_contact!r}; "), Keyword("min_contact", 0.5)
     try:
         if isinstance(min_contact, (bool, np.bool_, str, bytes)):

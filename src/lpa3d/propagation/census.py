@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.backend import device_of
-from ..arrays.checks import as_bits
+from ..arrays.checks import as_bits, as_raw, seal
 from ..arrays.pairs import flag_first, sort_pairs
 from ..arrays.text import list_some
 from ..arrays.threads import num_threads, run_all, split
@@ -126,13 +126,13 @@ def count_seeds(volume: npt.NDArray[Any], seeds: npt.NDArray[Any]) -> Count:
 
         rows, slices = cuda.count_seeds(device, volume, seeds)
         return Count(add_rows([rows]), slices)
-    seeds = as_bits(seeds)
+    raw = as_raw(volume), as_raw(seeds), volume.shape
     slabs = split(volume.shape[0], num_threads())
     seeded = [np.zeros((len(slabs), length), dtype=np.int64) for length in volume.shape]
 
     def count(number: int) -> Ints:
         table = np.zeros((1024, 3), dtype=np.int64)
-        table = kernels.count_seeds(volume, seeds, *slabs[number], table, *(counts[number] for counts in seeded))
+        table = kernels.count_seeds(*raw, *slabs[number], table, *(counts[number] for counts in seeded))
         return np.asarray(table[table[:, 2] > 0])
 
     return Count(add_rows(run_all(count, range(len(slabs)))), _add_slices(seeded))
@@ -158,9 +158,10 @@ def count_mask(volume: npt.NDArray[Any]) -> Slices:
 
         return cuda.count_mask(device, volume)
     slabs = split(volume.shape[0], num_threads())
+    sealed = seal(volume)
     masked = [np.zeros((len(slabs), length), dtype=np.int64) for length in volume.shape]
     run_all(
-        lambda number: kernels.count_foreground(volume, *slabs[number], *(counts[number] for counts in masked)),
+        lambda number: kernels.count_foreground(sealed, *slabs[number], *(counts[number] for counts in masked)),
         range(len(slabs)),
     )
     return _add_slices(masked)
@@ -228,8 +229,9 @@ def rank_labels(volume: npt.NDArray[Any], seeds: npt.NDArray[Any], ranks: Ints, 
 
         cuda.rank_labels(device, volume, seeds, ranks, labels)
         return
-    bits = as_bits(seeds)
-    run_all(lambda part: kernels.rank_seeds(volume, bits, *part, ranks, labels), split(volume.shape[0], num_threads()))
+    depth, height, width = volume.shape
+    raw, flat = (as_raw(volume), as_raw(seeds), width), labels.reshape(-1)
+    run_all(lambda part: kernels.rank_seeds(*raw, *part, ranks, flat), split(depth * height, num_threads()))
 
 
 def restrict_seeds(labels: npt.NDArray[np.uint32], seeds: npt.NDArray[Any]) -> None:
@@ -252,7 +254,7 @@ def any_unlabelled(volume: npt.NDArray[Any], labels: npt.NDArray[np.uint32]) -> 
 
         return cuda.any_unlabelled(device, volume, labels)
     slabs = split(volume.shape[0], num_threads())
-    return any(run_all(lambda slab: kernels.count_unlabelled(volume, labels, *slab), slabs))
+    return any(run_all(lambda slab: kernels.count_unlabelled(seal(volume), labels, *slab), slabs))
 
 
 def select(volume: npt.NDArray[Any], labels: npt.NDArray[np.uint32], *, labelled: bool) -> npt.NDArray[Any]:
@@ -288,7 +290,7 @@ def list_beyond(
 def _map_voxels(kernel: Callable[..., None], volume: npt.NDArray[Any], *args: Any) -> npt.NDArray[Any]:
     """Return a class map that `kernel` makes from `volume`, both flat, in parts."""
     out = np.empty_like(volume)
-    flat, flat_out = volume.reshape(-1), out.reshape(-1)
+    flat, flat_out = seal(volume.reshape(-1)), out.reshape(-1)
     run_all(lambda part: kernel(flat, *args, *part, flat_out), split(flat.size, num_threads()))
     return out
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.backend import find_device
+from ..arrays.checks import as_raw
 from ..arrays.neighbors import UNIT, neighbor_offsets
 from ..arrays.rounds import run_rounds
 from ..arrays.threads import num_threads, run_all, split
@@ -133,7 +134,7 @@ class _Wave:
         shape = (self.planes, self.size)
         self.sweeps = sweeps
         self.labels = labels.reshape(shape)
-        self.seeds = seeds.reshape(shape)
+        self.seeds = as_raw(seeds)
         self.hops = hops.reshape(shape)
         self.confidence = confidence.reshape(shape) if confidence.size else confidence.reshape(self.planes, 0)
         self.links = links.reshape(-1)
@@ -185,7 +186,7 @@ class _Wave:
             if new < self.planes:
                 slot = new % self.slots
                 self.counts[slot] = kernels.list_plane(
-                    self.labels[new], self.hops[new], self.seeds[new], slot, self.window
+                    self.labels[new], self.hops[new], self.seeds, new * self.size, slot, self.window
                 )
         kernels.sweep_planes(
             self.round,

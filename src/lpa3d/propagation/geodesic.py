@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays.backend import find_device
+from ..arrays.checks import seal
 from ..arrays.neighbors import UNIT, neighbor_offsets
 from ..arrays.threads import num_threads, run_all, split
 from ..errors import Keyword, RangeError
@@ -66,7 +67,8 @@ def link_voxels(volume: npt.NDArray[Any], connectivity: int) -> Links:
         return made
     links: Links = np.zeros(volume.shape, dtype=np.uint8 if connectivity == 6 else np.uint32)
     offsets = neighbor_offsets(connectivity)
-    run_all(lambda part: link_slab(volume, offsets, *part, links), split(volume.shape[0], num_threads()))
+    sealed = seal(volume)
+    run_all(lambda part: link_slab(sealed, offsets, *part, links), split(volume.shape[0], num_threads()))
     return links
 
 

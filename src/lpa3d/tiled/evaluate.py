@@ -178,7 +178,10 @@ def evaluate(call: Call) -> Evaluation:
         table = _count(run, volumes, request, sources)
 
         def measure(pairs: Ids, boxes: Ids) -> npt.NDArray[np.float64]:
-            return measure_surfaces(run, volumes.read_tile, table.overlaps, pairs, boxes, request.spacing)
+            pooled = request.convention.assd == "pooled"
+            return measure_surfaces(
+                run, volumes.read_tile, table.overlaps, pairs, boxes, request.spacing, pooled=pooled
+            )
 
         def unwarp(foregrounds: Sequence[Foreground]) -> list[tuple[int, int]]:
             return _unwarp(run, volumes, foregrounds, request.connectivity)

@@ -50,6 +50,7 @@ class _Context:
     scratch: Scratch
     read: Callable[[int], Sides]
     spacing: tuple[float, float, float]
+    pooled: bool
 
 
 def surface_stages(instances: Sequence[str]) -> tuple[Stage, ...]:
@@ -70,6 +71,8 @@ def measure_surfaces(
     pairs: Ids,
     boxes: Ids,
     spacing: tuple[float, float, float],
+    *,
+    pooled: bool,
 ) -> Floats:
     """Return what `lpa3d.evaluation.surfaces.surface_distances` does.
 
@@ -85,12 +88,13 @@ def measure_surfaces(
     boxes : (n, 2, 2, 3) int64
         A box ``(start, stop)`` for each id.
     spacing : tuple of float
+    pooled : bool
     """
     if not len(pairs):
         return np.empty((0, 3))
     order, starts, large = _fill_buckets(run.grid, overlaps, pairs, boxes)
     run.once("surfaces: pairs", _keep_pairs, run.scratch, run.grid, pairs[order], boxes[order], starts)
-    context = _Context(run.grid, run.scratch, read, spacing)
+    context = _Context(run.grid, run.scratch, read, spacing, pooled)
     run.map("surfaces: list", _list_tile, context)
     if not large.all():
         run.map("surfaces: measure", _measure_bucket, context, np.flatnonzero(~large))
@@ -201,7 +205,7 @@ def _measure(context: _Context, bucket: int, workers: int) -> None:
     steps = np.array(context.spacing, np.float64)
     lists = [_gather(context, bucket, side, about["tiles"].tolist(), len(found)) for side in range(2)]
     for k in range(len(found)):
-        found[k] = measure_lists(lists[0][k], lists[1][k], steps, workers)
+        found[k] = measure_lists(lists[0][k], lists[1][k], steps, workers, context.pooled)
     scratch.put(f"surfaces/found/{bucket}", found=found)
 
 

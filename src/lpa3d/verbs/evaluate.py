@@ -91,8 +91,8 @@ def evaluate(
         What joins the voxels of a component and, for `warping`, of the foreground. 1, 2 and 3 name the same.
     convention : str or Convention, default "lpa3d"
         How to decide where implementations disagree: "skimage", "sklearn", "snemi3d", "cremi", "gala", "funlib",
-        "isbi", "panopticapi", "torchmetrics", "stardist", "panoptica", "hovernet", "coco" or "mitoem" for the numbers
-        of those, or decisions of your own, e.g. ``Convention(strict=False)``.
+        "isbi", "panopticapi", "torchmetrics", "stardist", "panoptica", "hovernet", "cellmap", "coco" or "mitoem" for
+        the numbers of those, or decisions of your own, e.g. ``Convention(strict=False)``.
     scores : mapping of predicted id to float, or rows (id, score), optional
         Confidence of each predicted instance, for `ap50`, `ap75` and `map`. By default the number of its voxels.
     size_strata : pair of float, optional
@@ -255,7 +255,10 @@ def _evaluate(call: Call) -> Evaluation:
 
     def measure(pairs: Ids, boxes: Ids) -> npt.NDArray[np.float64]:
         first, second = labels
-        return surface_distances(first, second, pairs, boxes[:, 0], boxes[:, 1], request.spacing, sides.ignore)
+        pooled = request.convention.assd == "pooled"
+        return surface_distances(
+            first, second, pairs, boxes[:, 0], boxes[:, 1], request.spacing, sides.ignore, pooled=pooled
+        )
 
     def unwarp(foregrounds: Sequence[Foreground]) -> list[tuple[int, int]]:
         steps, flat = request.connectivity, request.warping == "2d"

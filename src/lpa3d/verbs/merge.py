@@ -24,7 +24,7 @@ def merge(
     scores: Any = None,
     spacing: Any = None,
     connectivity: int = 6,
-    min_contact: float | None = None,
+    min_contact: float | None = 0.5,
     must_link: Iterable[Any] = (),
     cannot_link: Iterable[Any] = (),
     out: Any = None,
@@ -62,12 +62,12 @@ def merge(
     connectivity : {6, 18, 26}, default 6
         Which voxels touch: those that share a face, also an edge, also a corner. Pairs without a common face have the
         evidence 0. 1, 2 and 3 name the same. Scores do not use it.
-    min_contact : float, optional
-        Least evidence that unites a pair: a share of the surface from 0 to 1, or any number if there are `scores`. The
-        default is 0.5 for both: half the surface, or more likely than not.
+    min_contact : float or None, default 0.5
+        Least evidence that unites a pair: a share of the surface from 0 to 1, or any number if there are `scores`; the
+        default is half the surface, or more likely than not. None unites no pair by evidence: `must_link` alone does.
     must_link, cannot_link : iterable of pairs of ids, or integer ndarray of shape (n, 2)
         Pairs that are always united, touching or not, and pairs that are never in one group, not even through a third
-        label. ``scores={}`` leaves `must_link` alone to decide.
+        label. ``merge(labels, min_contact=None, must_link=[(3, 7)])`` unites these two and nothing else.
     out : ndarray, optional
         Array for the result: shape and dtype of `labels`, C-contiguous, not sharing memory with an input. For stored
         labels, where it is needed: the path of a new OME-Zarr or of labels in one, a URL or store.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import math
 import operator
@@ -34,6 +35,7 @@ __all__ = [
     "check_room",
     "choose_tile",
     "find_cost",
+    "give_back_memory",
     "weigh",
 ]
 
@@ -268,6 +270,12 @@ def _free_of_group(folder: Path, limits: Sequence[str], used: str, cached: str) 
         for name in limits:
             with contextlib.suppress(OSError, ValueError):  # "max"
                 yield int((folder / name).read_text()) - taken
+
+
+def give_back_memory() -> None:
+    """Give the memory of tables that are gone back to the system: the C library keeps it, beside what tiles take."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def check_room(verb: str, needs: Iterable[tuple[Path, str, float]]) -> None:

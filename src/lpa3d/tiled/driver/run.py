@@ -44,7 +44,7 @@ from ...errors import Example, InputError, InputTypeError, Keyword, Lpa3dError, 
 from ...files.geometry import Geometry, attribute_geometry
 from ...files.ngff import describe_geometry, find_top
 from ...files.outputs import flush_folders, publish
-from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_tile, find_cost
+from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_tile, find_cost, give_back_memory
 from .grid import Grid
 from .journal import FIRST, Journal
 from .locks import LockError, claim, lock
@@ -300,6 +300,7 @@ class Run:
         if self.begin(stage):
             self.tell(stage, 0.0, always=True)
             self.end(stage, **(function(*args) or {}))
+            give_back_memory()
         return self.journal.values(stage)
 
     @property
