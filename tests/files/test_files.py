@@ -1,6 +1,5 @@
 """Files: every format gives back what it was given, says what it knows, and is never half-written."""
 
-import json
 import os
 import struct
 import subprocess
@@ -1088,11 +1087,6 @@ def test_zarr_output_spares_what_it_does_not_know(tmp_path):
     zarr.create_group(str(tmp_path / "old.zarr"), zarr_format=2)
     io.write(tmp_path / "old.zarr/a", array)
     assert zarr.open_array(str(tmp_path / "old.zarr/a/0")).metadata.zarr_format == 2
-    zarr.create_group(str(tmp_path / "con.zarr"), zarr_format=3)
-    metadata = json.loads((tmp_path / "con.zarr/zarr.json").read_text())
-    (tmp_path / "con.zarr/zarr.json").write_text(json.dumps(metadata | {"consolidated_metadata": {}}))
-    with pytest.raises(InputError, match="consolidated metadata"):
-        io.write(tmp_path / "con.zarr/a", array)
 
 
 def test_hdf5_output_spares_other_datasets(tmp_path):

@@ -432,3 +432,42 @@ def test_odd_shapes(shape: tuple[int, ...], dtype: str, tmp_path: Path) -> None:
                 open_result(tmp_path / "y.zarr", level=level)[...], open_result(tmp_path / "x.zarr", level=level)[...]
             )
         assert out.shape == shape
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+def test_consolidated_metadata_tell_of_labels(version: str, tmp_path: Path) -> None:
+    place = tmp_path / "cell.zarr"
+    image = make_image(place, version)
+    zarr.consolidate_metadata(str(place))
+    for k in range(2):
+        io.write(place / "labels/mito", LABELS + k, storage={"levels": 2 - k}, overwrite=True)
+        lpa3d.label(place, out=place / "labels/er", overwrite=True)
+        group = zarr.open_group(str(place), mode="r", use_consolidated=True)
+        found = {name for name, _ in group.members(max_depth=None)}
+        levels = {f"labels/mito/{level}" for level in range(2 - k)}
+        assert found == {"s0", "s1", "labels", "labels/mito", "labels/er", "labels/er/0", *levels}
+        np.testing.assert_array_equal(group["labels/mito/0"][:], LABELS + k)
+        attributes = group["labels"].attrs.asdict()
+        assert attributes.get("ome", attributes)["labels"] == ["mito", "er"]
+    np.testing.assert_array_equal(io.read(place), image)
+    assert not [path for path in place.rglob("*") if "lpa3d" in path.name]
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+def test_labels_of_unknown_size_lie_where_their_image_does(tiled: bool, tmp_path: Path) -> None:
+    place = tmp_path / "cell.zarr"
+    make_image(place)
+    io.write(tmp_path / "labels.zarr", LABELS)
+    for name, array in (("fine", LABELS), ("coarse", LABELS[:, ::2, ::2]), ("other", LABELS[1:])):
+        if tiled:
+            io.write(tmp_path / "in.zarr", array, overwrite=True)
+            lpa3d.label(tmp_path / "in.zarr", out=place / f"labels/{name}")
+        else:
+            io.write(place / f"labels/{name}", array)
+    found = {}
+    for name in ("fine", "coarse", "other"):
+        with open_volume(place / f"labels/{name}") as volume:
+            found[name] = volume.geometry.spacing, volume.geometry.offset
+    offset = 90.0, 7.3, 1.1
+    assert found == {"fine": ((30.0, 8.1, 8.1), offset), "coarse": ((30.0, 16.2, 16.2), offset), "other": (None, None)}

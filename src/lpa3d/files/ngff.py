@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from ..arrays.text import list_some
 from ..errors import InputError, InputTypeError, Keyword
-from .geometry import Geometry, nanometres
+from .geometry import Geometry, nanometres, zarr_geometry
 from .outputs import ASIDE, TEMPORARY, Beside, flush, flush_folders, remove
 from .places import Location, zarr_kind
 
@@ -39,6 +39,7 @@ __all__ = [
     "Form",
     "Listing",
     "Placed",
+    "adopt_geometry",
     "check_form",
     "check_storage",
     "check_target",
@@ -284,6 +285,29 @@ def find_listing(path: Path) -> Listing | None:
     return None
 
 
+def adopt_geometry(path: Path, shape: Sequence[int], geometry: Geometry) -> Geometry:
+    """Return the geometry of an output: where nothing is known of it, that of the level of the image, to whose labels
+    it comes, that has its shape."""
+    listing = find_listing(path) if geometry.spacing is None else None
+    if listing is None:
+        return geometry
+    group = listing.labels.parent
+    for image in read_image(group).get("multiscales") or []:
+        axes = [str(axis["name"] if isinstance(axis, Mapping) else axis) for axis in image.get("axes") or []]
+        for dataset in image.get("datasets") or []:
+            level = group / str(dataset.get("path"))
+            sides = dict(zip(axes, _read_shape(level), strict=False))
+            if tuple(sides[axis] for axis in "zyx" if axis in sides) == tuple(shape):
+                return zarr_geometry(level, {})
+    return geometry
+
+
+def _read_shape(array: Path) -> list[int]:
+    """Return the shape of a zarr array in a folder; empty where there is none."""
+    file = array / ("zarr.json" if zarr_kind(array) == "array3" else ".zarray")
+    return list(json.loads(file.read_bytes())["shape"]) if zarr_kind(array).startswith("array") else []
+
+
 def read_attributes(node: Path) -> dict[str, Any]:
     """Return the attributes of a zarr group or array in a folder; none where there is none."""
     for name in ("zarr.json", ".zattrs"):
@@ -325,11 +349,6 @@ def check_target(location: Location) -> Path:
             raise InputError(
                 f"cannot write {location.name}: {group} is {what}, in which no zarr array can lie; choose another .zarr"
             )
-        if _is_consolidated(group):
-            raise InputError(
-                f"cannot write {location.name}: {group} has consolidated metadata, in which the new array would be "
-                f"missing; choose another .zarr"
-            )
         if path.relative_to(group).as_posix() in _list_datasets(read_image(group)):
             raise InputError(f"{location.name} is a level of the image in {group}, so it is never replaced")
     if path.exists() and not zarr_kind(path).startswith("array") and not _is_sole(path):
@@ -337,13 +356,6 @@ def check_target(location: Location) -> Path:
         what = f"a zarr group{more}" if zarr_kind(path) else "no zarr array"
         raise InputError(f"{location.name} exists and is {what}, so it is never replaced; choose another output")
     return path
-
-
-def _is_consolidated(group: Path) -> bool:
-    """Return whether a group keeps the metadata of all that it holds in one file."""
-    if zarr_kind(group) == "group2":
-        return (group / ".zmetadata").exists()
-    return json.loads((group / "zarr.json").read_bytes()).get("consolidated_metadata") is not None
 
 
 def _list_datasets(about: Mapping[str, Any]) -> list[str]:
@@ -505,12 +517,13 @@ class Placed(Beside):
         make_groups(self.target, name_group(self.temp), self.form.zarr_format)
         flush_folders(self.target.parent, anchor)
         super().publish()
-        if self.form.listing is not None:
-            try:
+        try:
+            if self.form.listing is not None:
                 change_list(self.form.listing, listed=True)
-            except BaseException:
-                self.take_back()
-                raise
+            update_consolidated(self.target)
+        except BaseException:
+            self.take_back()
+            raise
 
     def take_back(self) -> None:
         """Undo `publish`."""
@@ -519,10 +532,11 @@ class Placed(Beside):
 
 
 def unlist(target: Path, form: Form) -> None:
-    """Take an output out of the list of labels, if it is not there any more."""
-    if form.listing is not None and not os.path.lexists(target):
-        with contextlib.suppress(OSError):
+    """Take an output out of what tells of it, if it is not there any more."""
+    with contextlib.suppress(OSError):
+        if form.listing is not None and not os.path.lexists(target):
             change_list(form.listing, listed=False)
+        update_consolidated(target)
 
 
 def name_group(built: Path) -> Path:
@@ -603,12 +617,69 @@ def change_list(listing: Listing, *, listed: bool) -> None:
         if names == about.get("labels"):
             return
         about["labels"] = names
-        # The same name each time: what a killed process left is replaced.
-        temp = file.with_name(f".lpa3d-tmp-{file.name}")
-        temp.write_text(json.dumps(document, indent=2), encoding="utf-8")
-        flush(temp)
-        os.replace(temp, file)
-        flush_folders(listing.labels, file)
+        _replace(file, document)
+
+
+def _replace(file: Path, document: Mapping[str, Any]) -> None:
+    """Write a file anew in one step, under the lock of its folder."""
+    # The same name each time: what a killed process left is replaced.
+    temp = file.with_name(f"{TEMPORARY}{file.name}")
+    temp.write_text(json.dumps(document, indent=2), encoding="utf-8")
+    flush(temp)
+    os.replace(temp, file)
+    flush_folders(file.parent, file)
+
+
+def update_consolidated(target: Path) -> None:
+    """Let the groups around a place that keep the metadata of all that they hold tell of what is there now."""
+    for group in target.parents:
+        kind = zarr_kind(group)
+        if not kind.startswith("group"):
+            if group.exists():
+                break
+            continue
+        file = group / {"group3": "zarr.json", "group2": ".zmetadata"}[kind]
+        if _find_consolidated(file) is None:
+            continue
+        with _locked(group):
+            found = _find_consolidated(file)
+            if found is None:
+                continue
+            document, nodes = found
+            inner = target.relative_to(group).as_posix()
+            before = dict(nodes)
+            for key in [key for key in nodes if f"{key}/".startswith(f"{inner}/")]:
+                del nodes[key]
+            for folder in (*_list_between(group, target), *_list_nodes(target)):
+                for name in ("zarr.json",) if kind == "group3" else (".zgroup", ".zattrs", ".zarray"):
+                    if (folder / name).is_file():
+                        key = (folder if kind == "group3" else folder / name).relative_to(group).as_posix()
+                        nodes[key] = json.loads((folder / name).read_bytes())
+            if nodes != before:
+                _replace(file, document)
+
+
+def _find_consolidated(file: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return a document that holds consolidated metadata, and these in it; None if it holds none."""
+    if not file.exists():
+        return None
+    try:
+        document = json.loads(file.read_bytes())
+    except ValueError:
+        return None
+    inner = document if file.name == ".zmetadata" else document.get("consolidated_metadata") or {}
+    nodes = inner.get("metadata")
+    return (document, nodes) if isinstance(nodes, dict) else None
+
+
+def _list_between(group: Path, target: Path) -> list[Path]:
+    """Return the groups inside of one that lead to a place."""
+    return [folder for folder in target.parents if group in folder.parents]
+
+
+def _list_nodes(target: Path) -> list[Path]:
+    """Return an output, and the arrays in it."""
+    return [target, *(entry for entry in sorted(target.iterdir()) if zarr_kind(entry))] if target.is_dir() else []
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

@@ -20,6 +20,7 @@ from ..errors import InputError, InputTypeError, Keyword
 from .geometry import Geometry, nanometres
 from .ngff import (
     Placed,
+    adopt_geometry,
     check_storage,
     check_target,
     choose_form,
@@ -154,7 +155,8 @@ def plan(
     if storage:
         raise InputError(
             *[part for key in storage for part in (", ", Keyword(f"storage[{key!r}]"))][1:],
-            f" {'are' if len(storage) > 1 else 'is'} for zarr, and {location.name} is none; leave out",
+            f" {'are' if len(storage) > 1 else 'is'} for zarr, and {location.name} is none; leave "
+            f"{'them' if len(storage) > 1 else 'it'} out",
         )
     target = Path(os.path.realpath(location.path))
     suffix = ".nii.gz" if location.name.lower().endswith(".nii.gz") else target.suffix
@@ -254,6 +256,7 @@ def _write_zarr(target: Target, array: Array, geometry: Geometry, progress: Prog
     zarr = load_library(*LIBRARIES["zarr"])
     output = target.output
     image = target.image or array.dtype.kind == "f"
+    geometry = adopt_geometry(output.target, array.shape, geometry)
     form = choose_form(output.target, array.shape, geometry, target.storage, image=image)
     three = form.zarr_format == 3
     side = ZARR_CHUNK if array.ndim == 3 else ZARR_CHUNK_2D

@@ -33,6 +33,7 @@ from ...files.ngff import (
     PLAIN,
     Form,
     Placed,
+    adopt_geometry,
     check_form,
     check_target,
     choose_form,
@@ -931,7 +932,9 @@ def _place(name: str, wanted: Wanted, storage: Mapping[str, Any], geometry: Geom
             Keyword("out", f"{name}.zarr"),
         )
     path = check_target(location)
-    form = choose_form(path, wanted.shape[3 - wanted.ndim :], geometry, storage, image=wanted.image)
+    shape = wanted.shape[3 - wanted.ndim :]
+    geometry = adopt_geometry(path, shape, geometry)
+    form = choose_form(path, shape, geometry, storage, image=wanted.image)
     output = Output(name, wanted, path, form=form, geometry=geometry)
     check_folder(output.anchor, output.shown)
     return output
