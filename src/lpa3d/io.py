@@ -6,8 +6,8 @@ kind is opened, never before. What a file says of its voxel size travels with it
 ======================  ===========================================================================================
 suffix                  what is read and written
 ======================  ===========================================================================================
-``.zarr`` folder        an array, of zarr format 3 (format 2 is read too); ``name.zarr/inner/array`` names an array in
-                        a group; spacing from OME-NGFF metadata or from the array's attributes
+``.zarr`` folder        OME-Zarr, or a plain array; ``name.zarr/inner/array`` names an array in a group, an image
+                        stands for its finest level; spacing from OME-NGFF metadata or from the array's attributes
 ``.npy``                memory-mapped on reading; no spacing
 ``.nii``, ``.nii.gz``   axes (x, y, z) in the file; the header with the affine is kept from the input to the output
 ``.tif``, ``.tiff``     a stack of pages; spacing from OME or ImageJ metadata
