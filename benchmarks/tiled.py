@@ -255,7 +255,8 @@ def call_tiled(verb: str, stores: Mapping[str, str], out: str, scratch: str, **o
 
     if verb == "evaluate":
         return dict(lpa3d.evaluate(**stores, scratch=scratch, **options)), {}
-    storage = {"chunks": options.pop("chunk"), "compressors": [make_codec()]}
+    # A plain array, as other tools write.
+    storage = {"layout": "array", "chunks": options.pop("chunk"), "compressors": [make_codec()]}
     getattr(lpa3d, verb)(**stores, out=out, scratch=scratch, storage=storage, **options)
     return {}, {}
 

@@ -322,3 +322,17 @@ def test_two_at_once_are_refused(files, capsys):
             process.kill()
     assert process.returncode == 0
     np.testing.assert_array_equal(io.read("out.zarr"), lpa3d.label(make_classes()))
+
+
+@pytest.mark.parametrize("suffix", ["zarr", "npy"])
+def test_levels_and_layout(suffix, files, capsys):
+    call("label classes.S out.zarr --levels 3", capsys, suffix)
+    call("label classes.S plain.zarr --layout array", capsys, suffix)
+    call("label classes.S classes.zarr/labels/all --levels 2", capsys, suffix)
+    assert names(files / "out.zarr") == ["0", "1", "2", "zarr.json"]
+    assert "0" not in names(files / "plain.zarr")
+    assert io.read("classes.zarr/labels").tolist() == io.read("out.zarr").tolist() == io.read("plain.zarr").tolist()
+    assert cli.main(f"label classes.{suffix} no.zarr --levels 2 --layout array".split()) == 2
+    assert "--levels is 2, but a plain array has one" in capsys.readouterr().err
+    assert cli.main(f"label classes.{suffix} no.npy --levels 2".split()) == 2
+    assert "--levels is for zarr, and no.npy is none; leave it out" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from lpa3d.errors import InputError, InputTypeError
 from lpa3d.linking.fused import Fused
 from lpa3d.tiled import fuse as tiled
 from lpa3d.verbs.fuse import fuse
+from tests.results import open_result
 from tests.tiled.test_stitch import draw_sides, run, store
 from tests.verbs.test_fuse import SOURCES, cases
 
@@ -152,7 +153,7 @@ def test_places_of_each_and_negative_ids(tmp_path):
     found = lpa3d.fuse(**stored, out=places, tile=2)
     expected = fuse(**CASE)
     for name, place in places.items():
-        np.testing.assert_array_equal(zarr.open_array(place)[:], getattr(expected, name))
+        np.testing.assert_array_equal(open_result(place)[:], getattr(expected, name))
         np.testing.assert_array_equal(getattr(found, name)[:], getattr(expected, name))
     stored["slices"][2, 3, 3] = -4
     with pytest.raises(InputError, match=r"slices holds negative ids.*z 2:3"):

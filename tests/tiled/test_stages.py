@@ -146,8 +146,8 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     seen = Watch()
 
     class WatchedPlan(Plan):
-        def __init__(self, stages: Any) -> None:
-            super().__init__(stages)
+        def __init__(self, *stages: Any) -> None:
+            super().__init__(*stages)
             seen.plan, seen.stage = self, None
 
         def enter(self, name: str) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 
 import lpa3d
 from lpa3d import cli, io
+from tests.results import open_result
 
 zarr = pytest.importorskip("zarr")
 
@@ -33,7 +34,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("kind", ["path", "array"])
 def test_it_is_that_of_the_file(files: Path, kind: str) -> None:
     def given(name: str) -> Any:
-        return f"{name}.zarr" if kind == "path" else zarr.open_array(f"{name}.zarr", mode="r")
+        return f"{name}.zarr" if kind == "path" else open_result(f"{name}.zarr")
 
     labels = io.read("labels.zarr")
     area = lpa3d.contacts(given("labels")).area

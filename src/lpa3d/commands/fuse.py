@@ -31,7 +31,7 @@ from .inputs import (
 )
 from .job import Job
 from .stitch import check_slices
-from .tiling import add_tiling, find_tiling
+from .tiling import add_storage, add_tiling, find_tiling
 
 if TYPE_CHECKING:
     from ..linking.fused import Conflicts, Fused
@@ -110,6 +110,7 @@ def add_fuse_arguments(parser: argparse.ArgumentParser) -> None:
         help="which source decided each voxel: 0 nothing, 1 classes, 2 instances, 3 slices, 4 complete slice",
     )
     outputs.add_argument("--conflicts", metavar="CSV", help="file for the list of all conflicts, the largest first")
+    add_storage(parser)
     add_tiling(parser)
 
 
@@ -151,7 +152,7 @@ def run_fuse(job: Job) -> None:
     places = {name: getattr(args, name) for name in ("volume", "seeds", "provenance") if getattr(args, name)}
     tiling = find_tiling(job, "fuse", list(files.values()), list(places.values()))
     planned = tiling.outputs if tiling else job.outputs
-    targets = {name: plan(planned, place, first.shape, inputs) for name, place in places.items()}
+    targets = {name: plan(planned, place, first.shape, inputs, storage=job.storage) for name, place in places.items()}
     check_text_name(args.conflicts, "conflicts", (".csv", ".txt"))
     listing = job.add_text(args.conflicts, inputs) if args.conflicts else None
     mappings: dict[str, Any] = {

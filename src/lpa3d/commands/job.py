@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from ..errors import Lpa3dError, Lpa3dWarning
 from ..files.geometry import Geometry
+from ..files.ngff import FORMS
 from ..files.outputs import Beside, Outputs
 from ..files.places import FileError
 from ..files.readers import open_volume
@@ -83,6 +84,12 @@ class Job:
     misses: list[str] = field(default_factory=list)
     tiled: bool = False
     advice: str = ""
+
+    @property
+    def storage(self) -> dict[str, Any]:
+        """Return what the user says of outputs that are zarr."""
+        said = {key: getattr(self.args, key, None) for key in FORMS}
+        return {key: value for key, value in said.items() if value is not None}
 
     def open(self, name: str) -> Volume:
         """Open an input; it is closed at the end."""

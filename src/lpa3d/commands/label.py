@@ -12,7 +12,7 @@ from ..files.volume import Volume
 from ..files.writers import plan
 from .inputs import add_connectivity, format_count, format_share
 from .job import Job
-from .tiling import Tiling, add_device, add_tiling, find_tiling
+from .tiling import Tiling, add_device, add_storage, add_tiling, find_tiling
 
 __all__ = ["add_label_arguments", "run_label"]
 
@@ -25,6 +25,7 @@ def add_label_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="labels: uint32, or uint64 from 2**32 voxels on")
     add_connectivity(parser)
     add_device(parser)
+    add_storage(parser)
     add_tiling(parser)
 
 
@@ -34,7 +35,7 @@ def run_label(job: Job) -> None:
     keywords = {"connectivity": job.args.connectivity, "device": job.args.device}
     tiling = find_tiling(job, "label", [source], [job.args.out])
     outputs = tiling.outputs if tiling else job.outputs
-    target = plan(outputs, job.args.out, source.shape, [source.path])
+    target = plan(outputs, job.args.out, source.shape, [source.path], storage=job.storage)
     if tiling:
         _label_tiles(job, tiling, source, keywords)
         return

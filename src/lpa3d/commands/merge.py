@@ -19,7 +19,7 @@ from .inputs import (
     read_table,
 )
 from .job import Job
-from .tiling import add_device, add_tiling, find_tiling
+from .tiling import add_device, add_storage, add_tiling, find_tiling
 
 __all__ = ["add_merge_arguments", "run_merge"]
 
@@ -52,6 +52,7 @@ def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"a pair of ids, or a file with columns id_a,id_b, that this {what}; may be given again",
         )
     add_device(parser)
+    add_storage(parser)
     add_tiling(parser)
 
 
@@ -77,7 +78,7 @@ def run_merge(job: Job) -> None:
     inputs = [file.path for file in (source, classes) if file is not None] + [Path(name) for name in tables]
     spacing, geometry = find_spacing(job, source)
     tiling = find_tiling(job, "merge", [file for file in (source, classes) if file is not None], [args.out])
-    target = plan(tiling.outputs if tiling else job.outputs, args.out, source.shape, inputs)
+    target = plan(tiling.outputs if tiling else job.outputs, args.out, source.shape, inputs, storage=job.storage)
     must, cannot = (read_links(texts) for texts in links.values())
     scores = (
         read_table(args.scores, _LINK | {"score": float}, "two ids and a score are needed, such as 3,7,0.9")

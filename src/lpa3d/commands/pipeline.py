@@ -172,7 +172,11 @@ def _plan_outputs(job: Job, config: Config, files: Mapping[str, Volume]) -> dict
     inputs = [file.path for file in files.values()] + list(config.tables)
     shape = next(iter(files.values())).shape
     return {
-        key: job.add_text(name, inputs) if key in SUFFIXES else plan(job.outputs, name, shape, inputs)
+        key: (
+            job.add_text(name, inputs)
+            if key in SUFFIXES
+            else plan(job.outputs, name, shape, inputs, image=key == "confidence")
+        )
         for key, name in config.outputs.items()
     }
 

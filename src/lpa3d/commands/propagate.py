@@ -16,7 +16,7 @@ from .inputs import (
     parse_slices,
 )
 from .job import Job
-from .tiling import add_device, add_tiling, find_tiling
+from .tiling import add_device, add_storage, add_tiling, find_tiling
 
 __all__ = ["add_propagate_arguments", "run_propagate"]
 
@@ -63,6 +63,7 @@ def add_propagate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--confidence", metavar="FILE", help="also write how sure each label is, uint16")
     add_device(parser)
+    add_storage(parser)
     add_tiling(parser)
 
 
@@ -80,8 +81,12 @@ def run_propagate(job: Job) -> None:
     paths = [file.path for file in inputs]
     tiling = find_tiling(job, "propagate", inputs, [args.out, args.confidence])
     outputs = tiling.outputs if tiling else job.outputs
-    target = plan(outputs, args.out, volume.shape, paths)
-    sureness = plan(outputs, args.confidence, volume.shape, paths) if args.confidence else None
+    target = plan(outputs, args.out, volume.shape, paths, storage=job.storage)
+    sureness = (
+        plan(outputs, args.confidence, volume.shape, paths, storage=job.storage, image=True)
+        if args.confidence
+        else None
+    )
     keywords = {
         "connectivity": args.connectivity,
         "spacing": spacing,

@@ -26,7 +26,7 @@ from .inputs import (
     read_table,
 )
 from .job import Job
-from .tiling import Tiling, add_tiling, find_tiling
+from .tiling import Tiling, add_storage, add_tiling, find_tiling
 
 __all__ = ["add_stitch_arguments", "check_slices", "count_stitched", "describe_stitched", "read_links", "run_stitch"]
 
@@ -80,6 +80,7 @@ def add_stitch_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"two sections, each a slice and an id, that {what}, or a file with columns "
             f"slice_a,id_a,slice_b,id_b; may be given again",
         )
+    add_storage(parser)
     add_tiling(parser)
 
 
@@ -100,7 +101,7 @@ def run_stitch(job: Job) -> None:
     inputs = [file.path for file in (source, classes) if file is not None] + [Path(name) for name in tables]
     geometry = find_geometry(*(file for file in (source, classes) if file is not None))
     tiling = find_tiling(job, "stitch", [file for file in (source, classes) if file is not None], [args.out])
-    target = plan(tiling.outputs if tiling else job.outputs, args.out, source.shape, inputs)
+    target = plan(tiling.outputs if tiling else job.outputs, args.out, source.shape, inputs, storage=job.storage)
     check_slices(args.bad_slices, "bad_slices", source.shape, args.axis)
     must, cannot = (read_links(texts, f"{name}_link") for name, texts in given.items())
     keywords = {

@@ -16,6 +16,7 @@ from ..arrays.text import parse_memory
 from ..arrays.threads import num_threads, run_all
 from ..errors import InputError
 from ..files.geometry import Geometry
+from ..files.ngff import LAYOUTS, describe_geometry
 from ..files.outputs import Outputs
 from ..files.places import TILED, locate, split_choice
 from ..files.volume import Volume
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ..tiled.driver.grid import Grid
     from ..tiled.driver.stored import Source
 
-__all__ = ["Tiling", "add_device", "add_tiling", "find_tiling"]
+__all__ = ["Tiling", "add_device", "add_storage", "add_tiling", "find_tiling"]
 
 Array = npt.NDArray[Any]
 
@@ -79,6 +80,28 @@ def add_tiling(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dry-run", action="store_true", help="check the files, print tiles, memory, disk space and time, and stop"
     )
+
+
+def add_storage(parser: argparse.ArgumentParser) -> None:
+    """Add the options of how outputs that are zarr are stored."""
+    group = parser.add_argument_group("outputs that are zarr")
+    group.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        help="version of OME-Zarr, or a plain array (default: that of the image around it, else 0.5)",
+    )
+    group.add_argument(
+        "--levels",
+        type=_levels,
+        metavar="N",
+        help="resolutions, each half of the one before (default: until one has 256 cubed voxels)",
+    )
+
+
+def _levels(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of levels, such as 1 or 4")
+    return int(text)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +187,8 @@ class Tiling:
         if args.dry_run:
             # Places of results are no part of it.
             asked = {key: value for key, value in keywords.items() if key != "out"}
-            told = lpa3d.estimate(self.verb, *arrays, memory=args.memory, tile=args.tile, **asked)
+            storage = {"storage": self.job.storage} if self.places else {}
+            told = lpa3d.estimate(self.verb, *arrays, memory=args.memory, tile=args.tile, **storage, **asked)
             self.job.results.append(f"{told}\n")
             return None
         self.job.terminal.step(doing, did)
@@ -176,9 +200,9 @@ class Tiling:
             "overwrite": self.outputs.overwrite,
             "progress": self._progress,
         }
-        if geometry is not None and geometry.spacing is not None:
-            spaced = {"spacing": list(geometry.spacing), "unit": geometry.unit}
-            options["storage"] = {"attributes": spaced}
+        if self.places:
+            spaced = describe_geometry(geometry or Geometry())
+            options["storage"] = self.job.storage | ({"attributes": spaced} if spaced else {})
         self.job.tiled = True
         result = getattr(lpa3d, self.verb)(*arrays, **keywords, **options)
         self.job.tiled, self.job.advice = False, ""

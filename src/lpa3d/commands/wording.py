@@ -20,6 +20,8 @@ OTHERS = {
     "resume=False": "--no-resume",
     "resume='force'": "--force-resume",
     "return_confidence": "--confidence",
+    "storage['layout']": "--layout",
+    "storage['levels']": "--levels",
 }
 """Parameters, as Python has them, that are options of other names."""
 

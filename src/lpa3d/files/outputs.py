@@ -23,7 +23,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -245,7 +245,16 @@ class Outputs:
     ) -> None:
         self.discard()
 
-    def add(self, name: str, target: Path, suffix: str, inputs: Sequence[Path], *, folder: bool = False) -> Beside:
+    def add(
+        self,
+        name: str,
+        target: Path,
+        suffix: str,
+        inputs: Sequence[Path],
+        *,
+        folder: Path | None = None,
+        make: Callable[..., Beside] = Beside,
+    ) -> Beside:
         """Check that `target` can be written without harm and return the output.
 
         Parameters
@@ -253,13 +262,15 @@ class Outputs:
         name : str
             What the user typed, for messages.
         target : Path
-            What will appear: a file, or the first folder that does not exist yet. Links are followed.
+            What will appear: a file, or a folder. Links are followed.
         suffix : str
             Suffix of the temporary name.
         inputs : sequence of Path
             Files and folders that are read and so must not be written.
-        folder : bool
-            Whether the output is a folder rather than a file.
+        folder : Path, optional
+            Of an output that is a folder: what must be there. What else lies around it and is missing it makes itself.
+        make : callable
+            Makes the output.
 
         Raises
         ------
@@ -274,13 +285,17 @@ class Outputs:
         for output in self._outputs:
             if overlaps(target, output.target):
                 raise InputError(f"{name} and {output.name} would be one new file or store; give each its own")
-        _access(target.parent, name)
+        _access(folder or target.parent, name)
+        parent = next(above for above in target.parents if above.is_dir())
+        if parent != folder:
+            _access(parent, name)
         if target.exists() and not (target.is_dir() if folder else target.is_file()):
             raise InputError(f"{name} exists and is no {'folder' if folder else 'file'}; choose another output")
         if target.exists() and not self.overwrite:
             raise InputError(f"{name} exists; pass ", Keyword("overwrite", True), " to replace it")
-        temp, aside = (target.with_name(f"{kind}{secrets.token_hex(4)}{suffix}") for kind in (TEMPORARY, ASIDE))
-        output = Beside(name, target, temp, aside, self.overwrite)
+        temp = parent / f"{TEMPORARY}{secrets.token_hex(4)}{suffix}"
+        aside = target.with_name(f"{ASIDE}{secrets.token_hex(4)}{suffix}")
+        output = make(name, target, temp, aside, self.overwrite)
         self._outputs.append(output)
         return output
 

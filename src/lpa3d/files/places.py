@@ -31,7 +31,6 @@ __all__ = [
     "split_choice",
     "writing",
     "zarr_kind",
-    "zarr_target",
 ]
 
 
@@ -148,7 +147,7 @@ def _locate(name: str) -> Location:
     for suffix, kind in SUFFIXES.items():
         if lower.endswith(suffix) and not _is_pattern(path):
             return Location(name, kind, path)
-    if any(part.lower().endswith(".zarr") for part in path.parts) or zarr_kind(path):
+    if any(part.lower().endswith(".zarr") for part in path.parts) or zarr_kind(path) or _is_in_group(path):
         return Location(name, "zarr", path)
     if tensors := find_tensors(path):
         return Location(name, *tensors)
@@ -203,6 +202,11 @@ def refuse_short(path: Path, size: int, needed: int, what: str = "bytes") -> Non
 
 
 INTERRUPTED = "; the copy of it, or the program that wrote it, was interrupted: copy or export it again"
+
+
+def _is_in_group(path: Path) -> bool:
+    """Return whether a name that nothing has yet is one in a zarr group."""
+    return not path.exists() and any(zarr_kind(parent).startswith("group") for parent in path.parents)
 
 
 def _is_pattern(path: Path) -> bool:
@@ -307,30 +311,3 @@ def zarr_kind(path: Path) -> str:
     if (path / ".zarray").is_file():
         return "array2"
     return "group2" if (path / ".zgroup").is_file() else ""
-
-
-def zarr_target(location: Location) -> Path:
-    """Return the folder that a new zarr array makes appear: itself, or the first missing group around it."""
-    location.refuse_choice()
-    path = Path(os.path.realpath(location.path))
-    depth = next((i for i, part in enumerate(path.parts) if part.lower().endswith(".zarr")), len(path.parts) - 1)
-    for i in range(depth + 1, len(path.parts)):
-        group = Path(*path.parts[:i])
-        kind = zarr_kind(group)
-        if not group.exists():
-            return group
-        if kind != "group3":
-            what = {"group2": "a group of zarr format 2", "array2": "an array", "array3": "an array"}.get(kind)
-            raise InputError(
-                f"cannot write {location.name}: {group} is {what or 'no zarr group'}, and an array of zarr format 3 "
-                f"cannot lie in it; choose another .zarr"
-            )
-        if "consolidated_metadata" in json.loads((group / "zarr.json").read_bytes()):
-            raise InputError(
-                f"cannot write {location.name}: {group} has consolidated metadata, in which the new array would be "
-                f"missing; choose another .zarr"
-            )
-    if path.exists() and not zarr_kind(path).startswith("array"):
-        what = "a zarr group" if zarr_kind(path) else "no zarr array"
-        raise InputError(f"{location.name} exists and is {what}, so it is never replaced; choose another output")
-    return path

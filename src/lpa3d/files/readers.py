@@ -33,8 +33,8 @@ from .geometry import (
 from .images import check_palettes, check_photometric, open_images, read_colormap, tiff_coding
 from .metaimage import open_metaimage
 from .mrc import open_mrc
+from .ngff import choose_array, list_arrays
 from .nrrd import open_nrrd
-from .outputs import ASIDE, TEMPORARY
 from .places import INTERRUPTED, KNOWN, LIBRARIES, TILED, Location, load_library, locate, reaching, reading, zarr_kind
 from .tensors import open_n5, open_precomputed
 from .volume import Box, Volume, choose_rows, cut_box
@@ -133,23 +133,6 @@ def read(name: str | os.PathLike[str]) -> Array:
         return volume.read()
 
 
-def _zarr_arrays(path: Path) -> dict[str, Any]:
-    """Return the arrays in a group, at any depth, by their inner names."""
-    zarr = load_library(*LIBRARIES["zarr"])
-    return _list_members(zarr, zarr.open_group(str(path), mode="r"))
-
-
-def _list_members(zarr: Any, group: Any) -> dict[str, Any]:
-    members = group.members(max_depth=None)
-    # A run that was killed may have left an unfinished output in the group.
-    hidden = tuple(f"/{prefix}" for prefix in (TEMPORARY, ASIDE))
-    return {
-        name: node
-        for name, node in sorted(members, key=lambda member: str(member[0]))
-        if isinstance(node, zarr.Array) and not any(prefix in f"/{name}" for prefix in hidden)
-    }
-
-
 def _choose(location: Location, arrays: Sequence[str], joint: str) -> str:
     """Return the only one of several names, or say that one must be named."""
     if len(arrays) == 1:
@@ -171,19 +154,20 @@ def _find_array(location: Location) -> tuple[Any, str]:
                 raise InputError(f"{location.url} is no zarr array that can be opened: {error}") from error
             if isinstance(node, zarr.Array):
                 return node, location.url
-            name = _choose(location, list(_list_members(zarr, node)), "/")
-            url = f"{location.url.rstrip('/')}/{name}"
+            url = f"{location.url.rstrip('/')}/{choose_array(location.url, node)}"
             return zarr.open_array(url, mode="r"), url
     path = location.path
     kind = zarr_kind(path)
     if not kind:
         for parent in path.parents:
             if zarr_kind(parent).startswith("group"):
-                inside = ", ".join(_zarr_arrays(parent)) or "no array"
+                inside = ", ".join(list_arrays(str(parent), zarr.open_group(str(parent), mode="r"))) or "no array"
                 raise InputError(f"{path} does not exist; {parent} holds {inside}")
         raise InputError(f"{path} is no zarr array" if path.exists() else f"{path} does not exist")
     if kind.startswith("group"):
-        path = path / _choose(location, list(_zarr_arrays(path)), "/")
+        path = path / choose_array(str(path), zarr.open_group(str(path), mode="r"))
+        if not zarr_kind(path).startswith("array"):
+            raise InputError(f"{location.name} says that its voxels are in {path}, which is no zarr array")
     return zarr.open_array(str(path), mode="r"), str(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -21,12 +22,24 @@ from ..errors import InputError, InputTypeError, Keyword
 from .geometry import Geometry, nanometres
 from .metaimage import write_metaimage
 from .mrc import write_mrc
+from .ngff import (
+    Placed,
+    adopt_geometry,
+    check_storage,
+    check_target,
+    choose_form,
+    describe_array,
+    describe_image,
+    find_top,
+    reduce_level,
+    write_group,
+)
 from .nrrd import write_nrrd
 from .outputs import Beside, Outputs
-from .places import LIBRARIES, FileError, Location, load_library, locate, reading, writing, zarr_target
+from .places import LIBRARIES, FileError, Location, load_library, locate, reading, writing
 from .readers import open_volume
 from .tensors import tensor_target, write_n5, write_precomputed
-from .volume import Lazy, cut_box, cut_slabs, find_bounds
+from .volume import Box, Lazy, cut_box, cut_slabs, find_bounds
 
 __all__ = ["Target", "plan", "write"]
 
@@ -46,6 +59,8 @@ class Target:
     location: Location
     output: Beside
     outputs: Outputs
+    storage: Mapping[str, Any] = field(default_factory=dict)
+    image: bool = False
     names: Mapping[int, str] = field(default_factory=dict)
 
     def write(self, array: Array | Lazy, geometry: Geometry, progress: Progress | None = None) -> None:
@@ -94,6 +109,8 @@ def plan(
     shape: Sequence[int],
     inputs: Sequence[Path] = (),
     *,
+    storage: Mapping[str, Any] | None = None,
+    image: bool = False,
     imagej: bool = False,
     names: Mapping[int, str] | None = None,
 ) -> Target:
@@ -109,6 +126,10 @@ def plan(
         Of the array.
     inputs : sequence of Path, optional
         Files and folders that are read, and so must not be written.
+    storage : mapping, optional
+        ``layout`` and ``levels`` of a zarr output; see `write`.
+    image : bool
+        Whether it is an image rather than labels, whose levels are made in another way. Floats always are.
     imagej : bool, optional
         Write a TIFF file as ImageJ does.
     names : mapping of int to str, optional
@@ -138,7 +159,7 @@ def plan(
                 f"cannot write {location.name}: only work tile by tile writes to a URL, for which all inputs are zarr "
                 "(lpa3d convert makes them); write a local file, and copy it"
             )
-        return Target(location, Beside(location.name, Path(), Path(), Path(), False), outputs, known)
+        return Target(location, Beside(location.name, Path(), Path(), Path(), False), outputs, names=known)
     if imagej:
         if location.format != "tiff":
             raise InputError(Keyword("imagej"), f" is for TIFF files, and {location.name} is none; name it .tif")
@@ -148,13 +169,25 @@ def plan(
         load_library(*LIBRARIES[location.format])
     if location.format in ("tiff", "imagej") and not math.prod(shape):
         raise InputError(f"a TIFF file cannot hold the empty shape {tuple(shape)}; write a .npy or a .zarr")
+    storage = {key: value for key, value in (storage or {}).items() if value is not None}
     if location.format == "zarr":
-        target = zarr_target(location)
-        return Target(location, outputs.add(location.name, target, ".zarr", inputs, folder=True), outputs, known)
+        target = check_target(location)
+        # What the voxels are is not known yet; what the groups around it say is.
+        form = choose_form(target, shape, Geometry(), storage, image=image)
+        make = functools.partial(Placed, form=form)
+        folder = Path(*target.parts[: find_top(target)])
+        output = outputs.add(location.name, target, ".zarr", inputs, folder=folder, make=make)
+        return Target(location, output, outputs, storage, image, known)
+    if storage:
+        raise InputError(
+            *[part for key in storage for part in (", ", Keyword(f"storage[{key!r}]"))][1:],
+            f" {'are' if len(storage) > 1 else 'is'} for zarr, and {location.name} is none; leave "
+            f"{'them' if len(storage) > 1 else 'it'} out",
+        )
     if location.format in ("n5", "precomputed"):
         target = tensor_target(location)
-        output = outputs.add(location.name, target, target.suffix, inputs, folder=True)
-        return Target(location, output, outputs, known)
+        output = outputs.add(location.name, target, target.suffix, inputs, folder=target.parent)
+        return Target(location, output, outputs, names=known)
     target = Path(os.path.realpath(location.path))
     suffix = ".nii.gz" if location.name.lower().endswith(".nii.gz") else target.suffix
     output = outputs.add(location.name, target, suffix, inputs)
@@ -168,7 +201,7 @@ def plan(
                 f"{location.path} also holds {list_some(others, 8)}, and a .npz file is replaced as a whole; choose "
                 "another file"
             )
-    return Target(location, output, outputs, known)
+    return Target(location, output, outputs, names=known)
 
 
 READ_ONLY: dict[str | tuple[str, str], str] = {
@@ -204,6 +237,7 @@ def write(
     unit: str = "",
     like: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    storage: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `array` to a file, which appears only when it is complete.
 
@@ -221,6 +255,9 @@ def write(
         File whose voxel size, and NIfTI header where both are NIfTI, is taken over.
     overwrite : bool, optional
         Replace an existing output, at the very end.
+    storage : mapping, optional
+        Of a zarr output: ``layout``, the version of OME-Zarr (``"0.5"``, or ``"0.4"``), or ``"array"`` for a plain
+        array, and ``levels``, how many resolutions are stored, by default until one has 256 cubed voxels.
 
     Raises
     ------
@@ -259,7 +296,8 @@ def write(
         z, y, x = (float(size) for size in spacing)
         geometry = Geometry((z, y, x), unit, geometry.nifti)
     with Outputs(overwrite=overwrite) as outputs:
-        plan(outputs, name, array.shape, inputs).write(array, geometry)
+        image = array.dtype.kind == "f"
+        plan(outputs, name, array.shape, inputs, storage=check_storage(storage), image=image).write(array, geometry)
         outputs.commit()
 
 
@@ -269,33 +307,69 @@ def _name_classes(target: Target) -> dict[str, str]:
 
 def _write_zarr(target: Target, array: Array, geometry: Geometry, progress: Progress) -> None:
     zarr = load_library(*LIBRARIES["zarr"])
-    path = Path(os.path.realpath(target.location.path))
-    inner = path.relative_to(target.output.target).parts
-    group = target.output.temp
-    for part in inner:
-        zarr.create_group(str(group), zarr_format=3)
-        group = group / part
-    size = ZARR_CHUNK if array.ndim == 3 else ZARR_CHUNK_2D
-    attributes: dict[str, Any] = {"axes": list("zyx"[-array.ndim :])}
-    if geometry.spacing is not None:
-        attributes["spacing"] = list(geometry.spacing)
-        attributes["unit"] = geometry.unit
-        if geometry.offset is not None:
-            attributes["offset"] = list(geometry.offset)[-array.ndim :]
-    if target.names:
-        attributes["class_names"] = _name_classes(target)
-    stored = zarr.create_array(
-        str(group),
-        shape=array.shape,
-        dtype=array.dtype,
-        chunks=tuple(min(size, max(length, 1)) for length in array.shape),
-        compressors=[zarr.codecs.ZstdCodec(level=3)],
-        fill_value=0,
-        attributes=attributes,
-        dimension_names=attributes["axes"],
-        zarr_format=3,
-    )
-    _write_boxes(stored, array, size, progress)
+    output = target.output
+    image = target.image or array.dtype.kind == "f"
+    geometry = adopt_geometry(output.target, array.shape, geometry)
+    form = choose_form(output.target, array.shape, geometry, target.storage, image=image)
+    three = form.zarr_format == 3
+    side = ZARR_CHUNK if array.ndim == 3 else ZARR_CHUNK_2D
+    axes = list("zyx"[-array.ndim :])
+    names = {"class_names": _name_classes(target)} if target.names else {}
+    shapes = form.shapes((1,) * (3 - array.ndim) + array.shape)
+    total, done, largest = sum(map(math.prod, shapes)), 0, None
+    flat: Any = array
+    stored: list[Any] = []
+
+    def said(fraction: float) -> None:
+        progress(min((done + fraction * flat.size) / max(total, 1), 1.0))
+
+    for k, (path, step) in enumerate(zip(form.paths, ((1, 1, 1), *form.steps), strict=True)):
+        if k:
+            # What was written is read again, box by box.
+            flat = _reduce(stored[-1], shapes[k], step, image=image)
+        made = zarr.create_array(
+            str(output.temp / path),
+            shape=flat.shape,
+            dtype=flat.dtype,
+            chunks=tuple(min(side, max(length, 1)) for length in flat.shape),
+            compressors=[zarr.codecs.ZstdCodec(level=3)] if three else _load_zstd(),
+            fill_value=0,
+            attributes=describe_array(axes, geometry if k == 0 else Geometry()) | names,
+            dimension_names=axes if three else None,
+            chunk_key_encoding=None if three else {"name": "v2", "separator": "/"},
+            zarr_format=form.zarr_format,
+        )
+        _write_boxes(made, flat, side, said)
+        stored.append(made)
+        done += flat.size
+    if form.is_group:
+        if not image and array.size:
+            low, high = find_bounds(array)
+            largest = int(high) if low >= 0 else None
+        attributes = describe_image(output.target.stem, form, array.ndim, geometry, largest)
+        write_group(output.temp, form.zarr_format, attributes)
+
+
+def _load_zstd() -> Any:
+    import numcodecs
+
+    return numcodecs.Zstd(level=3)
+
+
+def _reduce(fine: Any, shape: Sequence[int], step: tuple[int, int, int], *, image: bool) -> Lazy:
+    """Return a coarser level of a stored array, which is read and reduced where it is asked for."""
+    flat = 3 - fine.ndim
+
+    def read(box: Box) -> Array:
+        sides = tuple(
+            slice(side.start * size, min(side.stop * size, length))
+            for side, size, length in zip(box, step[flat:], fine.shape, strict=True)
+        )
+        part = np.asarray(fine[sides])
+        level = reduce_level(part.reshape((1,) * flat + part.shape), step, image=image)
+        return level.reshape(level.shape[flat:])
+
+    return Lazy(tuple(shape[flat:]), np.dtype(fine.dtype), read)
 
 
 def _write_boxes(stored: Any, array: Array, chunk: int, progress: Progress) -> None:

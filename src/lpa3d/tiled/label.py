@@ -80,8 +80,7 @@ def _write(context: _Write, tile: int) -> None:
     numbers = local_numbers(context.scratch, context.grid, NAME, tile, components, context.dtype)
     # As many slices at a time as a chunk has: zarr copies what it is given before it compresses that.
     sliced = components.shape == box.shape
-    array = context.out.array
-    step = (array.shards or array.chunks)[0] if sliced else components.shape[0]
+    step = context.out.rows if sliced else components.shape[0]
     for first, part in cut_slices(components, step):
         labels = np.empty(part.shape, context.dtype)
         write_numbers(part, numbers, labels)

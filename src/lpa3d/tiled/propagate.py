@@ -713,7 +713,10 @@ def propagate(call: Call) -> Any:
             )
         places = {"labels": out[0], "confidence": out[1]}
     dtypes = {"labels": _choose_dtype(ids, rules), "confidence": np.dtype(np.uint16)}
-    wanted = {name: Wanted(place, classes.shape, classes.ndim, dtypes[name]) for name, place in places.items()}
+    wanted = {
+        name: Wanted(place, classes.shape, classes.ndim, dtypes[name], image=name == "confidence")
+        for name, place in places.items()
+    }
     parameters = {name: value for name, value in asdict(rules).items() if name != "weights"}
     with open_run(
         "propagate", inputs, parameters, wanted, call.options, keywords=call.keywords, stages=_list_stages(rules)

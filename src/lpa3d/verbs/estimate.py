@@ -14,8 +14,11 @@ import numpy as np
 from ..arrays.backend import check_device, is_on_device
 from ..arrays.text import format_bytes
 from ..errors import InputError, InputTypeError, Keyword
+from ..files.ngff import ARRAY, Form, plan_steps
 from ..tiled.driver.budget import COMPRESSED, VERBS, choose_tile, weigh
 from ..tiled.driver.grid import Grid
+from ..tiled.driver.outputs import check_storage, is_store
+from ..tiled.driver.run import find_geometry
 from ..tiled.driver.stored import Source, open_ids, open_source
 from .dispatch import check_flags
 
@@ -123,7 +126,8 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
     -----
     Memory is that of the process and of a tile for each worker. Tables of objects and of pairs that touch, some 10 to
     200 bytes each, come to it. What disks need depends on how the labels compress: real ones to 1/20 to 1/100 of their
-    size, of which the typical figures take 1/20. Times are rough, half to twice of what a common server takes.
+    size, of which the typical figures take 1/20. The results' are those of all levels. Times are rough, half to twice
+    of what a common server takes.
 
     No GPU is looked at, so it may be another machine's: with ``device="cuda"`` the figures are still the CPU's, and the
     run takes smaller tiles, or fewer at once, where the GPU's memory allows no more.
@@ -138,7 +142,7 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
     >>> volume = dask.array.zeros((10_000, 10_000, 10_000), dtype="uint8", chunks=256)
     >>> e = lpa3d.estimate("label", volume, tile=512, memory="8GB")
     >>> e.tiles, e.output_worst
-    (8000, 8000000000000)
+    (8000, 9142854398520)
     """
     if verb not in VERBS:
         raise InputError(Keyword("verb"), f" is {verb!r}; one of {', '.join(VERBS)} is needed")
@@ -164,7 +168,7 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
         inputs=sources.values(),
     )
     voxels = math.prod(first.shape)
-    raw = voxels * sum(dtype.itemsize for dtype in made)
+    raw = _count_stored(sources, given) * sum(dtype.itemsize for dtype in made)
     seconds = cost.nanoseconds * voxels / 1e9
     tiles = len(Grid(first.shape, plan.tile))
     return Estimate(
@@ -181,6 +185,17 @@ def estimate(verb: str, /, *args: Any, memory: Any = None, tile: Any = None, **k
         seconds,
         seconds / max(min(plan.workers, tiles), 1),
     )
+
+
+def _count_stored(sources: Mapping[str, Source], given: Mapping[str, Any]) -> int:
+    """Return the voxels of all levels of a result."""
+    first = next(iter(sources.values()))
+    storage = check_storage(given.get("storage"), first.ndim)
+    if storage.get("layout") == ARRAY or is_store(given.get("out")):
+        return math.prod(first.shape)
+    spacing = find_geometry(sources, given).spacing
+    steps = plan_steps(first.shape, first.ndim, spacing, storage.get("levels"))
+    return sum(map(math.prod, Form("0.5", steps=steps).shapes(first.shape)))
 
 
 def _open_sources(verb: str, values: Mapping[str, Any]) -> dict[str, Source]:

@@ -72,7 +72,8 @@ def fuse(
     scratch : path, optional
         Folder for what a run over tiles keeps until it is done. By default it is beside the output, ``OUT.lpa3d``.
     storage : mapping, optional
-        How the zarr array of the result is stored: ``chunks``, ``shards``, ``attributes``, and what else
+        How a result that is zarr is stored: ``levels``, how many resolutions; ``layout``, the version of OME-Zarr,
+        ``"0.5"`` or ``"0.4"``, or ``"array"`` for a plain array; ``chunks``, ``shards``, ``attributes``, and what else
         `zarr.create_array` takes.
     resume : bool or "force", default True
         Whether a run over tiles goes on with one that was interrupted at the same place. False deletes what that did;

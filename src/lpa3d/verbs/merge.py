@@ -70,7 +70,7 @@ def merge(
         label. ``merge(labels, min_contact=None, must_link=[(3, 7)])`` unites these two and nothing else.
     out : ndarray, optional
         Array for the result: shape and dtype of `labels`, C-contiguous, not sharing memory with an input. For stored
-        labels, where it is needed: the path, URL or store of a new zarr array.
+        labels, where it is needed: the path of a new OME-Zarr or of labels in one, a URL or store.
     tile : int or sequence of int, optional
         Voxels of a tile along every axis, or ``(z, y, x)``, where zarr or dask arrays are worked on tile by tile. By
         default `memory` decides. It changes nothing in the result.
@@ -79,7 +79,8 @@ def merge(
     scratch : path, optional
         Folder for what a run over tiles keeps until it is done. By default it is beside the output, ``OUT.lpa3d``.
     storage : mapping, optional
-        How the zarr array of the result is stored: ``chunks``, ``shards``, ``attributes``, and what else
+        How a result that is zarr is stored: ``levels``, how many resolutions; ``layout``, the version of OME-Zarr,
+        ``"0.5"`` or ``"0.4"``, or ``"array"`` for a plain array; ``chunks``, ``shards``, ``attributes``, and what else
         `zarr.create_array` takes.
     resume : bool or "force", default True
         Whether a run over tiles goes on with one that was interrupted at the same place. False deletes what that did;

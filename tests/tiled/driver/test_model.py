@@ -460,7 +460,7 @@ SCENARIOS: dict[str, Callable[[World, int], str] | None] = {
     "late tasks": come_late,
     "a late change": lag,
 }
-LOCAL = ("folder", "scratch")
+LOCAL = ("folder", "scratch", "group")
 
 
 def try_changes(scenario: str, world: World, points: int, tally: Tally, since: float = 0.0) -> None:
@@ -499,6 +499,7 @@ def report(tally: Tally, *of: object) -> None:
     [
         ("killed", "label", "folder", 5),
         ("killed", "fuse", "scratch", 4),
+        ("killed", "fuse", "group", 3),
         ("killed", "merge", "memory", 4),
         ("killed", "propagate", "folder", 2),
         ("killed", "label", "obstore-memory", 2),
@@ -554,6 +555,19 @@ def test_many_sequences(verb: str, place: str, tmp_path: Path) -> None:
     examples = int(os.environ.get("LPA3D_MODEL_EXAMPLES", 10))
     with watch(tmp_path) as changes:
         report(run_machine(verb, place, tmp_path, changes, examples, 8), "sequences", verb, place)
+
+
+def test_killed_while_labels_are_listed(tmp_path: Path) -> None:
+    with watch(tmp_path) as changes:
+        world = World("fuse", "group", tmp_path, changes)
+        begin, seen = world.save(), []
+        with world.watched(lambda number, what, of: seen.append((number, of))):
+            world.call()
+        world.restore(begin)
+        numbers = [number for number, of in seen if of.startswith(str(world.root / "cell.zarr"))]
+        tally = Tally()
+        sweep_crashes(world, tally, set(numbers))
+    report(tally)
 
 
 @pytest.mark.parametrize("at", ["group.zarr", ".run.json"])

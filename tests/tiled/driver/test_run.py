@@ -28,6 +28,7 @@ from lpa3d.tiled.driver.run import TileError, open_run
 from lpa3d.tiled.driver.scratch import Folder, Scratch, ScratchError, StoreFolder
 from lpa3d.tiled.driver.stages import Stage
 from lpa3d.tiled.driver.stored import open_source
+from tests.results import open_result
 
 zarr = pytest.importorskip("zarr")
 
@@ -334,7 +335,7 @@ def test_existing_outputs_are_kept_unless_told(volume: Path, calls: Path, tmp_pa
     # Until the new one is complete, the old one is there.
     with pytest.raises(TileError):
         run_double(volume, out, calls, overwrite=True, tile=8, broken=[3])
-    assert zarr.open_array(str(out)).attrs["lpa3d"]["complete"] is True
+    assert open_result(out).attrs["lpa3d"]["complete"] is True
     result, _ = run_double(volume, out, calls, overwrite=True, tile=8)
     assert result.chunks == (8, 8, 8)
 
@@ -348,7 +349,7 @@ def test_a_failed_tile_is_retried_then_named(volume: Path, calls: Path, tmp_path
     assert tried.count("5") == 3
     finished = set(tried) - {"5"}
     (built,) = (tmp_path / "out.zarr.lpa3d").glob("*/result/out")
-    (built / "c" / "0.0123.partial").touch()  # as zarr leaves it where it is killed
+    (built / "0" / "c" / "0.0123.partial").touch()  # as zarr leaves it where it is killed
     # Whoever mends it loses no finished tile.
     for name in os.listdir(calls):
         (calls / name).unlink()
@@ -447,10 +448,10 @@ def test_places_of_outputs(volume: Path, calls: Path, tmp_path: Path) -> None:
     values = 2 * zarr.open_array(str(volume))[:]
     inner, _ = run_double(volume, tmp_path / "cell.zarr" / "labels" / "er", calls, tile=8)
     np.testing.assert_array_equal(inner[:], values)
-    assert zarr.open_group(str(tmp_path / "cell.zarr"), mode="r")["labels/er"].shape == values.shape
+    assert zarr.open_group(str(tmp_path / "cell.zarr"), mode="r")["labels/er/0"].shape == values.shape
     second, _ = run_double(volume, tmp_path / "cell.zarr" / "labels" / "golgi", calls, tile=8)
     np.testing.assert_array_equal(second[:], values)
-    np.testing.assert_array_equal(zarr.open_array(str(tmp_path / "cell.zarr" / "labels" / "er"))[:], values)
+    np.testing.assert_array_equal(open_result(tmp_path / "cell.zarr" / "labels" / "er")[:], values)
     memory, _ = run_double(volume, zarr.storage.MemoryStore(), calls, tile=8)
     np.testing.assert_array_equal(memory[:], values)
     with pytest.raises(InputError, match=r"out='out\.zarr'"):
@@ -465,7 +466,7 @@ def test_urls_and_object_storage(volume: Path, calls: Path, tmp_path: Path) -> N
     pytest.importorskip("fsspec")
     values = 2 * zarr.open_array(str(volume))[:]
     result, _ = run_double(volume, f"file://{tmp_path}/url.zarr", calls, tile=8)
-    np.testing.assert_array_equal(zarr.open_array(str(tmp_path / "url.zarr"))[:], values)
+    np.testing.assert_array_equal(open_result(tmp_path / "url.zarr")[:], values)
     result, _ = run_double(f"file://{volume}", "memory://bucket/url.zarr", calls, tile=8)
     np.testing.assert_array_equal(result[:], values)
     again, _ = run_double("memory://bucket/url.zarr", zarr.storage.MemoryStore(), calls)
@@ -637,8 +638,8 @@ def test_two_outputs_in_one_new_group(volume: Path, tmp_path: Path, overwrite: b
     np.testing.assert_array_equal(first[:], values)
     np.testing.assert_array_equal(second[:], 2 * values)
     group = zarr.open_group(str(tmp_path / "r.zarr"), mode="r")
-    np.testing.assert_array_equal(group["x/a"][:], values)
-    np.testing.assert_array_equal(group["b"][:], 2 * values)
+    np.testing.assert_array_equal(group["x/a/0"][:], values)
+    np.testing.assert_array_equal(group["b/0"][:], 2 * values)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.zarr", "volume.zarr"]
 
 
@@ -690,7 +691,7 @@ def test_killed_while_outputs_are_moved(volume: Path, tmp_path: Path, at: int, m
     else:
         with pytest.raises(InputError, match="exists"):
             run_two(volume, places)
-    np.testing.assert_array_equal(zarr.open_array(str(places["b"]), mode="r")[:], 2 * values)
+    np.testing.assert_array_equal(open_result(places["b"])[:], 2 * values)
     left = [p.name for p in tmp_path.iterdir() if p.name not in ("volume.zarr", "other.zarr", "a.zarr", "g.zarr")]
     assert not left
 
@@ -745,7 +746,7 @@ def test_what_others_put_there_is_not_deleted_with_a_run(volume: Path, tmp_path:
     zarr.create_array(str(places["a"]), shape=(2, 2, 2), dtype="u4", chunks=(2, 2, 2))[:] = 7
     with pytest.raises(InputError, match="exists"):
         run_two(volume, places, resume=False)
-    assert (zarr.open_array(str(places["a"]))[:] == 7).all()
+    assert (open_result(places["a"])[:] == 7).all()
 
 
 def test_runs_of_different_places_have_different_folders(volume: Path, calls: Path, tmp_path: Path) -> None:
@@ -786,7 +787,7 @@ def test_a_pair_that_cannot_be_published_leaves_the_former_one(
         with pytest.raises(OSError, match="Input/output error"):
             run_two(volume, places, overwrite=True)
     for place in places.values():
-        assert (zarr.open_array(str(place), mode="r")[:] == 7).all()
+        assert (open_result(place)[:] == 7).all()
     # What was made waits, and the same call puts it into place.
     with monkeypatch.context() as patch:
         patch.setattr("tests.tiled.driver.test_run.copy_twice", None)
@@ -827,7 +828,7 @@ def test_outputs_are_on_the_disk_before_they_are_in_place(
                 if built.exists():  # the first is moved before the second
                     files = {str(path) for path in [built, *built.rglob("*")]}
                     assert files <= set(flushed)
-                    assert zarr.open_array(str(built)).attrs["lpa3d"]["complete"] is True
+                    assert open_result(built).attrs["lpa3d"]["complete"] is True
             if to == places["b"]:  # the folders that were made for it, too
                 assert {str(folder) for folder in list(to.parents)[:3]} <= set(flushed[renamed[0] :])
             assert records[-1][1].endswith("/done")
@@ -928,7 +929,7 @@ def test_a_result_that_was_taken_away_is_not_made_up(volume: Path, tmp_path: Pat
     zarr.create_array(str(places["a"]), shape=(20, 18, 16), dtype="u4", chunks=(20, 18, 16))[:] = 7
     with pytest.raises(InputError, match=r"is not at .*a\.zarr any more"):
         run_two(volume, places)
-    assert (zarr.open_array(str(places["a"]))[:] == 7).all()
+    assert (open_result(places["a"])[:] == 7).all()
 
 
 def test_an_unfinished_run_in_a_store_starts_anew(volume: Path, calls: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def places(tmp_path: Path, kind: str) -> tuple[list[Any], Any]:
     """Return two places of a kind, and what deletes a chunk of the second while it is built."""
     if kind == "folders":
         return [tmp_path / "a.zarr", tmp_path / "b.zarr"], lambda key: next(
-            (tmp_path / "a.zarr.lpa3d").glob(f"*/result/out1/{key}")
+            (tmp_path / "a.zarr.lpa3d").glob(f"*/result/out1/0/{key}")
         ).unlink()
     if kind == "memory":
         stores = [zarr.storage.MemoryStore(), zarr.storage.MemoryStore()]
@@ -105,7 +105,7 @@ def test_a_chunk_that_is_lost(kind: str, storage: Any, volume: Path, tmp_path: P
 def test_a_chunk_that_is_empty(volume: Path, tmp_path: Path) -> None:
     def empty(stage: str, done: float) -> None:
         if done == 1.0:
-            (chunk,) = (tmp_path / "a.zarr.lpa3d").glob("*/result/out0/c/0/1/2")
+            (chunk,) = (tmp_path / "a.zarr.lpa3d").glob("*/result/out0/0/c/0/1/2")
             chunk.write_bytes(b"")
 
     with pytest.raises(ScratchError, match="c/0/1/2 of"):

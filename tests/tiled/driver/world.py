@@ -28,7 +28,9 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 import lpa3d
+from lpa3d.files import ngff
 from lpa3d.tiled.driver import locks, run, schedulers
+from tests.results import open_result
 
 Hook = Callable[[int, str, str], None]
 """Called with the number of a change, what it is, and of which file or key, before it is made."""
@@ -217,8 +219,8 @@ VERBS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
 }
 """Each with the names of its outputs."""
 
-PLACES = ("folder", "scratch", "memory", "obstore-local", "obstore-memory")
-"""A local folder; with scratch on another disk; stores."""
+PLACES = ("folder", "scratch", "group", "memory", "obstore-local", "obstore-memory")
+"""A local folder; with scratch on another disk; the labels of an image; stores."""
 
 
 # ------------------------------------------------------------------------------------------------------------- world
@@ -252,7 +254,9 @@ class World:
         self.names = VERBS[self.verb][1]
         for name in self.names:
             out: Any
-            if self.place in ("folder", "scratch"):
+            if self.place == "group":
+                out = self.root / f"cell.zarr/labels/{name}"
+            elif self.place in ("folder", "scratch"):
                 # The second lies in a group that is to be made.
                 out = self.root / ("out.zarr" if name == self.names[0] else f"group.zarr/{name}")
             elif self.place == "memory":
@@ -269,6 +273,10 @@ class World:
             (self.root / "fast").mkdir()
             self.options["scratch"] = self.root / "fast"
         self.write_inputs(0)
+        if self.place == "group":
+            self.options["storage"] = {"levels": 2}
+            ngff.write_group(self.root / "cell.zarr", 3, {"ome": {"multiscales": [{"datasets": [{"path": "s0"}]}]}})
+            ngff.write_group(self.root / "cell.zarr/labels", 3, {"ome": {"labels": ["other"]}})
 
         # Other things of a store are nobody's business.
         for number, out in enumerate(self.outs):
@@ -327,7 +335,7 @@ class World:
         found = []
         for out in self.outs:
             try:
-                array = zarr.open_array(str(out) if isinstance(out, Path) else out, mode="r")
+                array = open_result(out)
             except (FileNotFoundError, KeyError):
                 found.append(None)
                 continue
@@ -336,8 +344,22 @@ class World:
             found.append(array[...] if complete else None)
         return found
 
+    def read_list(self) -> list[str]:
+        """Return which labels the image lists."""
+        found = ngff.read_attributes(self.root / "cell.zarr/labels")["ome"]["labels"]
+        assert found[0] == "other", "what was listed is lost"
+        return list(found)
+
     def holds(self, version: int, variant: int) -> bool:
-        """Return whether all outputs are what a call is to give."""
+        """Return whether all outputs are what a call is to give, with all their levels, and are listed."""
+        if self.place == "group":
+            if self.read_list() != ["other", *self.names]:
+                return False
+            for number, out in enumerate(self.outs):
+                fine, coarse = (open_result(out, level=level)[...] for level in (0, 1))
+                image = self.names[number] == "confidence"
+                if not np.array_equal(coarse, ngff.reduce_level(fine, (2, 2, 2), image=image)):
+                    return False
         return all(
             one is not None and one.dtype == other.dtype and np.array_equal(one, other)
             for one, other in zip(self.read(), self.expected(version, variant), strict=True)
@@ -355,7 +377,7 @@ class World:
                 # The folders of a store are no part of it.
                 known = data is None or parts[1] in ("zarr.json", "c", "mine")
             else:
-                known = parts[0] in ("", "out.zarr", "group.zarr", "fast") and not any(
+                known = parts[0] in ("", "out.zarr", "group.zarr", "cell.zarr", "fast") and not any(
                     part.startswith(".lpa3d") or part.endswith((".lpa3d", ".partial")) for part in parts
                 )
             if not known:

@@ -1,7 +1,9 @@
 """Outputs: how they are stored, where they are built, and how they get to their places.
 
-They are zarr arrays of format 3. A tile holds whole chunks (whole shards), so two tiles never write one file. A local
-output is built in the folder of its run and renamed into place when all outputs of the run are complete; an array in
+They are OME-Zarr, or plain zarr arrays (`lpa3d.files.ngff`). A tile holds whole chunks (whole shards), so two tiles
+never write one file. The second level is made of each tile as it is written (`record_written`), where a tile holds
+whole chunks of that; further ones are made of the one before, in stages of their own (`reduce_tile`). A local output is
+built in the folder of its run and renamed into place when all outputs of the run are complete; an array in
 another store is built where it will be, and marked as complete at the end. Both are parts of what
 `lpa3d.files.outputs.publish` publishes.
 """
@@ -15,8 +17,8 @@ import os
 import platform
 import re
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,25 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError, InputTypeError, Keyword
-from ...files.outputs import ASIDE, TEMPORARY, Beside, flush, flush_folders, remove
+from ...files.geometry import Geometry
+from ...files.ngff import (
+    COLORED,
+    FORMS,
+    PLAIN,
+    Form,
+    Placed,
+    adopt_geometry,
+    check_form,
+    check_target,
+    choose_form,
+    describe_image,
+    name_group,
+    reduce_level,
+    shrink,
+    unlist,
+    write_group,
+)
+from ...files.outputs import ASIDE, TEMPORARY, Beside, flush, remove
 from ...files.places import reaching
 from .budget import canonical_sides
 from .grid import Box, Grid, Place
@@ -35,18 +55,22 @@ from .stored import Source, as_path, canonical_shape, is_url
 __all__ = [
     "Layout",
     "Output",
+    "Reduction",
     "Sink",
     "Wanted",
     "bring_back",
     "check_apart",
     "check_folder",
     "check_storage",
-    "choose_layout",
+    "choose_layouts",
+    "coarsen_tile",
+    "is_store",
     "list_aside",
     "name_group",
     "pack_written",
     "place_outputs",
     "record_written",
+    "reduce_tile",
     "settle_aside",
     "unpack_written",
 ]
@@ -77,6 +101,12 @@ class Sink:
         The id of the run, which the array has as an attribute where it is built in its place.
     shown : str
         What messages call it.
+    form : Form
+        Of the whole output.
+    tile : tuple of int or None
+        Of the tiles that are written, where these hold whole chunks of the next level; else None.
+    levels : tuple of Sink
+        The coarser levels of this one, which is the finest.
     """
 
     array: Any
@@ -85,6 +115,9 @@ class Sink:
     number: int = 0
     run: str = ""
     shown: str = "the output"
+    form: Form = PLAIN
+    tile: Place | None = None
+    levels: tuple[Sink, ...] = ()
 
     @property
     def units(self) -> Grid:
@@ -114,6 +147,27 @@ class Sink:
         if written is not None:
             places = (self._place(_add(box.lo, part.lo)) for part in filled)
             written += [(self.number, self.units.index(place)) for place in places]
+            if filled and self.form.is_group and self.number < LEVEL:
+                if not self.form.image:
+                    written.append((COLORS - self.number, _find_largest(values[part.slices] for part in filled)))
+                if self.tile is not None and self.levels:
+                    self._keep_coarse(self.tile, box, values)
+
+    @property
+    def rows(self) -> int:
+        """Return of how many slices what is written at once should be a multiple: whole units, of whole blocks."""
+        side = self.units.tile[0]
+        return side * (self.form.steps[0][0] if side % 2 and self.tile is not None and self.levels else 1)
+
+    def _keep_coarse(self, tile: Place, box: Box, values: Array) -> None:
+        """Keep what a box is on the next level, until the whole tile is written."""
+        grid, step = Grid(self.shape, tile), self.form.steps[0]
+        z, y, x = (lo // side for lo, side in zip(box.lo, tile, strict=True))
+        at = grid.index((z, y, x))
+        whole, part = coarsen(grid.box(at), step), coarsen(box, step)
+        kept: dict[Any, Any] = _noted.coarse
+        _, _, array = kept.setdefault((self.number, at), (self, whole, np.zeros(whole.shape, values.dtype)))
+        array[part.within(whole)] = reduce_level(values, step, image=self.form.image)
 
     def _place(self, voxel: Place) -> Place:
         z, y, x = (lo // side for lo, side in zip(voxel, self.units.tile, strict=True))
@@ -123,7 +177,7 @@ class Sink:
         """Refuse to make what the driver must have made: who does not see it would write elsewhere."""
         folder = _root(self.array.store)
         if folder is not None:
-            there = (folder / self.array.path / "zarr.json").is_file()
+            there = any((folder / self.array.path / name).is_file() for name in ("zarr.json", ".zarray"))
             where = str(folder / self.array.path)
         else:
             there, where = True, "the store"
@@ -158,6 +212,19 @@ class Sink:
             if not there:
                 yield key
 
+    def refuse_lost(self, key: str) -> ScratchError:
+        """Return the error for a unit that was written and is not there."""
+        folder = _root(self.array.store)
+        place = "its place" if folder is None else folder / self.array.path
+        return ScratchError(
+            f"{key} of {self.shown} was written, but is not at {place}: it was deleted, or a worker wrote it to a disk "
+            "of its own. Pass a place that all workers share as ",
+            Keyword("out"),
+            ", and ",
+            Keyword("resume", False),
+            " to start anew",
+        )
+
     def _list_stored(self) -> npt.NDArray[np.bool_]:
         """Return which units a store has."""
         from zarr.core.sync import sync
@@ -182,18 +249,80 @@ async def list_chunks(array: Any) -> AsyncIterator[tuple[str, tuple[int, ...]]]:
             yield key, place
 
 
+def coarsen(box: Box, step: Sequence[int]) -> Box:
+    """Return what a box is on the level above its own."""
+    return Box(shrink(box.lo, step), shrink(box.hi, step))
+
+
+def _find_largest(parts: Iterable[Array]) -> int:
+    """Return the largest id, or more than `COLORED`, which negative ones count as, too."""
+    largest = 0
+    for part in parts:
+        if largest > COLORED:
+            break
+        negative = part.dtype.kind == "i" and int(part.min()) < 0
+        largest = max(largest, COLORED + 1 if negative else min(int(part.max()), COLORED + 1))
+    return largest
+
+
 _noted = threading.local()
 
 
 @contextlib.contextmanager
 def record_written() -> Iterator[list[tuple[int, int]]]:
-    """Collect what is written to outputs by this thread: the number of each output, and of each unit."""
+    """Collect what is written to outputs by this thread: the number of each output, and of each unit.
+
+    At the end what was written is written to the next level, too, and noted.
+    """
     written: list[tuple[int, int]] = []
-    _noted.written = written
+    coarse: dict[Any, tuple[Sink, Box, Array]] = {}
+    _noted.written, _noted.coarse = written, coarse
     try:
         yield written
+        for sink, box, values in coarse.values():
+            sink.levels[0].write(box, values)
     finally:
-        _noted.written = None
+        _noted.written = _noted.coarse = None
+
+
+LEVEL = 1000
+"""What is added to the number of an output for each level."""
+
+COLORS = -1
+"""Less the number of an output: where its largest id is noted, as a unit."""
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What the making of a level needs: the level, the one before, and which units of that were written. Picklable."""
+
+    fine: Sink
+    coarse: Sink
+    step: Place
+    grid: Grid
+    written: npt.NDArray[np.uint8]
+
+
+def reduce_tile(context: Reduction, tile: int) -> None:
+    """Make a tile of a level of the one before.
+
+    Raises
+    ------
+    ScratchError
+        If something of that is not seen here, which would be read as 0.
+    """
+    fine, box = context.fine, context.grid.box(tile)
+    lo = tuple(at * n for at, n in zip(box.lo, context.step, strict=True))
+    hi = tuple(min(at * n, side) for at, n, side in zip(box.hi, context.step, fine.shape, strict=True))
+    source = Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
+    written = np.unpackbits(context.written, count=len(fine.units))
+    units = [unit for unit in fine.units.tiles_in(source) if written[unit]]
+    if not units:
+        return
+    if _root(fine.array.store) is not None and (lost := next(fine.list_missing(units), None)) is not None:
+        raise fine.refuse_lost(lost)
+    values = np.asarray(fine.array[source.slices[3 - fine.ndim :]]).reshape(source.shape)
+    context.coarse.write(box, reduce_level(values, context.step, image=fine.form.image))
 
 
 def pack_written(written: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
@@ -241,7 +370,10 @@ MANY = 2**15
 """From so many chunks on tiles are shards: file systems dislike millions of files."""
 
 
-TAKEN = ("chunks", "shards", "compressors", "filters", "serializer", "chunk_key_encoding", "attributes")
+APART = ("chunks", "shards", "attributes", *FORMS)
+"""What `storage` may hold that is not handed to `zarr.create_array` as it is."""
+
+TAKEN = (*APART, "compressors", "filters", "serializer", "chunk_key_encoding")
 """What `storage` may hold."""
 
 
@@ -259,6 +391,7 @@ def check_storage(storage: Any, ndim: int) -> dict[str, Any]:
     for key in ("chunks", "shards"):
         if found.get(key) is not None:
             found[key] = canonical_sides(found[key], f"storage[{key!r}]", ndim)
+    check_form(found)
     attributes = found.get("attributes", {})
     try:
         if not isinstance(attributes, Mapping) or "lpa3d" in attributes:
@@ -271,12 +404,42 @@ def check_storage(storage: Any, ndim: int) -> dict[str, Any]:
     return found
 
 
+def choose_layouts(shape: Place, tile: Place, storage: Mapping[str, Any], name: str, form: Form) -> list[Layout]:
+    """Return how each level is stored: see `choose_layout`.
+
+    A tile of a coarser level is what a tile of the one before becomes, so that a task holds as many voxels. What the
+    caller asks for is asked for the finest level; coarser ones have it too where their tiles hold whole ones.
+    """
+    if form.zarr_format == 2:
+        if storage.get("shards") is not None:
+            raise InputError(Keyword("storage"), f" has shards {storage['shards']}, but zarr format 2 has none")
+        storage = {**storage, "shards": None}
+    layouts = [choose_layout(shape, tile, storage, name)]
+    shapes = form.shapes(shape)
+    for k, step in enumerate(form.steps):
+        coarse = coarsen_tile(tile, shapes[k], step)
+
+        def divides(key: str, *, of: Place = coarse, side: Place = shapes[k + 1]) -> bool:
+            sides = storage.get(key)
+            return sides is None or all(t >= n or t % s == 0 for t, n, s in zip(of, side, sides, strict=True))
+
+        kept = {key: value for key, value in storage.items() if key not in ("chunks", "shards") or divides(key)}
+        layouts.append(choose_layout(shapes[k + 1], coarse, kept, name))
+    return layouts
+
+
+def coarsen_tile(tile: Place, shape: Place, step: Place) -> Place:
+    """Return the tile of the level above one of `shape`."""
+    z, y, x = (-(-n // s) if t >= n else max(1, t // s) for t, n, s in zip(tile, shape, step, strict=True))
+    return z, y, x
+
+
 def choose_layout(shape: Place, tile: Place, storage: Mapping[str, Any], name: str) -> Layout:
     """Return chunks that divide the tile, near `CHUNK`, or what the caller asked for if the tile holds whole ones.
 
     `storage` comes from `check_storage`.
     """
-    more = {key: value for key, value in storage.items() if key not in ("chunks", "shards", "attributes")}
+    more = {key: value for key, value in storage.items() if key not in APART}
     chunks, shards = storage.get("chunks"), storage.get("shards")
     if chunks is None:
         whole = shards or tile
@@ -311,15 +474,28 @@ def _divisor(side: int, whole: bool) -> int:
 
 
 def create_array(
-    store: Any, shape: Place, ndim: int, dtype: np.dtype[Any], layout: Layout, attributes: dict[str, Any]
+    store: Any,
+    shape: Place,
+    ndim: int,
+    dtype: np.dtype[Any],
+    layout: Layout,
+    attributes: dict[str, Any],
+    zarr_format: int = 3,
 ) -> Any:
-    """Make an empty zarr array of format 3."""
+    """Make an empty zarr array."""
+    import numcodecs
     import zarr
 
+    axes = list("zyx"[3 - ndim :])
     # On labels of 1024 cubed: 188-fold in .22 s a tile of 256 cubed on two threads; bytes shuffled at level 3 191-fold
     # in .37 s, at level 1 141-fold in .21 s; lz4 54-fold in .17 s.
-    more = {"compressors": [zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")], **layout.more}
-    axes = list("zyx"[3 - ndim :])
+    how: dict[str, Any]
+    if zarr_format == 3:
+        how = {"compressors": [zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")]}
+        how |= {"dimension_names": axes}
+    else:
+        how = {"compressors": numcodecs.Blosc("zstd", clevel=1, shuffle=numcodecs.Blosc.BITSHUFFLE)}
+        how |= {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
     return zarr.create_array(
         store,
         shape=shape[3 - ndim :],
@@ -328,20 +504,21 @@ def create_array(
         shards=None if layout.shards is None else layout.shards[3 - ndim :],
         fill_value=0,
         attributes={"axes": axes, **attributes},
-        dimension_names=axes,
-        zarr_format=3,
-        **more,
+        zarr_format=zarr_format,
+        **{**how, **layout.more},
     )
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """An output: its place (what the caller passed as ``out``), shape ``(Z, Y, X)`` and dtype."""
+    """An output: its place (what the caller passed as ``out``), shape ``(Z, Y, X)``, dtype, and whether it is an image
+    rather than labels."""
 
     place: Any
     shape: Place
     ndim: int
     dtype: npt.DTypeLike
+    image: bool = False
 
 
 @dataclass
@@ -364,6 +541,11 @@ class Output:
     run : str
         The id of the run, once `settle_place` was told; an array that is built in its place has it as an attribute
         until it is complete.
+    form : Form
+    geometry : Geometry
+        What the group says of its voxels.
+    largest : int or None
+        The largest of its ids, once `describe` was told, or more than `COLORED`.
     """
 
     name: str
@@ -374,6 +556,9 @@ class Output:
     sink: Sink | None = None
     number: int = 0
     run: str = ""
+    form: Form = PLAIN
+    geometry: Geometry = field(default_factory=Geometry)
+    largest: int | None = None
 
     @property
     def shown(self) -> str:
@@ -399,7 +584,7 @@ class Output:
         import zarr
 
         try:
-            found = zarr.open_array(self.store if self.final is None else str(self.final), mode="r")
+            found = zarr.open_array(self._level(self.final), mode="r")
         except (FileNotFoundError, KeyError, ValueError, TypeError):
             return True
         about = found.attrs.get("lpa3d")
@@ -434,70 +619,89 @@ class Output:
         assert built is not None
         advice = "; move one of them away and run the same again, or pass ", Keyword("overwrite", True)
         aside = name_aside(self.final, self.name, token)
-        self.beside = Beside(self.shown, self.final, Path(built), aside, overwrite, advice)
+        self.beside = Placed(self.shown, self.final, Path(built), aside, overwrite, advice, self.form)
 
-    def create(self, layout: Layout, attributes: dict[str, Any]) -> Sink:
-        """Make the empty array, in the place of one that an earlier call of the same run had made."""
+    def create(self, tile: Place, layouts: Sequence[Layout], attributes: dict[str, Any]) -> Sink:
+        """Make the empty arrays, in the place of those that an earlier call of the same run had made."""
         if self.beside is not None:
             remove(self.beside.temp)
             self.beside.temp.parent.mkdir(parents=True, exist_ok=True)
         else:
             self._discard_stored()
-        return self._open(self._create_in(self._built, layout, attributes))
+        arrays = [self._create_in(self._built, k, layout, attributes) for k, layout in enumerate(layouts)]
+        return self._open(arrays, tile)
 
     @property
     def _built(self) -> Any:
         """Return the store, or the folder, in which it is built."""
-        return self.store if self.beside is None else str(self.beside.temp)
+        return self.store if self.beside is None else self.beside.temp
 
-    def _create_in(self, store: Any, layout: Layout, attributes: dict[str, Any]) -> Any:
+    def _level(self, place: Any, level: int = 0) -> Any:
+        """Return where a level is, of an output that is at some place."""
+        return str(place / self.form.paths[level]) if isinstance(place, Path) else self.store
+
+    def _create_in(self, place: Any, level: int, layout: Layout, attributes: dict[str, Any]) -> Any:
+        """Make a level; only the finest has attributes besides its axes."""
         wanted = self.wanted
         if self.run:
             attributes = attributes | {"lpa3d": attributes["lpa3d"] | {"run": self.run}}
-        return create_array(store, wanted.shape, wanted.ndim, np.dtype(wanted.dtype), layout, attributes)
+        store = self._level(place, level) if isinstance(place, Path) else place
+        shape = self.form.shapes(wanted.shape)[level]
+        about = {} if level else attributes
+        return create_array(store, shape, wanted.ndim, np.dtype(wanted.dtype), layout, about, self.form.zarr_format)
 
-    def retype(self, dtype: np.dtype[Any], layout: Layout, attributes: dict[str, Any]) -> Sink:
-        """Give the array, to which nothing was written yet, another dtype."""
+    def retype(self, dtype: np.dtype[Any], tile: Place, layouts: Sequence[Layout], attributes: dict[str, Any]) -> Sink:
+        """Give the arrays, to which nothing was written yet, another dtype."""
         import zarr
         from zarr.core.buffer import default_buffer_prototype
         from zarr.core.sync import sync
 
         assert self.sink is not None
         self.wanted = replace(self.wanted, dtype=dtype)
-        # Its metadata is replaced in one step, so that at any moment there is an array to go on with.
-        other = zarr.storage.MemoryStore()
-        self._create_in(other, layout, attributes)
-        metadata = sync(other.get("zarr.json", default_buffer_prototype()))
-        sync((self.sink.array.store_path / "zarr.json").set(metadata))
-        return self._open(zarr.open_array(self._built, mode="r+"))
+        name = "zarr.json" if self.form.zarr_format == 3 else ".zarray"
+        arrays = []
+        for k, (sink, layout) in enumerate(zip((self.sink, *self.sink.levels), layouts, strict=True)):
+            # Its metadata is replaced in one step, so that at any moment there is an array to go on with.
+            other = zarr.storage.MemoryStore()
+            self._create_in(other, k, layout, attributes)
+            metadata = sync(other.get(name, default_buffer_prototype()))
+            sync((sink.array.store_path / name).set(metadata))
+            arrays.append(zarr.open_array(self._level(self._built, k), mode="r+"))
+        return self._open(arrays, tile)
 
-    def reopen(self, about: Mapping[str, Any], *, whole: bool) -> Sink:
-        """Open the array that an earlier call made; of a run that was `whole` it may be in its place already.
+    def reopen(self, tile: Place, about: Mapping[str, Any], *, whole: bool) -> Sink:
+        """Open the arrays that an earlier call made; of a run that was `whole` they may be in their place already.
 
-        `about` is what its attribute says besides being complete.
+        `about` is what the attribute of the finest says besides being complete.
         """
         import zarr
 
         moved = whole and self.beside is not None and not self.beside.temp.exists()
-        place = str(self.final) if moved else self._built
-        try:
-            array = zarr.open_array(place, mode="r+")
-        except (FileNotFoundError, KeyError, ValueError, TypeError):
-            array = None
-        said = None if array is None else array.attrs.get("lpa3d")
+        place = self.final if moved else self._built
+        arrays: list[Any] = []
+        with contextlib.suppress(FileNotFoundError, KeyError, ValueError, TypeError):
+            arrays = [zarr.open_array(self._level(place, k), mode="r+") for k in range(len(self.form.paths))]
+        said = arrays[0].attrs.get("lpa3d") if arrays else None
         done = whole and said == {**about, "complete": True}
         building = {**about, "complete": False, "run": self.run}
-        if array is None or (moved and not done) or (self.run and not done and said != building):
+        if not arrays or (moved and not done) or (self.run and not done and said != building):
             raise InputError(
                 f"what an interrupted run made for {self.shown} is not at {place} any more; pass ",
                 Keyword("resume", False),
                 " to delete what is left of the run and start anew",
             )
-        return self._open(array)
+        return self._open(arrays, tile)
 
-    def _open(self, array: Any) -> Sink:
-        array, wanted = array.with_config({"write_empty_chunks": True}), self.wanted
-        self.sink = Sink(array, wanted.shape, wanted.ndim, self.number, self.run, self.shown)
+    def _open(self, arrays: Sequence[Any], tile: Place) -> Sink:
+        wanted, form = self.wanted, self.form
+        sinks: list[Sink] = []
+        for k, (array, shape) in enumerate(zip(arrays, form.shapes(wanted.shape), strict=True)):
+            told = array.with_config({"write_empty_chunks": True})
+            sinks.append(Sink(told, shape, wanted.ndim, self.number + k * LEVEL, self.run, self.shown, form))
+        direct = bool(form.steps) and all(
+            t >= n or t % s == 0 for t, n, s in zip(tile, wanted.shape, form.steps[0], strict=True)
+        )
+        self.sink = replace(sinks[0], tile=tile if direct else None, levels=tuple(sinks[1:]))
         return self.sink
 
     def _mark(self, complete: bool) -> None:
@@ -510,8 +714,8 @@ class Output:
             about["run"] = self.run
         self.sink.array.attrs["lpa3d"] = about
 
-    def check_written(self, written: npt.NDArray[np.bool_]) -> None:
-        """Refuse a chunk (shard) that was written and is not there: it would be read as 0.
+    def check_written(self, rows: Sequence[npt.NDArray[np.int64]]) -> None:
+        """Refuse a chunk (shard) that was written, as the rows of the journal say, and is not there.
 
         Raises
         ------
@@ -519,16 +723,15 @@ class Output:
             If there is one.
         """
         assert self.sink is not None
-        lost = next(self.sink.list_missing(np.flatnonzero(written).tolist()), None)
-        if lost is not None:
-            raise ScratchError(
-                f"{lost} of {self.shown} was written, but is not at {self._built if self.beside else 'its place'}: it "
-                "was deleted, or a worker wrote it to a disk of its own. Pass a place that all workers share as ",
-                Keyword("out"),
-                ", and ",
-                Keyword("resume", False),
-                " to start anew",
-            )
+        for sink in (self.sink, *self.sink.levels):
+            units = np.flatnonzero(unpack_written(rows, sink.number, len(sink.units))).tolist()
+            if (lost := next(sink.list_missing(units), None)) is not None:
+                raise sink.refuse_lost(lost)
+
+    def describe(self, rows: Sequence[npt.NDArray[np.int64]]) -> None:
+        """Take over what the journal says was written, of which the group tells."""
+        seen = np.flatnonzero(unpack_written(rows, COLORS - self.number, COLORED + 2))
+        self.largest = int(seen[-1]) if len(seen) else None
 
     def flush(self) -> None:
         """Write it to the disk: a local one with its mark, as it is complete where it is built."""
@@ -538,17 +741,21 @@ class Output:
         for left in folder.rglob("*.partial"):
             left.unlink(missing_ok=True)  # of a write of zarr that was killed
         if self.beside is not None:
+            self._describe()
             self._mark(True)
         flush(folder)
+
+    def _describe(self) -> None:
+        """Write what the group says of its levels."""
+        if self.form.is_group and self.beside is not None:
+            about = describe_image(self.beside.target.stem, self.form, self.wanted.ndim, self.geometry, self.largest)
+            write_group(self.beside.temp, self.form.zarr_format, about)
 
     def publish(self) -> None:
         """Move it to its place; mark it as complete where it is there already."""
         if self.beside is None:
             self._mark(True)
             return
-        anchor = self.anchor
-        _make_groups(self.beside.target, name_group(self.beside.temp))
-        flush_folders(self.beside.target.parent, anchor)
         self.beside.publish()
 
     def take_back(self) -> None:
@@ -571,7 +778,7 @@ class Output:
         import zarr
 
         try:
-            found = zarr.open_array(str(self.final), mode="r")
+            found = zarr.open_array(self._level(self.final), mode="r")
         except (FileNotFoundError, KeyError, ValueError, TypeError):
             return False
         return bool(found.attrs.get("lpa3d") == {**before["made"], "complete": True})
@@ -583,6 +790,7 @@ class Output:
             return
         if self.was_published(before):
             remove(self.final)
+            unlist(self.final, self.form)
         built = before["built"].get(self.name)
         if built is not None and Path(built).name == f"{TEMPORARY}{before['id']}-{self.name}":
             remove(Path(built))
@@ -609,7 +817,7 @@ class Output:
         """Return it, finished, as a zarr array, or as a dask array backed by it."""
         import zarr
 
-        array = zarr.open_array(str(self.final) if self.final is not None else self.store, mode="r")
+        array = zarr.open_array(self._level(self.final), mode="r")
         if not as_dask:
             return array
         import dask.array
@@ -642,38 +850,12 @@ def list_aside(before: Mapping[str, Any]) -> list[tuple[Path, Path]]:
     return [(final, name_aside(final, name, before["id"])) for name, final in finals.items()]
 
 
-def name_group(built: Path) -> Path:
-    """Return where groups are made for what is built at a place."""
-    return built.with_name(f"{built.name}-group")
+def place_outputs(
+    outputs: Mapping[str, Wanted], inputs: Mapping[str, Source], storage: Mapping[str, Any], geometry: Geometry
+) -> dict[str, Output]:
+    """Find out where outputs will be and of which form, and refuse places that are no good; nothing is made yet.
 
-
-def _make_groups(final: Path, temp: Path) -> None:
-    """Make the groups between the first ``.zarr`` of a path and the array that comes there; others may do the same.
-
-    Each appears whole: it is made as `temp`, on the same disk, and renamed.
-    """
-    import zarr
-
-    parts = final.parts
-    depth = next((i for i, part in enumerate(parts) if part.lower().endswith(".zarr")), len(parts) - 1)
-    Path(*parts[:depth]).mkdir(parents=True, exist_ok=True)
-    for i in range(depth + 1, len(parts)):
-        group = Path(*parts[:i])
-        if group.exists():
-            continue
-        remove(temp)
-        zarr.create_group(str(temp), zarr_format=3)
-        flush(temp)
-        try:
-            temp.rename(group)
-        except OSError:
-            if not (group / "zarr.json").exists():
-                raise
-    remove(temp)
-
-
-def place_outputs(outputs: Mapping[str, Wanted], inputs: Mapping[str, Source]) -> dict[str, Output]:
-    """Find out where outputs will be, and refuse places that are no good; nothing is made yet.
+    `storage` comes from `check_storage`, and `geometry` is that of all outputs.
 
     Raises
     ------
@@ -682,7 +864,7 @@ def place_outputs(outputs: Mapping[str, Wanted], inputs: Mapping[str, Source]) -
     """
     found: dict[str, Output] = {}
     for name, wanted in outputs.items():
-        output = _place(name, wanted)
+        output = _place(name, wanted, storage, geometry)
         target = find_target(output.final or output.store)
         for other in found.values():
             if target.overlaps(find_target(other.final or other.store)):
@@ -707,18 +889,25 @@ def _root(store: Any) -> Path | None:
     return Path(os.path.realpath(store.root)) if type(store).__name__ == "LocalStore" else None
 
 
-def _place(name: str, wanted: Wanted) -> Output:
-    """Find out where an output will be."""
+def is_store(place: Any) -> bool:
+    """Return whether an output's place is a zarr store, or the URL of one."""
+    return hasattr(place, "supports_writes") or is_url(place)
+
+
+def _place(name: str, wanted: Wanted, storage: Mapping[str, Any], geometry: Geometry) -> Output:
+    """Find out where an output will be, and its form."""
     place = wanted.place
     if place is None:
         raise InputError("stored arrays need a place for the result: pass ", Keyword("out", f"{name}.zarr"))
-    if hasattr(place, "supports_writes"):  # a zarr store
+    if is_store(place) and not is_url(place):
         if place.read_only:
             raise InputError(f"{name} is a store that is read-only; open it for writing")
+        _check_plain(name, storage)
         return Output(name, wanted, None, place)
     if is_url(place):
         from zarr.storage import FsspecStore
 
+        _check_plain(place, storage)
         try:
             with reaching(place):
                 return Output(name, wanted, None, FsspecStore.from_url(place))
@@ -733,7 +922,7 @@ def _place(name: str, wanted: Wanted) -> Output:
             "e.g. ",
             Keyword("out", f"{name}.zarr"),
         )
-    from ...files.places import locate, zarr_target
+    from ...files.places import locate
 
     location = locate(os.path.expanduser(as_path(place)))
     if location.format != "zarr":
@@ -742,10 +931,23 @@ def _place(name: str, wanted: Wanted) -> Output:
             f" is {os.fspath(place)!r}; results of this size are zarr arrays: ",
             Keyword("out", f"{name}.zarr"),
         )
-    zarr_target(location)
-    output = Output(name, wanted, Path(os.path.realpath(location.path)))
+    path = check_target(location)
+    shape = wanted.shape[3 - wanted.ndim :]
+    geometry = adopt_geometry(path, shape, geometry)
+    form = choose_form(path, shape, geometry, storage, image=wanted.image)
+    output = Output(name, wanted, path, form=form, geometry=geometry)
     check_folder(output.anchor, output.shown)
     return output
+
+
+def _check_plain(name: str, storage: Mapping[str, Any]) -> None:
+    """Refuse what only a local output can be: in a store it is a plain array."""
+    if storage.get("layout") in ("0.4", "0.5") or (storage.get("levels") or 1) > 1:
+        raise InputError(
+            Keyword("storage"),
+            f" asks for levels, or a version of OME-Zarr, but {name} is a store, in which results are plain arrays; "
+            "write to a folder, and copy that",
+        )
 
 
 def check_folder(folder: Path, shown: str) -> None:

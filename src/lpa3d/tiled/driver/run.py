@@ -41,7 +41,9 @@ from ...arrays.call import Options, Progress
 from ...arrays.checks import canonical_spacing
 from ...arrays.text import list_some
 from ...errors import Example, InputError, InputTypeError, Keyword, Lpa3dError, Part, RangeError
-from ...files.geometry import Geometry
+from ...files.axes import choose_view
+from ...files.geometry import Geometry, attribute_geometry
+from ...files.ngff import describe_geometry, find_top
 from ...files.outputs import flush_folders, publish
 from .budget import COMPRESSED, Cost, Room, canonical_sides, check_room, choose_tile, find_cost, give_back_memory
 from .grid import Grid
@@ -50,16 +52,19 @@ from .locks import LockError, claim, lock
 from .origins import find_store
 from .outputs import (
     Output,
+    Reduction,
     Sink,
     Wanted,
     bring_back,
     check_apart,
     check_folder,
     check_storage,
-    choose_layout,
+    choose_layouts,
+    coarsen_tile,
     pack_written,
     place_outputs,
     record_written,
+    reduce_tile,
     settle_aside,
     unpack_written,
 )
@@ -69,12 +74,24 @@ from .stages import Plan, Stage
 from .stored import Source, is_url
 from .tables import Digest
 
-__all__ = ["BUILT", "FORMAT", "RUN", "WHOLE", "Run", "TileError", "open_run", "read_run", "remove_empty", "sweep"]
+__all__ = [
+    "BUILT",
+    "FORMAT",
+    "RUN",
+    "WHOLE",
+    "Run",
+    "TileError",
+    "find_geometry",
+    "open_run",
+    "read_run",
+    "remove_empty",
+    "sweep",
+]
 
 ALGORITHM = 1
 """Raised when the bytes of a result change."""
 
-FORMAT = 2
+FORMAT = 3
 """Raised when runs are kept in another form, so that one that an earlier version began cannot be gone on with."""
 
 ATTEMPTS = 3
@@ -111,6 +128,9 @@ WRITTEN = FIRST
 
 USELESS = (InputError, InputTypeError, RangeError)
 """What ends a run that the same call would end again: it is deleted, so that the corrected call begins anew."""
+
+LEVELS = "levels"
+"""The stages in which coarser levels of outputs are made."""
 
 WHOLE = "whole"
 """The stage that ends with all outputs complete; what is left is to move them."""
@@ -392,7 +412,9 @@ def open_run(
         dtypes = {name: source.dtype for name, source in inputs.items()}
         cost = find_cost(verb, dtypes, [wanted.dtype for wanted in outputs.values()], parameters)
     storage = check_storage(options.storage, first.ndim)
-    places = place_outputs(outputs, inputs)
+    geometry = find_geometry(inputs, {**(keywords or {}), "storage": storage})
+    spaced = describe_geometry(geometry) | dict(storage.get("attributes", {}))
+    places = place_outputs(outputs, inputs, storage, geometry)
     shown = _show_parameters(parameters, keywords)
     about = {
         "verb": verb,
@@ -404,7 +426,7 @@ def open_run(
     asked = about | {
         "storage": json.loads(json.dumps(storage, default=str)),
         "outputs": {
-            name: [list(wanted.shape[3 - wanted.ndim :]), np.dtype(wanted.dtype).str]
+            name: [list(wanted.shape[3 - wanted.ndim :]), np.dtype(wanted.dtype).str, *places[name].form.describe()]
             for name, wanted in outputs.items()
         },
         "places": {name: str(output.final or output.store) for name, output in places.items()},
@@ -458,7 +480,10 @@ def open_run(
             bytes_per_voxel=cost.memory, halo=cost.halo, unit=storage.get("shards") or storage.get("chunks"),
             room=None if device is None else Room(device.free_bytes(), cost.device), inputs=inputs.values(),
         )  # fmt: skip
-        layouts = {name: choose_layout(wanted.shape, plan.tile, storage, name) for name, wanted in outputs.items()}
+        layouts = {
+            name: choose_layouts(output.wanted.shape, plan.tile, storage, name, output.form)
+            for name, output in places.items()
+        }
         in_memory = any(isinstance(source.array, np.ndarray) for source in inputs.values())
         scheduler = Threads(plan.workers) if in_memory else choose_scheduler(plan.workers)
         _check_reach(scheduler, inputs, places)
@@ -488,31 +513,32 @@ def open_run(
         stack.callback(journal.close)
         # First the threads end, which still note in the journal what they finish.
         stack.callback(scheduler.close)
-        said = {"lpa3d": before["made"] | {"complete": False}} | _find_spacing(inputs, keywords or {})
-        attributes = said | dict(storage.get("attributes", {}))
+        attributes = {"lpa3d": before["made"] | {"complete": False}} | spaced
         for name, output in places.items():
             output.settle_place(before["built"][name], token, overwrite=options.overwrite or name in before["replaces"])
             if journal.finished(BUILT):
-                output.reopen(before["made"], whole=journal.finished(WHOLE))
+                output.reopen(plan.tile, before["made"], whole=journal.finished(WHOLE))
             else:
-                output.create(layouts[name], attributes)
+                output.create(plan.tile, layouts[name], attributes)
         journal.finish(BUILT)
 
         def retype(name: str, dtype: np.dtype[Any]) -> Sink:
-            return places[name].retype(dtype, layouts[name], attributes)
+            return places[name].retype(dtype, plan.tile, layouts[name], attributes)
 
         scratch = _below(inner, "scratch")
         if isinstance(scratch, Folder):
             scratch.root.mkdir(exist_ok=True)
             scratch = Folder(scratch.root, made=True)
         sinks = {name: output.sink for name, output in places.items() if output.sink is not None}
+        closing = [Stage(LEVELS, many=True)] if any(output.form.steps for output in places.values()) else []
         run = Run(
             verb, Grid(first.shape, plan.tile), plan.workers, Scratch(scratch), journal, sinks,
-            Plan(stages), options.progress, scheduler, _retype=retype, _device=device is not None,
-            _written=sum(map(len, journal.rows(WRITTEN, 3))),
+            Plan(stages, closing), options.progress, scheduler, _retype=retype,
+            _device=device is not None, _written=sum(map(len, journal.rows(WRITTEN, 3))),
         )  # fmt: skip
         try:
             yield run
+            _make_levels(run)
         except KeyboardInterrupt as error:
             error.add_note(f"{verb}: make the same call again to go on where it was interrupted")
             raise
@@ -527,10 +553,11 @@ def open_run(
                 f" changed while {verb} read it, so the result would be of neither state; run it again with ",
                 Keyword("resume", False),
             )
+        rows = list(journal.rows(WRITTEN, 3))
         for output in places.values():
             if output.sink is not None:
-                units = len(output.sink.units)
-                output.check_written(unpack_written(journal.rows(WRITTEN, 3), output.number, units))
+                output.check_written(rows)
+                output.describe(rows)
         for output in places.values():
             output.flush()
         journal.finish(WHOLE)
@@ -540,16 +567,35 @@ def open_run(
         sweep(blobs, home, before)
 
 
-def _find_spacing(inputs: Mapping[str, Source], keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attributes that say how large voxels are: as the call says, else the first input that does."""
+def _make_levels(run: Run) -> None:
+    """Make the levels of all outputs that no tile could make by itself, each of the one before."""
+    for name, finest in run.outputs.items():
+        fine = finest
+        for k, (coarse, step) in enumerate(zip(finest.levels, finest.form.steps, strict=True)):
+            if k or finest.tile is None:
+                written = unpack_written(run.journal.rows(WRITTEN, 3), fine.number, len(fine.units))
+                grid = Grid(coarse.shape, coarsen_tile(run.grid.tile, fine.shape, step))
+                context = Reduction(fine, coarse, step, grid, np.packbits(written))
+                run.map(f"{LEVELS} {name} {k + 1}", reduce_tile, context, len(grid))
+            fine = coarse
+
+
+def find_geometry(inputs: Mapping[str, Source], keywords: Mapping[str, Any]) -> Geometry:
+    """Return what outputs say of their voxels: what `storage` has for attributes, else what the call says, else what
+    the first input does that says anything."""
+    ndim = next(iter(inputs.values())).ndim
+    view = choose_view("storage", "zyx"[-ndim:], (1,) * ndim)
+    asked = attribute_geometry((keywords.get("storage") or {}).get("attributes", {}), view)
+    if asked.spacing is not None:
+        return asked
     stated = (source.geometry for source in inputs.values())
     found = next((geometry for geometry in stated if geometry.spacing), Geometry())
     given = keywords.get("spacing")
     if given is not None:
-        sizes = canonical_spacing(given, next(iter(inputs.values())).ndim)
+        sizes = canonical_spacing(given, ndim)
         if found.spacing is None or not np.allclose(sizes, found.spacing):
-            found = Geometry(sizes)
-    return {} if found.spacing is None else {"spacing": list(found.spacing), "unit": found.unit}
+            return Geometry(sizes)
+    return found
 
 
 def _check_room(verb: str, cost: Cost, first: Source, places: Mapping[str, Output], home: Path) -> None:
@@ -557,7 +603,8 @@ def _check_room(verb: str, cost: Cost, first: Source, places: Mapping[str, Outpu
     needs = [(home, "scratch", cost.scratch[0] * math.prod(first.shape))]
     for output in places.values():
         if output.final is not None:
-            size = COMPRESSED * math.prod(output.wanted.shape) * np.dtype(output.wanted.dtype).itemsize
+            voxels = sum(map(math.prod, output.form.shapes(output.wanted.shape)))
+            size = COMPRESSED * voxels * np.dtype(output.wanted.dtype).itemsize
             needs.append((output.anchor, "the result", size))
     check_room(verb, needs)
 
@@ -578,8 +625,8 @@ def _home(
     The folder has a name of its own, in `scratch` too: nothing else is ever in it.
     """
     output = next(iter(places.values()), None)
-    parts = output.final.parts if output is not None and output.final is not None else ()
-    depth = next((i for i, part in enumerate(parts) if part.lower().endswith(".zarr")), len(parts) - 1)
+    final = None if output is None else output.final
+    parts, depth = ((), 0) if final is None else (final.parts, find_top(final))
     if options.scratch is not None:
         if not isinstance(options.scratch, (str, os.PathLike)) or not str(options.scratch) or is_url(options.scratch):
             raise InputTypeError(Keyword("scratch"), f" is {options.scratch!r}; a local or shared folder is needed")

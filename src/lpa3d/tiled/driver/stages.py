@@ -50,17 +50,20 @@ class Plan:
     stages : sequence of Stage
         In their order. Where only the data tell which stages read an area, all that may are declared to, and `declare`
         says later which ones do.
+    closing : sequence of Stage
+        Those of the driver, which come after them.
     """
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self.stages = tuple(stages)
+    def __init__(self, stages: Sequence[Stage], closing: Sequence[Stage] = ()) -> None:
+        self._closing = tuple(closing)
+        self.stages = (*stages, *self._closing)
         self._at = 0
         """The first stage that is still to come, or is in progress."""
         self._cleared: set[str] = set()
 
     def declare(self, stages: Sequence[Stage]) -> None:
         """Declare the stages anew, now that more is known: the same up to here."""
-        self.stages = tuple(stages)
+        self.stages = (*stages, *self._closing)
 
     def enter(self, name: str) -> list[str]:
         """Begin a stage; return the areas that are to be cleared, as those before it are over."""
