@@ -26,9 +26,9 @@ import numpy.typing as npt
 
 from ..arrays.text import list_some
 from ..errors import InputError, InputTypeError, Keyword
-from .geometry import Geometry, nanometres, zarr_geometry
+from .geometry import Geometry, array_geometry, nanometres
 from .outputs import ASIDE, TEMPORARY, Beside, flush, flush_folders, remove
-from .places import Location, zarr_kind
+from .places import LIBRARIES, Location, load_library, zarr_kind
 
 __all__ = [
     "ARRAY",
@@ -291,21 +291,18 @@ def adopt_geometry(path: Path, shape: Sequence[int], geometry: Geometry) -> Geom
     listing = find_listing(path) if geometry.spacing is None else None
     if listing is None:
         return geometry
-    group = listing.labels.parent
+    zarr, group = load_library(*LIBRARIES["zarr"]), listing.labels.parent
     for image in read_image(group).get("multiscales") or []:
         axes = [str(axis["name"] if isinstance(axis, Mapping) else axis) for axis in image.get("axes") or []]
         for dataset in image.get("datasets") or []:
             level = group / str(dataset.get("path"))
-            sides = dict(zip(axes, _read_shape(level), strict=False))
+            if not zarr_kind(level).startswith("array"):
+                continue
+            array = zarr.open_array(str(level), mode="r")
+            sides = dict(zip(axes, array.shape, strict=False))
             if tuple(sides[axis] for axis in "zyx" if axis in sides) == tuple(shape):
-                return zarr_geometry(level, {})
+                return array_geometry(array)
     return geometry
-
-
-def _read_shape(array: Path) -> list[int]:
-    """Return the shape of a zarr array in a folder; empty where there is none."""
-    file = array / ("zarr.json" if zarr_kind(array) == "array3" else ".zarray")
-    return list(json.loads(file.read_bytes())["shape"]) if zarr_kind(array).startswith("array") else []
 
 
 def read_attributes(node: Path) -> dict[str, Any]:
