@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpa3d import cli, io
-from lpa3d.files import volume
+from lpa3d.files import volume, writers
+from lpa3d.files.ngff import reduce_level
 
 SUFFIXES = {
     "zarr": "zarr", "h5": "h5py", "nii": "nibabel", "nii.gz": "nibabel", "tif": "tifffile", "npy": "numpy",
@@ -166,3 +167,20 @@ def test_outputs_that_cannot_be(tmp_path, capsys):
     assert cli.main(["convert", f"{tmp_path}/a.zarr", f"{tmp_path}/b.tif"]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert not io.read(tmp_path / "b.tif").any()
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_levels(tmp_path, image):
+    """Read again box by box, they are those of the whole array."""
+    array = np.random.default_rng(0).integers(0, 9, (5, 9, 7)).astype(np.uint8)
+    np.save(tmp_path / "a.npy", array)
+    convert = ["convert", "-q", f"{tmp_path}/a.npy", f"{tmp_path}/b.zarr", "--levels", "3", *["--image"] * image]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(volume, "SLAB_BYTES", 16)
+        patch.setattr(writers, "ZARR_CHUNK", 2)
+        assert cli.main(convert) == 0
+    np.testing.assert_array_equal(io.read(tmp_path / "b.zarr"), array)
+    level = array
+    for k in (1, 2):
+        level = reduce_level(level, (2, 2, 2), image=image)
+        np.testing.assert_array_equal(io.read(tmp_path / "b.zarr" / str(k)), level)

@@ -17,6 +17,7 @@ from ..files.writers import plan
 from ..linking.combine import Survey, combine_instances, find_winners
 from .inputs import check_same_place, check_same_shape, find_geometry, format_count, format_share, suggest
 from .job import Job
+from .tiling import add_storage
 
 __all__ = ["add_combine_arguments", "run_combine"]
 
@@ -45,6 +46,7 @@ def add_combine_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="whose voxels those are that several files claim, the first before the next (default: the order of files)",
     )
+    add_storage(parser)
 
 
 def run_combine(job: Job) -> None:
@@ -69,8 +71,11 @@ def run_combine(job: Job) -> None:
     geometry = find_geometry(*files)
     numbered = dict(enumerate(names, 1))
     inputs, shape = [file.path for file in files], files[0].shape
-    classes = plan(job.outputs, args.out_classes, shape, inputs, names=numbered) if args.out_classes else None
-    instances = plan(job.outputs, args.out_instances, shape, inputs) if args.out_instances else None
+    classes = instances = None
+    if args.out_classes:
+        classes = plan(job.outputs, args.out_classes, shape, inputs, names=numbered, storage=job.storage)
+    if args.out_instances:
+        instances = plan(job.outputs, args.out_instances, shape, inputs, storage=job.storage)
 
     job.terminal.step("looking at the files", "looked")
     survey = Survey(order)

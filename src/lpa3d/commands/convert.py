@@ -16,6 +16,7 @@ from ..files.volume import Box, Lazy, Volume
 from ..files.writers import plan
 from .inputs import add_spacing, format_sizes
 from .job import Job
+from .tiling import add_storage
 
 __all__ = ["add_convert_arguments", "run_convert"]
 
@@ -36,6 +37,12 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--imagej", action="store_true", help="write a .tif as ImageJ does: not compressed, with its voxel size"
     )
+    parser.add_argument(
+        "--image",
+        action="store_true",
+        help="it is an image, not labels: levels of a .zarr are means (default: of floats)",
+    )
+    add_storage(parser)
 
 
 def run_convert(job: Job) -> None:
@@ -45,7 +52,9 @@ def run_convert(job: Job) -> None:
     if source.dtype.kind not in "buif":
         raise InputError(f"{source.name} holds {source.dtype}; integers or floats are needed")
     geometry = _choose_geometry(job, source)
-    target = plan(job.outputs, args.out, source.shape, [source.path], imagej=args.imagej)
+    target = plan(
+        job.outputs, args.out, source.shape, [source.path], imagej=args.imagej, storage=job.storage, image=args.image
+    )
     if target.location.format in ("npy", "npz") and geometry.spacing is not None:
         job.terminal.message(f"warning: {args.out} cannot hold a voxel size, and that of {source.name} is lost")
     dtype = np.dtype(args.dtype or ("uint8" if source.dtype.kind == "b" else source.dtype.newbyteorder("=")))
