@@ -39,7 +39,7 @@ from .outputs import Beside, Outputs
 from .places import LIBRARIES, FileError, Location, load_library, locate, reading, writing
 from .readers import open_volume
 from .tensors import tensor_target, write_n5, write_precomputed
-from .volume import Box, Lazy, cut_box, cut_slabs, find_bounds
+from .volume import Box, Lazy, choose_rows, cut_box, cut_slabs, find_bounds
 
 __all__ = ["Target", "plan", "write"]
 
@@ -360,7 +360,7 @@ def _reduce(fine: Any, shape: Sequence[int], step: tuple[int, int, int], *, imag
     """Return a coarser level of a stored array, which is read and reduced where it is asked for."""
     flat = 3 - fine.ndim
 
-    def read(box: Box) -> Array:
+    def reduce_part(box: Box) -> Array:
         sides = tuple(
             slice(side.start * size, min(side.stop * size, length))
             for side, size, length in zip(box, step[flat:], fine.shape, strict=True)
@@ -368,6 +368,15 @@ def _reduce(fine: Any, shape: Sequence[int], step: tuple[int, int, int], *, imag
         part = np.asarray(fine[sides])
         level = reduce_level(part.reshape((1,) * flat + part.shape), step, image=image)
         return level.reshape(level.shape[flat:])
+
+    def read(box: Box) -> Array:
+        # Each voxel is one of several finer ones, so that fewer rows are held at once.
+        out = np.empty([side.stop - side.start for side in box], fine.dtype)
+        rows = max(1, choose_rows(out.shape, out.dtype) // (2 * math.prod(step)))
+        for lo in range(0, len(out), rows):
+            hi = min(lo + rows, len(out))
+            out[lo:hi] = reduce_part((slice(box[0].start + lo, box[0].start + hi), *box[1:]))
+        return out
 
     return Lazy(tuple(shape[flat:]), np.dtype(fine.dtype), read)
 
