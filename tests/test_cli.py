@@ -483,7 +483,7 @@ def test_images_are_no_labels(files, words, capsys):
 def test_errors_of_the_verb_are_bad_input(files):
     _, seeds = two_cells()
     np.save("negative.npy", -seeds.astype("int16"))
-    assert_refused(run("propagate", "volume.npy", "negative.npy", "out.npy"), "holds negative ids")
+    assert_refused(run("propagate", "volume.npy", "negative.npy", "out.npy", "-q"), "holds negative ids")
     assert not Path("out.npy").exists()
 
 

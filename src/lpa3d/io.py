@@ -1,6 +1,7 @@
 """Reading and writing volumes: zarr, NumPy, NIfTI, TIFF and HDF5 files, told apart by their suffix, and image folders.
 
-Arrays are ``(Z, Y, X)`` in memory whatever the file's own order is. Each file library is imported when a file of its
+Arrays are ``(Z, Y, X)`` in memory whatever the file's own order is; of an axis that is none of space a place is chosen
+behind the name, ``cell.zarr:c=2``, ``stack.tif:t=0,c=1``. Each file library is imported when a file of its
 kind is opened, never before. What a file says of its voxel size travels with it as a `Geometry`.
 
 ======================  ===========================================================================================

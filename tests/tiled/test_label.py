@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lpa3d
-from lpa3d.errors import InputError, InputTypeError
+from lpa3d.errors import InputError
 from lpa3d.tiled import components
 from lpa3d.tiled import label as tiled
 from tests.strategies import CONNECTIVITIES, INTEGER_DTYPES, connectivities, tiled_volumes
@@ -111,8 +111,8 @@ def test_empty(tmp_path, shape):
 
 
 def test_refusals(tmp_path):
-    array = store(tmp_path / "v.zarr", np.zeros((4, 4, 4), np.float32))
-    with pytest.raises(InputTypeError, match=r"Threshold it \(volume > 0\.5\)"):
+    array = store(tmp_path / "v.zarr", np.full((4, 4, 4), 0.5, np.float32))
+    with pytest.raises(InputError, match=r"volume holds float32; .*threshold.*fractions, 0\.5 at \(0, 0, 0\)"):
         lpa3d.label(array, out=tmp_path / "o.zarr")
     array = store(tmp_path / "w.zarr", np.zeros((4, 4, 4), np.uint8))
     with pytest.raises(InputError, match="connectivity is 5"):

@@ -381,12 +381,12 @@ def test_bad_input(wrong, error):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"volume": filled(0.7)}, "class map is bool or integer"),
-        ({"seeds": filled(1.0)}, "ids are integers"),
+        ({"volume": filled(0.7)}, "volume holds float64; .*fractions, 0.7 at "),
+        ({"seeds": filled(-1.0)}, "seeds holds negative ids"),
     ],
 )
 def test_floats(wrong, message):
-    with pytest.raises(InputTypeError, match=message):
+    with pytest.raises(InputError, match=message):
         in_tiles({"volume": VOLUME, "seeds": SEEDS} | wrong, (2, 2, 3))
 
 

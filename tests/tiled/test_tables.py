@@ -129,8 +129,8 @@ def test_contacts_refuse_what_memory_refuses():
         lpa3d.contacts(labels, image=store(np.random.default_rng(0), np.full((2, 2), np.nan)))
     with pytest.raises(InputError, match=r"image has shape \(2, 3\) but labels has shape \(2, 2\)"):
         lpa3d.contacts(labels, image=store(np.random.default_rng(0), np.ones((2, 3))))
-    with pytest.raises(InputTypeError, match="ids are integers"):
-        lpa3d.contacts(store(np.random.default_rng(0), np.ones((2, 2))))
+    with pytest.raises(InputError, match=r"labels holds float64; .* fractions, 0\.5 at \(0, 0\)"):
+        lpa3d.contacts(store(np.random.default_rng(0), np.full((2, 2), 0.5)))
     with pytest.raises(InputError, match="connectivity is 5"):
         lpa3d.contacts(labels, connectivity=5)
 
@@ -371,18 +371,18 @@ def test_evaluate_refuses_what_memory_refuses(options, error, message):
         lpa3d.evaluate(volume, volume, **options)
 
 
-def test_evaluate_refuses_other_shapes_and_floats():
+def test_evaluate_refuses_other_shapes_and_fractions():
     random = np.random.default_rng(0)
     volume = store(random, np.ones((2, 3, 4), np.uint8))
     with pytest.raises(InputError, match=r"prediction has shape \(2, 3, 5\) but reference has shape \(2, 3, 4\)"):
         lpa3d.evaluate(volume, store(random, np.ones((2, 3, 5), np.uint8)))
     with pytest.raises(InputError, match=r"ignore has shape"):
         lpa3d.evaluate(volume, volume, ignore=store(random, np.ones((2, 3, 5), np.uint8)))
-    with pytest.raises(InputTypeError, match=r"ignore has dtype float64"):
-        lpa3d.evaluate(volume, volume, ignore=store(random, np.ones((2, 3, 4))))
+    with pytest.raises(InputError, match=r"ignore holds float64.*fractions, 0\.5 at \(0, 0, 0\)"):
+        lpa3d.evaluate(volume, volume, ignore=store(random, np.full((2, 3, 4), 0.5)))
     with pytest.raises(InputError, match=r"classes\[1\] has shape"):
         lpa3d.evaluate(volume, volume, classes=(volume, store(random, np.ones((2, 3, 5), np.uint8))))
-    with pytest.raises(InputTypeError, match="float64"):
-        lpa3d.evaluate(volume, store(random, np.ones((2, 3, 4))))
+    with pytest.raises(InputError, match=r"prediction holds float64.*NaN"):
+        lpa3d.evaluate(volume, store(random, np.full((2, 3, 4), np.nan)))
     with pytest.raises(InputError, match="prediction holds ids up to"):
         lpa3d.evaluate(volume, store(random, np.full((2, 3, 4), 2**63, np.uint64)))

@@ -72,3 +72,22 @@ def test_the_command_line_does_the_same(files: Path) -> None:
     assert cli.main(["propagate", "classes.zarr", "seeds.zarr", "shell.zarr", "-q"]) == 0
     lpa3d.propagate("classes.zarr", "seeds.zarr", out="python.zarr")
     np.testing.assert_array_equal(io.read("shell.zarr"), io.read("python.zarr"))
+
+
+@pytest.mark.parametrize("tile", [[], ["--tile", "4"]])
+def test_the_command_line_says_where_none_is_known(
+    files: Path, capsys: pytest.CaptureFixture[str], tile: list[str]
+) -> None:
+    """Once, and where the verb uses it."""
+    note = "seeds.zarr does not say how large voxels are; --spacing 1 1 1 is used"
+    for words, count in (
+        ("propagate seeds.zarr seeds.zarr a.zarr", 1),
+        ("contacts seeds.zarr", 1),
+        ("contacts labels.zarr", 0),
+        ("contacts seeds.zarr --spacing 2 1 1", 0),
+        ("label seeds.zarr b.zarr", 0),
+        ("evaluate seeds.zarr seeds.zarr", 0),
+        ("propagate seeds.zarr missing.zarr c.zarr", 0),
+    ):
+        cli.main([*words.split(), *tile])
+        assert capsys.readouterr().err.count(note) == count, words

@@ -422,7 +422,7 @@ def run_evaluate(job: Job) -> None:
     for file in others:
         check_same_shape(reference, file)
         check_same_place(job, reference, file)
-    spacing, geometry = find_spacing(job, reference, prediction)
+    spacing, geometry = find_spacing(job, reference, prediction, used=False)
     if args.surfaces and geometry.spacing is None:
         job.terminal.say("no voxel size found; distances are in voxels")
     tables = [name for name in (*(args.class_names or ()), args.scores) if isinstance(name, str)]

@@ -39,6 +39,8 @@ def run_info(job: Job) -> None:
         "file": source.name,
         "format": source.format,
         "shape": list(source.shape),
+        "axes": "".join(source.view.named if source.view is not None else ()) or "zyx"[-len(source.shape) :],
+        "stored": source.view.describe() if source.view is not None else "",
         "dtype": str(source.dtype),
         "spacing": list(spacing) if spacing else None,
         "unit": source.geometry.unit or None,
@@ -96,7 +98,8 @@ def _info_text(facts: dict[str, Any]) -> str:
     lines = {
         "file": facts["file"],
         "format": ", ".join(text for text in (facts["format"], facts["compression"]) if text),
-        "shape": f"{' '.join(map(str, facts['shape']))} ({'z y x'[-2 * len(facts['shape']) + 1 :]}), {size}",
+        "shape": f"{' '.join(map(str, facts['shape']))} ({' '.join(facts['axes'])}), {size}",
+        "axes": facts["stored"],
         "dtype": facts["dtype"] + (", whole numbers only" if facts.get("whole_numbers") else ""),
         "spacing": " ".join([format_sizes(facts["spacing"]), facts["unit"] or ""])
         if facts["spacing"]
@@ -110,4 +113,4 @@ def _info_text(facts: dict[str, Any]) -> str:
         lines["labels"] = f"{format_count(facts['labels'], 'different id')} besides 0"
     for value, count in facts.get("voxels", {}).items():
         lines[f"  {value}"] = format_share(count, total)
-    return "\n".join(f"{key + ':':<12} {text}".rstrip() for key, text in lines.items())
+    return "\n".join(f"{key + ':':<12} {text}".rstrip() for key, text in lines.items() if text)

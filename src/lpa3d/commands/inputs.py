@@ -152,10 +152,13 @@ def format_sizes(spacing: Iterable[float]) -> str:
     return " ".join(f"{size:g}" for size in spacing)
 
 
-def find_spacing(job: Job, volume: Volume, *others: Volume) -> tuple[tuple[float, float, float], Geometry]:
+def find_spacing(
+    job: Job, volume: Volume, *others: Volume, used: bool = True
+) -> tuple[tuple[float, float, float], Geometry]:
     """Return the voxel size to work with and the geometry to write: the user's, else the file's, else 1.
 
-    Files besides the first are asked if it has none; a geometry without a voxel size says that none has.
+    Files besides the first are asked if it has none; a geometry without a voxel size says that none has. Where the
+    command uses it, a note says that 1 is taken.
     """
     given = job.args.spacing
     first = volume
@@ -164,6 +167,9 @@ def find_spacing(job: Job, volume: Volume, *others: Volume) -> tuple[tuple[float
         spacing = canonical_spacing(given, 3)
         return spacing, Geometry(spacing, "", volume.geometry.nifti)
     if volume.geometry.spacing is None:
+        if used:
+            what = "no file says" if others else f"{first.name} does not say"
+            job.terminal.note(f"{what} how large voxels are; {job.word(Keyword('spacing'))} 1 1 1 is used")
         return (1.0, 1.0, 1.0), volume.geometry
     if volume.geometry.spacing != (1.0, 1.0, 1.0):
         unit = f" {volume.geometry.unit}" if volume.geometry.unit else ""

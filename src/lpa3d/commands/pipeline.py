@@ -98,7 +98,8 @@ def run_pipeline(job: Job) -> None:
     _check_mappings(config, files)
     _check_memory(config, files)
     job.args.spacing = config.spacing
-    spacing, geometry = find_spacing(job, *files.values())
+    used = "propagate" in config.steps or "merge" in config.steps
+    spacing, geometry = find_spacing(job, *files.values(), used=used)
     targets = _plan_outputs(job, config, files)
     if "slices" in files and "stitch" not in config.steps:
         job.terminal.say(f"{files['slices'].name} is taken for 3D ids, for want of [stitch]")

@@ -45,9 +45,13 @@ class Terminal:
         self._started = time.perf_counter()
         self._fraction: float | None = None
         self._shown = ""
+        self._notes: list[str] = []
 
     def step(self, name: str, verb: str) -> None:
         """Begin a step: `name` is shown while it runs ("reading a.npy"), `verb` in the summary ("read")."""
+        notes, self._notes = self._notes, []
+        for note in notes:
+            self.say(note)
         with self._lock:
             self._end_step()
             self._step, self._verb = name, verb
@@ -103,6 +107,10 @@ class Terminal:
         """Print a note, unless the user wants quiet."""
         if not self.quiet:
             self.message(text)
+
+    def note(self, text: str) -> None:
+        """Say something when the work begins: not beside an error about what the user typed."""
+        self._notes.append(text)
 
     def message(self, text: str) -> None:
         """Print an error or a warning, which quiet does not silence."""

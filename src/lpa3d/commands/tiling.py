@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..files.geometry import Geometry
 from ..files.ngff import LAYOUTS, describe_geometry
 from ..files.outputs import Outputs
-from ..files.places import locate
+from ..files.places import locate, split_choice
 from ..files.volume import Volume
 from .counts import count_values
 from .inputs import format_count, format_share
@@ -35,6 +35,9 @@ Array = npt.NDArray[Any]
 OPTIONS = ("tile", "memory", "scratch", "no_resume", "force_resume", "dry_run")
 
 RESUME = "run the same command again to go on"
+
+IMAGES = ("image", "cost")
+"""Parameters that are no labels."""
 
 PENDING = 2**22
 """Values that are kept before they are united."""
@@ -172,6 +175,12 @@ class Tiling:
         import lpa3d
 
         args = self.job.args
+        volumes = [*arrays, *(value for key, value in keywords.items() if key not in IMAGES)]
+        for volume in (one for value in volumes for one in (value if isinstance(value, list) else [value])):
+            if isinstance(volume, Volume) and volume.dtype.kind == "f":
+                self.job.terminal.say(
+                    f"{volume.name} stores whole numbers as {volume.dtype}; they are read as integers, tile by tile"
+                )
         arrays = tuple(_stored(array) for array in arrays)
         keywords = {key: _stored(value) for key, value in keywords.items()}
         if args.dry_run:
@@ -273,10 +282,10 @@ class Tiling:
         """Open a volume whose voxels are counted, and cut it."""
         from ..tiled.driver.budget import choose_tile
         from ..tiled.driver.grid import Grid
-        from ..tiled.driver.stored import open_source
+        from ..tiled.driver.stored import open_ids
 
         self.job.terminal.step("counting", "counted")
-        source = open_source(_stored(array), "labels")
+        source = open_ids(_stored(array), "labels")
         # The voxels, where their runs start, and what is sorted of them.
         needed = 2 * source.dtype.itemsize + 10
         plan = choose_tile(
@@ -286,13 +295,9 @@ class Tiling:
 
 
 def _stored(value: Any) -> Any:
-    """Return what a verb takes for a volume: its path, or the array where nothing in that says what it is."""
+    """Return what a verb takes for a volume: its path, with what is chosen of its axes."""
     if isinstance(value, list) and any(isinstance(one, Volume) for one in value):
         return [_stored(one) for one in value]
     if not isinstance(value, Volume):
         return value
-    if ".zarr" in str(value.path).lower():
-        return str(value.path)
-    import zarr
-
-    return zarr.open_array(str(value.path), mode="r")
+    return f"{value.path}{value.name.removeprefix(split_choice(value.name)[0])}"

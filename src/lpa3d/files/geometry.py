@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
+import os
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, Keyword
+from .axes import SPACE, Choice, View, choose_view, read_axes, read_axistags, read_transform, split_names
 from .places import LIBRARIES, load_library, zarr_kind
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "nanometres",
     "tiff_geometry",
     "zarr_geometry",
+    "zarr_view",
 ]
 
 NANOMETRES = {
@@ -87,15 +90,52 @@ def _common_unit(spacing: Sequence[float], units: Sequence[str], offset: Sequenc
     return Geometry((z * a, y * b, x * c), "nm", offset=place)
 
 
-def _three(values: Any) -> list[float] | None:
-    """Return three numbers (z, y, x), of which two are those of a plane, as thick as its pixels are long; else None."""
+def turn_geometry(
+    view: View, sizes: Sequence[float], units: Sequence[str], offset: Sequence[float] | None = None
+) -> Geometry:
+    """Return the geometry of what is seen of an array, of sizes, units and offsets of its stored axes.
+
+    Parameters
+    ----------
+    view : View
+    sizes, units, offset
+        One for each stored axis, or for each of space; one unit alone is that of all. Of an array of two axes of space
+        that are not turned there may be three.
+    """
+    seen = _see(view, sizes)
+    if seen is None or not all(map(_is_number, seen)):
+        return Geometry()
+    named = list(units) if len(units) == 1 else _see(view, units)
+    place = None if offset is None else _see(view, offset)
+    if len(seen) == 2:
+        # A plane is as thick as its pixels are long.
+        thick = int(float(seen[1]) > float(seen[0]))
+        seen = [seen[thick], *seen]
+        if named is not None and len(named) == 2:
+            named = [named[thick], *named]
+        place = [0.0, *place] if place is not None and len(place) == 2 else place
+    if place is not None and not (len(place) == 3 and all(map(_is_number, place))):
+        place = None
+    return _common_unit(seen, [str(unit) for unit in named or ()], place)
+
+
+def _see(view: View, values: Sequence[Any]) -> list[Any] | None:
+    """Return the values of what is seen; three of a plane that is not turned are those of z, y and x."""
+    found = view.match(values)
+    return list(values) if found is None and len(values) == 3 and view.is_plain else found
+
+
+def _is_number(value: Any) -> bool:
     try:
-        found = [float(value) for value in values]
+        float(value)
     except (TypeError, ValueError):
-        return None
-    if len(found) == 2:
-        found = [max(found), *found]
-    return found if len(found) == 3 else None
+        return False
+    return True
+
+
+def _list_numbers(values: Any) -> list[Any] | None:
+    """Return what an attribute lists; None if it lists nothing."""
+    return list(values) if isinstance(values, (list, tuple, np.ndarray)) and np.ndim(values) == 1 else None
 
 
 def _read_units(said: Any, unit: str) -> list[str]:
@@ -104,138 +144,134 @@ def _read_units(said: Any, unit: str) -> list[str]:
         return [unit]
     if isinstance(said, (bytes, str)):
         return [said.decode() if isinstance(said, bytes) else said]
-    return [each.decode() if isinstance(each, bytes) else str(each) for each in said][-3:]
+    return [each.decode() if isinstance(each, bytes) else str(each) for each in said]
 
 
-def attribute_geometry(attributes: Mapping[str, Any]) -> Geometry:
+def attribute_geometry(attributes: Mapping[str, Any], view: View) -> Geometry:
     """Read size and place of the voxels from the attributes that zarr and HDF5 writers of this field use.
 
-    Numbers are (z, y, x), but those of N5's ``pixelResolution``, and of ``transform``, which names its axes.
+    Numbers are in the order of the array's axes, which `view` turns, but those of N5's ``pixelResolution`` (x, y, z),
+    and of ``transform`` and ``axistags``, which name their axes.
     """
-    said = attributes.get("unit", attributes.get("units"))
+    said, found = attributes.get("unit", attributes.get("units")), Geometry()
     for key, unit in (("spacing", ""), ("voxel_size", "nm"), ("resolution", "nm"), ("element_size_um", "um")):
-        sizes = _three(attributes.get(key))
+        sizes = _list_numbers(attributes.get(key))
         if sizes is not None:
-            return _common_unit(sizes, _read_units(said, unit), _three(attributes.get("offset")))
-    transform = attributes.get("transform")
-    if isinstance(transform, Mapping):
-        axes = [str(axis).lower() for axis in transform.get("axes", "zyx")]
-        scale, units = transform.get("scale", ()), transform.get("units", [""] * len(axes))
-        if sorted(axes) == ["x", "y", "z"] and len(scale) == len(units) == 3:
-            order = [axes.index(axis) for axis in "zyx"]
-            place = transform.get("translate")
-            offset = [place[i] for i in order] if place is not None and len(place) == 3 else None
-            return _common_unit([scale[i] for i in order], [str(units[i]) for i in order], offset)
+            found = turn_geometry(view, sizes, _read_units(said, unit), _list_numbers(attributes.get("offset")))
+            if found.spacing is not None:
+                return found
+    transform = read_transform(attributes)
+    if "scale" in transform:
+        scale, axes = transform["scale"], transform.get("axes")
+        units = transform.get("units", [""] * len(scale))
+        if axes is None:
+            found = turn_geometry(view, scale, units, transform.get("translate"))
+        elif len(axes) == len(scale) == len(units):
+            found = _named_geometry([str(axis) for axis in axes], scale, units, transform.get("translate"))
+        if found.spacing is not None:
+            return found
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        tags = read_axistags(attributes)
+        if tags and all(float(tag.get("resolution", 0)) > 0 for tag in tags if SPACE.get(str(tag["key"]).lower())):
+            sizes, units = ([tag.get(key, other) for tag in tags] for key, other in (("resolution", 1), ("unit", "")))
+            return _named_geometry([str(tag["key"]) for tag in tags], sizes, units, None)
     said = attributes.get("pixelResolution")
-    sizes = _three(said.get("dimensions") if isinstance(said, Mapping) else said)
-    if sizes is not None:
+    sizes = _list_numbers(said.get("dimensions") if isinstance(said, Mapping) else said)
+    if sizes is not None and len(sizes) > 1:
+        sizes = sizes[:3]
         unit = str(said.get("unit", "")) if isinstance(said, Mapping) else ""
-        return _common_unit(sizes[::-1], [unit])
+        return _named_geometry("xyz"[: len(sizes)], sizes, [unit] * len(sizes), None)
     return Geometry()
 
 
-def check_axes(name: str, axes: Sequence[str] | None, shape: Sequence[int]) -> None:
-    """Refuse an array whose axes, as the file names them, are others than (z, y, x) once leading ones of length 1 go.
-
-    Parameters
-    ----------
-    name : str
-        What the message calls the array.
-    axes : sequence of str or None
-        A name for each axis, as the file spells it; None where it names none.
-    shape : sequence of int
-        Of the stored array.
-    """
-    if axes is None or len(axes) != len(shape):
-        return
-    names = [axis.strip().lower() for axis in axes]
-    lead = 0
-    while len(names) - lead > 2 and shape[lead] == 1 and names[lead] not in ("z", "y", "x"):
-        lead += 1
-    kept = names[lead:]
-    if kept in (["z", "y", "x"], ["y", "x"]) or not {"x", "y"} <= set(kept) or len(set(kept)) < len(kept):
-        return  # as it is needed; or names of its own, which say nothing of the order
-    listed = ", ".join(names)
-    others = [axis for axis, n in zip(names, shape, strict=True) if axis not in ("z", "y", "x") and n > 1]
-    if others:
-        lengths = " and ".join(f"{axis} has {shape[names.index(axis)]}" for axis in others)
-        kinds = {"c": "channel", "t": "time", "channel": "channel", "time": "time"}
-        what = " and ".join(dict.fromkeys(kinds.get(axis, "other") for axis in others))
-        raise InputError(
-            f"{name} has the axes {listed}, shape {tuple(shape)}: {lengths}, a {what} axis, which is not taken for z; "
-            "store one of them by itself, with axes z, y, x"
-        )
-    order = [names.index(axis) for axis in ("z", "y", "x") if axis in names]
-    turned = f"numpy.squeeze(array).transpose({tuple(sorted(order).index(k) for k in order)})"
-    raise InputError(
-        f"{name} has the axes {listed}, shape {tuple(shape)}; the order z, y, x is needed: store it as {turned}, with "
-        "its axes and its voxel size in that order"
-    )
+def _named_geometry(
+    axes: Sequence[str], sizes: Sequence[Any], units: Sequence[str], offset: Sequence[Any] | None
+) -> Geometry:
+    """Return the geometry of an array, of sizes, units and offsets for each of some axes that have names."""
+    try:
+        view = choose_view("", axes, (1,) * len(axes))
+    except InputError:
+        return Geometry()
+    place = offset if offset is not None and len(offset) == len(axes) else None
+    return turn_geometry(view, sizes, units, place)
 
 
-def read_axes(attributes: Mapping[str, Any], dimensions: Sequence[str | None] | None = None) -> list[str] | None:
-    """Return the names of an array's axes, by zarr's `dimensions`, or by attributes that writers of this field use."""
-    if dimensions is not None and all(isinstance(one, str) for one in dimensions):
-        return [str(one) for one in dimensions]
-    tags = attributes.get("axistags")
-    if isinstance(tags, (str, bytes)):
-        # ilastik's.
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            return [str(axis["key"]) for axis in json.loads(tags)["axes"]]
-    transform = attributes.get("transform")
-    for said in (
-        attributes.get("_ARRAY_DIMENSIONS"),
-        attributes.get("axis_names"),
-        attributes.get("axes"),
-        transform.get("axes") if isinstance(transform, Mapping) else None,
-    ):
-        if isinstance(said, (list, tuple, np.ndarray)):
-            return [one.decode() if isinstance(one, bytes) else str(one).rstrip("^") for one in said]
-    return None
-
-
-def _list_groups(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _list_groups(array: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the name of a zarr array in each group around it, from the inside, and the group's OME-NGFF metadata."""
+    for inner, group in _find_groups(array):
+        attributes = group.attrs.asdict()
+        yield inner, attributes.get("ome", attributes)
+
+
+def _find_groups(array: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the name of a zarr array in each group around it, from the inside, and the group.
+
+    The store of an array that was opened by its path, or URL, begins with the array itself.
+    """
     zarr = load_library(*LIBRARIES["zarr"])
-    for parent in path.parents:
-        if not zarr_kind(parent).startswith("group"):
-            break
-        attributes = zarr.open_group(str(parent), mode="r").attrs.asdict()
-        yield path.relative_to(parent).as_posix(), attributes.get("ome", attributes)
+    store = array.store
+    while isinstance(store, zarr.storage.WrapperStore):
+        store = store._store
+    kind = type(store).__name__
+    if kind == "LocalStore":
+        path = Path(os.path.abspath(store.root), array.path)
+        for parent in path.parents:
+            if not zarr_kind(parent).startswith("group"):
+                return
+            yield path.relative_to(parent).as_posix(), zarr.open_group(str(parent), mode="r")
+    outside = kind == "FsspecStore"
+    place, inner = (f"{store.path.rstrip('/')}/{array.path}".rstrip("/") if outside else f"/{array.path}"), ""
+    while "/" in place.strip("/" if outside else ""):
+        place, _, last = place.rpartition("/")
+        inner = f"{last}/{inner}".rstrip("/")
+        at = zarr.storage.FsspecStore(store.fs, read_only=True, path=place) if outside else store
+        try:
+            group = zarr.open_group(at, path="" if outside else place.strip("/"), mode="r")
+        except (OSError, KeyError, ValueError):
+            return  # services also say that one may not look at what is not there
+        yield inner, group
 
 
-def _name_axes(image: Mapping[str, Any]) -> list[str]:
-    """Return the names of the axes of an image of OME-NGFF."""
-    return [str(axis.get("name", "") if isinstance(axis, Mapping) else axis) for axis in image.get("axes", [])]
+def _name_axes(image: Mapping[str, Any], ndim: int) -> list[str]:
+    """Return the names of the axes of an image of OME-NGFF, those that are none of space with a mark."""
+    if "axes" not in image:
+        # Before version 0.3 they were always these.
+        return list("tczyx") if ndim == 5 and str(image.get("version", "0.1")) in ("0.1", "0.2") else []
+    return [one or "" for one in split_names(image["axes"])]
 
 
-def zarr_axes(path: Path, attributes: Mapping[str, Any], dimensions: Sequence[str | None] | None) -> list[str] | None:
-    """Return the names of the axes of a zarr array: by OME-NGFF metadata of a group around it, else its own."""
-    for inner, about in _list_groups(path):
+def _list_images(array: Any) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Yield the images of OME-NGFF of which a zarr array is a resolution, and what each says of this one."""
+    for inner, about in _list_groups(array):
         for image in about.get("multiscales", []):
-            if any(one.get("path") == inner for one in image.get("datasets", [])):
-                return _name_axes(image) or None
-    return read_axes(attributes, dimensions)
+            for dataset in image.get("datasets", []):
+                if posixpath.normpath(str(dataset.get("path", ""))).strip("/") == inner:
+                    yield image, dataset
 
 
-def zarr_geometry(path: Path, attributes: Mapping[str, Any]) -> Geometry:
+def zarr_view(array: Any, name: str | Keyword, chosen: Choice = ()) -> View:
+    """Return how a zarr array is seen, by OME-NGFF metadata of a group around it, else by its own metadata."""
+    ome = next((names for image, _ in _list_images(array) if (names := _name_axes(image, array.ndim))), None)
+    dimensions = getattr(array.metadata, "dimension_names", None)
+    try:
+        axes = read_axes(array.attrs.asdict(), array.ndim, dimensions, ome)
+    except InputError as error:
+        raise InputError(name, ": ", *error.args) from None
+    return choose_view(name, axes, array.shape, chosen)
+
+
+def zarr_geometry(array: Any, view: View) -> Geometry:
     """Read the voxel size of a zarr array: its own attributes, else OME-NGFF metadata of a group around it."""
-    own = attribute_geometry(attributes)
-    if own.spacing is not None:
-        return own
-    found = (_ome_geometry(about, inner) for inner, about in _list_groups(path))
-    return next((geometry for geometry in found if geometry.spacing is not None), Geometry())
+    own = attribute_geometry(array.attrs.asdict(), view)
+    if own.spacing is None:
+        found = (_ome_geometry(image, dataset) for image, dataset in _list_images(array))
+        own = next((geometry for geometry in found if geometry.spacing is not None), Geometry())
+    return drop_unfilled(own)
 
 
 def array_geometry(array: Any) -> Geometry:
     """Read the voxel size of a zarr array, wherever it is stored; that of other arrays is not known."""
-    if not hasattr(array, "store_path"):
-        return Geometry()
-    attributes = array.attrs.asdict()
-    root = getattr(array.store, "root", None)
-    if type(array.store).__name__ == "LocalStore" and isinstance(root, (str, Path)):
-        return drop_unfilled(zarr_geometry(Path(root) / array.path, attributes))
-    return drop_unfilled(attribute_geometry(attributes))
+    return zarr_geometry(array, zarr_view(array, "the array")) if hasattr(array, "store_path") else Geometry()
 
 
 def drop_unfilled(geometry: Geometry) -> Geometry:
@@ -246,39 +282,23 @@ def drop_unfilled(geometry: Geometry) -> Geometry:
     return geometry
 
 
-def _ome_geometry(attributes: Mapping[str, Any], inner: str) -> Geometry:
-    """Read size and place of the voxels of the dataset `inner` from OME-NGFF metadata."""
-    for image in attributes.get("multiscales", []):
-        axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes", [])]
-        names = [name.lower() for name in _name_axes(image)]
-        if not {"y", "x"} <= set(names):
-            continue
-        for dataset in image.get("datasets", []):
-            if dataset.get("path") != inner:
-                continue
-            scale, place, scaled = np.ones(len(axes)), np.zeros(len(axes)), False
-            steps = [*dataset.get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]
-            for step in steps:
-                if step.get("type") == "scale":
-                    scale, place, scaled = scale * step["scale"], place * step["scale"], True
-                elif step.get("type") == "translation":
-                    place = place + step["translation"]
-            # Ones of no unit are what is written where the size is not known.
-            if scaled and (any(axis.get("unit") for axis in axes) or (scale != 1).any()):
-                order = [names.index(axis) for axis in "zyx" if axis in names]
-                units = [str(axes[i].get("unit", "")) for i in order]
-                offset = place[order].tolist()
-                sizes = scale[order].tolist()
-                if len(order) == 2:
-                    # A plane is as thick as its pixels are long.
-                    thick = int(np.argmax(sizes))
-                    sizes, units = [sizes[thick], *sizes], [units[thick], *units]
-                    offset = [0.0, *offset]
-                return _common_unit(sizes, units, offset)
-    return Geometry()
+def _ome_geometry(image: Mapping[str, Any], dataset: Mapping[str, Any]) -> Geometry:
+    """Read size and place of the voxels of a resolution of an image from OME-NGFF metadata."""
+    axes = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in image.get("axes", [])]
+    scale, place, scaled = np.ones(len(axes)), np.zeros(len(axes)), False
+    for step in [*dataset.get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]:
+        if step.get("type") == "scale":
+            scale, place, scaled = scale * step["scale"], place * step["scale"], True
+        elif step.get("type") == "translation":
+            place = place + step["translation"]
+    # Ones of no unit are what is written where the size is not known.
+    if not scaled or not (any(axis.get("unit") for axis in axes) or (scale != 1).any()):
+        return Geometry()
+    units = [str(axis.get("unit", "")) for axis in axes]
+    return _named_geometry(_name_axes(image, len(axes)), scale.tolist(), units, place.tolist())
 
 
-def tiff_geometry(tiff: Any) -> Geometry:
+def tiff_geometry(tiff: Any, view: View) -> Geometry:
     """Read the voxel size from OME, ImageJ or this library's own metadata."""
     if tiff.is_ome and tiff.ome_metadata:
         from xml.etree import ElementTree
@@ -305,7 +325,7 @@ def tiff_geometry(tiff: Any) -> Geometry:
             if nx and ny:
                 return Geometry((float(metadata.get("spacing", 1.0)), dy / ny, dx / nx), unit)
     if tiff.is_shaped:
-        return attribute_geometry(dict(tiff.shaped_metadata[0]))
+        return attribute_geometry(dict(tiff.shaped_metadata[0]), view)
     return Geometry()
 
 

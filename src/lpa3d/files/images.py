@@ -21,10 +21,11 @@ from ..arrays.checks import MOST_SLICES
 from ..arrays.text import list_some
 from ..arrays.threads import num_threads, run_all
 from ..errors import InputError, Lpa3dWarning
+from .coded import Coding, code_line, imagej_coding
 from .places import LIBRARIES, Location, load_library, reading
 from .volume import Volume, choose_rows
 
-__all__ = ["check_palettes", "check_photometric", "open_images", "read_colormap"]
+__all__ = ["check_palettes", "check_photometric", "open_images", "read_colormap", "tiff_coding"]
 
 Array = npt.NDArray[Any]
 
@@ -339,7 +340,9 @@ def _scan_tiff(path: Path) -> Image:
         if len(page.shape) != 2:
             raise InputError(f"{path} has shape {page.shape}; a slice must be (Y, X)")
         check_photometric(path, tiff)
-        return Image(page.shape, np.dtype(page.dtype).newbyteorder("="), read_colormap(page))
+        coding = tiff_coding(str(path), tiff, page.dtype)
+        dtype = np.dtype(page.dtype if coding is None else coding.dtype)
+        return Image(page.shape, dtype.newbyteorder("="), read_colormap(page))
 
 
 def read_colormap(page: Any) -> tuple[tuple[int, ...], ...] | None:
@@ -369,7 +372,17 @@ def check_photometric(path: Path, tiff: Any) -> None:
 
 def _load_tiff(path: Path) -> Array:
     with load_library(*LIBRARIES["tiff"]).TiffFile(path) as tiff:
-        return np.asarray(tiff.pages[0].asarray())
+        image = np.asarray(tiff.pages[0].asarray())
+        coding = tiff_coding(str(path), tiff, image.dtype)
+        return image if coding is None else coding.decode(image)
+
+
+def tiff_coding(name: str, tiff: Any, dtype: npt.DTypeLike) -> Coding | None:
+    """Return how ImageJ's calibration, or a number for pixels without data, codes the values of a TIFF file."""
+    if tiff.is_imagej:
+        return imagej_coding(name, tiff.imagej_metadata or {}, dtype)
+    page = tiff.pages[0]
+    return code_line(name, dtype, 1.0, 0.0, {"GDAL_NODATA": page.nodata} if "GDAL_NODATA" in page.tags else {})
 
 
 IMAGE_READERS: dict[str, tuple[Callable[[Path], Image], Callable[[Path], Array]]] = {

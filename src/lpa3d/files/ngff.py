@@ -335,6 +335,7 @@ def check_target(location: Location) -> Path:
     InputError
         If it lies in what is no group, is a level of an image, or holds more than one array or image.
     """
+    location.refuse_choice()
     path = Path(os.path.realpath(location.path))
     for i in range(find_top(path) + 1, len(path.parts)):
         group = Path(*path.parts[:i])

@@ -7,12 +7,13 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, LibraryError, Lpa3dError
+from .axes import Choice, View, choose_view
 
 __all__ = [
     "LIBRARIES",
@@ -21,6 +22,7 @@ __all__ = [
     "load_library",
     "locate",
     "reading",
+    "split_choice",
     "writing",
     "zarr_kind",
 ]
@@ -38,7 +40,8 @@ class Location:
     """A name taken apart: the format, the file or folder, and what is meant inside of it.
 
     `inner` is the dataset in an HDF5 file, or a pattern for the images in a folder; `numbers` are the first and the
-    last slice of such a folder, where the user gave them.
+    last slice of such a folder, where the user gave them. `chosen` are an index for each of some axes that are none of
+    space, and `base` is the name without them.
     """
 
     name: str
@@ -46,6 +49,23 @@ class Location:
     path: Path
     inner: str = ""
     numbers: tuple[int, int] | None = None
+    chosen: Choice = ()
+
+    @property
+    def base(self) -> str:
+        """Return the name without what is chosen of its axes."""
+        return self.name.rpartition(":")[0] if self.chosen else self.name
+
+    def refuse_choice(self) -> None:
+        """Refuse an output of which something is chosen."""
+        if self.chosen:
+            raise InputError(
+                f"cannot write {self.name}: outputs are written whole; leave {self.name.removeprefix(self.base)} out"
+            )
+
+    def choose(self, axes: Sequence[str | None] | None, shape: Sequence[int]) -> View:
+        """Return how an array of this name is seen, by what its file calls its axes and what is chosen of them."""
+        return choose_view(self.base, axes, shape, self.chosen)
 
 
 SUFFIXES = {".npy": "npy", ".nii": "nifti", ".nii.gz": "nifti", ".tif": "tiff", ".tiff": "tiff"}
@@ -53,6 +73,34 @@ KNOWN = (
     ".zarr, .npy, .nii, .nii.gz, .tif, .tiff, .h5 (file.h5:/dataset) and .hdf5; a folder with a PNG or TIFF image for "
     "each slice can be read"
 )
+
+
+CHOICE = re.compile(r"(.+):([^:/\\=,]+=[-+\w]*(?:,[^:/\\=,]+=[-+\w]*)*)", re.DOTALL)
+"""A name with what is chosen of its axes behind it."""
+
+
+def split_choice(name: str) -> tuple[str, Choice]:
+    """Return a name of a volume without what is chosen of its axes, and that: ``c=2`` of ``cell.zarr:c=2``.
+
+    Raises
+    ------
+    InputError
+        If it is no choice of an index for each of some axes.
+    """
+    match = CHOICE.fullmatch(name)
+    if not match or os.path.lexists(name):
+        return name, ()
+    chosen: dict[str, int] = {}
+    for part in match[2].split(","):
+        axis, _, at = part.partition("=")
+        axis = axis.strip()
+        if not at.isdecimal() or axis.casefold() in map(str.casefold, chosen):
+            raise InputError(
+                f"{name!r}: {match[2]} is no choice along axes, such as c=2 or c=2,t=0: for each axis that is none of "
+                "space one number, from 0 on"
+            )
+        chosen[axis] = int(at)
+    return match[1], tuple(chosen.items())
 
 
 def locate(name: str) -> Location:
@@ -64,6 +112,14 @@ def locate(name: str) -> Location:
         If its suffix is not known.
     """
     name = os.fspath(name)
+    base, chosen = split_choice(name)
+    found = _locate(base)
+    if chosen and found.format == "images":
+        raise InputError(f"{name!r}: a folder of images has the axes z, y, x; leave {name[len(base) :]} out")
+    return replace(found, name=name, chosen=chosen)
+
+
+def _locate(name: str) -> Location:
     if "://" in name:
         raise InputError(f"{name} is a URL; copy it to a local file first")
     hdf5 = re.fullmatch(r"(.*\.(?:h5|hdf5|hdf))(?::(.*))?", name, re.IGNORECASE | re.DOTALL)

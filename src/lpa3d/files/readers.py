@@ -17,21 +17,21 @@ import numpy.typing as npt
 
 from ..arrays.text import list_some
 from ..errors import InputError, Lpa3dWarning
+from .axes import read_axes
+from .coded import attribute_coding, bdv_coding, zarr_coding
 from .geometry import (
     Geometry,
     attribute_geometry,
-    check_axes,
     drop_unfilled,
     nanometres,
-    read_axes,
     tiff_geometry,
-    zarr_axes,
     zarr_geometry,
+    zarr_view,
 )
-from .images import check_palettes, check_photometric, open_images, read_colormap
+from .images import check_palettes, check_photometric, open_images, read_colormap, tiff_coding
 from .ngff import choose_array, list_arrays
 from .places import LIBRARIES, Location, load_library, locate, reading, zarr_kind
-from .volume import Box, Volume, choose_rows, cut_box, drop_leading
+from .volume import Box, Volume, choose_rows, cut_box
 
 __all__ = ["open_volume", "read"]
 
@@ -48,7 +48,8 @@ def open_volume(name: str | os.PathLike[str]) -> Volume:
     ----------
     name : str or path
         A file, a zarr folder or a folder of images, with the array inside where there are several: ``a.zarr/labels``,
-        ``a.h5:/labels``.
+        ``a.h5:/labels``. Behind it an index along each axis that is none of space and longer than 1: ``a.zarr:c=2``,
+        ``a.h5:/labels:c=0,t=3``.
 
     Returns
     -------
@@ -58,9 +59,9 @@ def open_volume(name: str | os.PathLike[str]) -> Volume:
     Raises
     ------
     InputError
-        If there is no such file, its suffix is unknown, it cannot be read, or it holds several arrays and `name` does
-        not say which one. For a folder also if the names of its images give no clear order, or if the images differ
-        in size or kind, are in colour or hold several pages.
+        If there is no such file, its suffix is unknown, it cannot be read, or it holds several arrays, or channels or
+        times, and `name` does not say which one. For a folder also if the names of its images give no clear order, or
+        if the images differ in size or kind, are in colour or hold several pages.
     LibraryError
         If the library that reads it is not installed.
 
@@ -78,9 +79,6 @@ def open_volume(name: str | os.PathLike[str]) -> Volume:
         raise InputError(f"{location.path} is a folder, not a {location.format} file")
     with reading(location.name):
         volume = OPENERS[location.format](location)
-    if len(volume.shape) not in (2, 3):
-        volume.close()
-        raise InputError(f"{location.name} has shape {volume.shape}; (Z, Y, X) or (Y, X) is needed")
     volume.geometry = drop_unfilled(volume.geometry)
     said, unit = volume.geometry.spacing, nanometres(volume.geometry.unit)
     if said is not None and unit is not None and not SMALLEST <= unit * min(said) <= unit * max(said) <= LARGEST:
@@ -158,22 +156,20 @@ def _open_zarr(location: Location) -> Volume:
         raise InputError(
             f"{location.name} is an unfinished result of lpa3d {about.get('verb')}; make the call that began it again"
         )
-    attributes = array.attrs.asdict()
-    dimensions = getattr(array.metadata, "dimension_names", None)
-    check_axes(location.name, zarr_axes(path, attributes, dimensions), array.shape)
-    lead, shape = drop_leading(array.shape)
-    chunks = tuple(int(size) for size in (array.shards or array.chunks))[lead:]
+    view = zarr_view(array, location.base, location.chosen)
+    shape, stored = view.shape, tuple(int(size) for size in (array.shards or array.chunks))
+    chunks, unit = (tuple(max(int(size), 1) for size in view.pick(sizes)) for sizes in (stored, array.chunks))
     compressors = ", ".join(_codec_name(codec) for codec in array.compressors)
 
     def fetch(lo: int, hi: int) -> Array:
-        return np.asarray(array[(0,) * lead + (slice(lo, hi),)])
+        return np.asarray(view.read(array, view.cut_rows(lo, hi)))
 
     def fetch_box(box: Box) -> Array:
-        return np.asarray(array[(0,) * lead + box])
+        return np.asarray(view.read(array, box))
 
     def list_stored() -> tuple[list[Box], Any]:
-        unit = tuple(max(int(size), 1) for size in array.chunks)[lead:]
-        starts = [[at * size for at, size in zip(place[lead:], chunks, strict=True)] for place in _list_chunks(array)]
+        corners = [[at * size for at, size in zip(place, stored, strict=True)] for place in _list_chunks(array)]
+        starts = [view.pick(corner) for corner in corners if view.holds(corner, stored)]
         fill = array.fill_value
         return _box_chunks(starts, chunks, shape, unit, array.dtype.itemsize), 0 if fill is None else fill
 
@@ -184,12 +180,14 @@ def _open_zarr(location: Location) -> Volume:
         shape,
         np.dtype(array.dtype),
         fetch,
-        zarr_geometry(path, attributes),
+        zarr_geometry(array, view),
         chunks,
         compressors,
-        choose_rows(shape, np.dtype(array.dtype), max(chunks[0], 1)) if shape else 0,
+        choose_rows(shape, np.dtype(array.dtype), chunks[0]),
         list_stored=list_stored,
         fetch_box=fetch_box,
+        view=view,
+        coding=zarr_coding(location.base, array),
     )
 
 
@@ -242,17 +240,22 @@ def _open_npy(location: Location) -> Volume:
             "so they are not. Where you trust the file, save the array that is in it: found = numpy.load(name, "
             "allow_pickle=True).item(); numpy.save('masks.npy', found['masks']) for what cellpose writes"
         ) from error
-    lead, shape = drop_leading(array.shape)
-    plain = np.asarray(array)[(0,) * lead]
+    view = location.choose(None, array.shape)
+    plain = view.read(np.asarray(array))
     return Volume(
         location.name,
         location.path,
         "npy",
-        shape,
+        view.shape,
         plain.dtype,
         lambda lo, hi: plain[lo:hi],
-        rows=choose_rows(shape, plain.dtype) if shape else 0,
+        rows=choose_rows(view.shape, plain.dtype),
+        view=view,
     )
+
+
+NIFTI_AXES = ("x", "y", "z", "t", "c", "u", "v")
+"""What the format says that its axes are; the fifth is for several values of one voxel."""
 
 
 def _open_nifti(location: Location) -> Volume:
@@ -262,7 +265,8 @@ def _open_nifti(location: Location) -> Volume:
     scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
     # Without a scale the numbers in the file are the values; asking for scaled ones would turn integers into floats.
     dtype = np.dtype(np.float64) if scaled else np.dtype(proxy.dtype)
-    lead, shape = drop_leading(image.shape[::-1])
+    view = location.choose(NIFTI_AXES[: len(image.shape)], image.shape)
+    shape = view.shape
     sizes = [float(str(size)) for size in header.get_zooms()[:3]]
     sizes += [max(sizes, default=1.0)] * (3 - len(sizes))
     unit = header.get_xyzt_units()[0]
@@ -271,7 +275,7 @@ def _open_nifti(location: Location) -> Volume:
         if not math.prod(shape):
             return np.empty(shape, dtype)  # nibabel loses the shape of some
         array = np.asarray(proxy) if scaled else np.asarray(proxy.get_unscaled())
-        return np.asarray(array.T[(0,) * lead][lo:hi])
+        return np.asarray(view.read(array)[lo:hi])
 
     return Volume(
         location.name,
@@ -282,7 +286,8 @@ def _open_nifti(location: Location) -> Volume:
         fetch,
         Geometry((sizes[2], sizes[1], sizes[0]), "" if unit == "unknown" else unit, header),
         None,
-        "gzip" if location.name.lower().endswith(".gz") else "",
+        "gzip" if location.path.name.lower().endswith(".gz") else "",
+        view=view,
     )
 
 
@@ -294,22 +299,22 @@ def _open_tiff(location: Location) -> Volume:
             series = list(tiff.series)
             _check_tiff(location, tiff, series, messages)
             first = series[0]
-            axes, full = first.get_axes(False), first.get_shape(False)
-            # tifffile notes the shape as it was; OME and ImageJ always name all axes, the unused ones with length 1.
-            exact = first.kind == "shaped"
-            note = ""
-            if exact and axes[:1] == "S" and len(full) == 3:
+            axes, full, note = first.get_axes(False), first.get_shape(False), ""
+            if first.kind == "shaped" and axes[:1] == "S" and len(full) == 3:
                 # Of three or four slices tifffile makes the planes of a colour image, unless it is told otherwise.
                 axes = "Z" + axes[1:]
                 note = f"{location.name}: its {full[0]} planes, which are stored as colours, are taken for slices"
-            _, shape = drop_leading([n for axis, n in zip(axes, full, strict=True) if exact or n > 1 or axis in "YX"])
-            if any(axis == "S" and n > 1 for axis, n in zip(axes, full, strict=True)):
-                raise InputError(f"{location.path} is a colour image, axes {axes}, shape {full}; one channel is needed")
-            # I and Q are images in a row, of which nothing else is said.
-            said = [(axis, n) for axis, n in zip(axes, full, strict=True) if n > 1 or axis in "ZYX"]
-            check_axes(location.name, ["z" if axis in "IQ" else axis for axis, _ in said], [n for _, n in said])
+            if any(axis == "S" and n > 1 for axis, n in zip(axes, full, strict=True)) and not location.chosen:
+                raise InputError(
+                    f"{location.path} is a colour image, axes {axes}, shape {full}; one channel is needed: choose by "
+                    f"typing {location.base}:s=0 (s is 0 to {full[axes.index('S')] - 1})"
+                )
+            view = location.choose(_name_tiff_axes(axes, full, whole=first.kind == "shaped"), full)
+            shape = view.shape
             if len(series) > 1:
-                if any(each.shape != first.shape or each.dtype != first.dtype for each in series) or len(shape) != 2:
+                # Images of OME are not slices of one: they may be of several places.
+                same = all(each.shape == first.shape and each.dtype == first.dtype for each in series)
+                if not same or len(shape) != 2 or first.kind == "ome":
                     shapes = ", ".join(str(each.shape) for each in series[:8])
                     raise InputError(
                         f"{location.path} holds {len(series)} images, of shapes {shapes}; one stack is needed"
@@ -323,14 +328,15 @@ def _open_tiff(location: Location) -> Volume:
                 )
                 check_palettes(location.name, ((name, read_colormap(each) or ()) for name, each in pages))
             compression = "" if page.compression == 1 else page.compression.name.lower()
-            geometry = tiff_geometry(tiff)
+            geometry = tiff_geometry(tiff, view)
+            coding = tiff_coding(location.base, tiff, first.dtype)
         except BaseException:
             tiff.close()
             raise
 
     def fetch(lo: int, hi: int) -> Array:
-        array = np.asarray(first.asarray()) if len(series) == 1 else np.stack([each.asarray() for each in series])
-        return array.reshape(shape)[lo:hi]
+        planes = [view.read(np.asarray(each.asarray()).reshape(full)) for each in series]
+        return (planes[0] if len(planes) == 1 else np.stack(planes))[lo:hi]
 
     return Volume(
         location.name,
@@ -344,7 +350,26 @@ def _open_tiff(location: Location) -> Volume:
         compression,
         note=note,
         close=tiff.close,
+        view=view,
+        coding=coding,
     )
+
+
+def _name_tiff_axes(axes: str, shape: Sequence[int], *, whole: bool) -> list[str]:
+    """Return the names of the axes of a TIFF file.
+
+    Images in a row of which nothing else is said are slices. Where the shape is not noted as it was (OME and ImageJ
+    always name all axes), a z axis of length 1 is one that is not used.
+    """
+    names: list[str] = list(axes.lower())
+    rows = [k for k, axis in enumerate(axes) if axis in "IQ"]
+    slices = [k for k in rows if shape[k] > 1] or (rows[-1:] if whole else [])
+    if "z" not in names and len(slices) == 1:
+        names[slices[0]] = "z"
+    elif "z" not in names and slices:
+        # Nobody can say which of several are slices.
+        names = ["" if axis in "IQYX" else axis.lower() for axis in axes]
+    return [f"{axis}^" if axis == "z" and n == 1 and not whole else axis for axis, n in zip(names, shape, strict=True)]
 
 
 class _Said(logging.Handler):
@@ -434,27 +459,28 @@ def _open_hdf5(location: Location) -> Volume:
             node = file[_choose(location, below, ":")]
         _check_virtual(h5py, location, node)
         attributes = {key: node.attrs[key] for key in node.attrs}
-        labels = [dimension.label or None for dimension in node.dims]
-        check_axes(location.name, read_axes(attributes, labels), node.shape)
-        lead, shape = drop_leading(node.shape)
-        dtype = np.dtype(node.dtype)
-        geometry = attribute_geometry(attributes)
+        view = location.choose(read_axes(attributes, node.ndim, _name_dimensions(node)), node.shape)
+        shape, dtype = view.shape, np.dtype(node.dtype)
+        geometry = attribute_geometry(attributes, view)
+        coding = bdv_coding(location.base, node) or attribute_coding(location.base, attributes, dtype)
     except BaseException:
         file.close()
         raise
-    chunks = node.chunks[lead:] if node.chunks else None
+    stored = node.chunks
+    chunks = None if stored is None else tuple(view.pick(stored))
 
     def fetch(lo: int, hi: int) -> Array:
-        return np.asarray(node[(0,) * lead + (slice(lo, hi),)])
+        return np.asarray(view.read(node, view.cut_rows(lo, hi)))
 
     def fetch_box(box: Box) -> Array:
-        return np.asarray(node[(0,) * lead + box])
+        return np.asarray(view.read(node, box))
 
     def list_stored() -> tuple[list[Box], Any]:
         if chunks is None:
             whole = tuple(slice(0, side) for side in shape)
             return list(cut_box(whole, (1,) * len(shape), dtype.itemsize)), 0
-        starts = [node.id.get_chunk_info(k).chunk_offset[lead:] for k in range(node.id.get_num_chunks())]
+        corners = [node.id.get_chunk_info(k).chunk_offset for k in range(node.id.get_num_chunks())]
+        starts = [view.pick(corner) for corner in corners if view.holds(corner, stored)]
         return _box_chunks(starts, chunks, shape, chunks, dtype.itemsize), node.fillvalue
 
     return Volume(
@@ -467,11 +493,24 @@ def _open_hdf5(location: Location) -> Volume:
         geometry,
         chunks,
         node.compression or "",
-        choose_rows(shape, dtype, chunks[0] if chunks else 1) if shape else 0,
+        choose_rows(shape, dtype, chunks[0] if chunks else 1),
         list_stored=list_stored,
         fetch_box=fetch_box,
         close=file.close,
+        view=view,
+        coding=coding,
     )
+
+
+def _name_dimensions(node: Any) -> list[str | None]:
+    """Return what HDF5 calls the axes: the labels of dimensions, or the names of the scales that netCDF gives them."""
+    if "IMAGE_TRUECOLOR" in str(node.attrs.get("IMAGE_SUBCLASS")) and node.ndim == 3:
+        # Colours of one image, as HDF5's own specification of images has them.
+        return list("syx" if "PLANE" in str(node.attrs.get("INTERLACE_MODE")) else "yxs")
+    return [
+        dimension.label or next((name.rpartition("/")[2] for scale in dimension.values() if (name := scale.name)), None)
+        for dimension in node.dims
+    ]
 
 
 def _check_virtual(h5py: Any, location: Location, node: Any) -> None:

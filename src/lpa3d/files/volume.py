@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,21 +13,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError, InputTypeError, Keyword
+from ..errors import InputError, InputTypeError
+from .axes import View
+from .coded import Coding, refuse_floats, whole_numbers
 from .geometry import Geometry
 from .places import reading
 
-__all__ = ["Box", "Volume", "choose_rows", "cut_box", "drop_leading"]
+__all__ = ["Box", "Volume", "choose_rows", "cut_box"]
 
 Array = npt.NDArray[Any]
 Box = tuple[slice, ...]
 Progress = Callable[[float], None]
 
+LOSSY = re.compile("jpeg$|jpeg_lossy|2000_lossy|webp")
+"""Compressions that are for photographs."""
+
 SLAB_BYTES = 2**26
 """Bytes that are read or written at once where the file may be taken in slabs."""
-
-# Values above are no longer all distinct in these types, so ids may have been united before they came here.
-EXACT = {2: 2**11, 4: 2**24, 8: 2**53}
 
 
 @dataclass
@@ -54,6 +57,10 @@ class Volume:
     list_stored, fetch_box : callable or None
         Where the file is stored in chunks: the boxes that are stored, in parts that may be read alone, with the value
         of all other voxels; and how such a box is read.
+    view : View or None
+        How the stored array is seen as `shape`, where the file has axes.
+    coding : Coding or None
+        How the numbers that `fetch` and `fetch_box` give become values, of its dtype; None where they are the values.
     """
 
     name: str
@@ -70,6 +77,13 @@ class Volume:
     list_stored: Callable[[], tuple[list[Box], Any]] | None = field(default=None, repr=False)
     fetch_box: Callable[[Box], Array] | None = field(default=None, repr=False)
     close: Callable[[], None] = field(default=lambda: None, repr=False)
+    view: View | None = field(default=None, repr=False)
+    coding: Coding | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.coding is not None:
+            self.dtype = self.coding.dtype
+            self.note = "; ".join(filter(None, (self.note, self.coding.note)))
 
     def __enter__(self) -> Volume:
         return self
@@ -85,9 +99,14 @@ class Volume:
         rows = self.rows or max(length, 1)
         for lo in range(0, length, rows):
             hi = min(lo + rows, length)
-            with reading(self.name):
-                slab = self.fetch(lo, hi)
-            yield lo, hi, slab
+            yield lo, hi, self._fetch(lo, hi)
+
+    def _fetch(self, lo: int, hi: int) -> Array:
+        with reading(self.name):
+            return self._decode(self.fetch(lo, hi), (lo, *(0,) * (len(self.shape) - 1)))
+
+    def _decode(self, part: Array, start: Sequence[int]) -> Array:
+        return part if self.coding is None else self.coding.decode(part, start)
 
     def parts(self) -> tuple[list[Box], Any]:
         """Return boxes that together hold all voxels that are stored, and the value of those that are not.
@@ -96,7 +115,12 @@ class Volume:
         """
         if self.list_stored is not None:
             with reading(self.name):
-                return self.list_stored()
+                boxes, fill = self.list_stored()
+                if self.coding is not None:
+                    held = sum(math.prod(side.stop - side.start for side in box) for box in boxes)
+                    if held < math.prod(self.shape):
+                        fill = self.coding.decode(np.full((1,) * len(self.shape), fill)).flat[0]
+                return boxes, fill
         length = self.shape[0]
         rows = self.rows or max(length, 1)
         whole = tuple(slice(0, size) for size in self.shape[1:])
@@ -115,8 +139,10 @@ class Volume:
         ndarray
             Of the box's shape, and `dtype`.
         """
+        if self.fetch_box is None:
+            return self._fetch(box[0].start, box[0].stop)
         with reading(self.name):
-            return self.fetch(box[0].start, box[0].stop) if self.fetch_box is None else self.fetch_box(box)
+            return self._decode(self.fetch_box(box), [side.start for side in box])
 
     def read(self, progress: Progress | None = None) -> Array:
         """Return the whole array; a ``.npy`` or plain ``.nii`` file is mapped into memory, not copied.
@@ -132,8 +158,7 @@ class Volume:
             Of `shape` and `dtype`.
         """
         if not self.rows or self.rows >= self.shape[0] or self.format == "npy":
-            with reading(self.name):
-                return self.fetch(0, self.shape[0])
+            return self._fetch(0, self.shape[0])
         array = np.empty(self.shape, self.dtype)
         for lo, hi, slab in self.slabs():
             array[lo:hi] = slab
@@ -154,16 +179,21 @@ class Volume:
         InputTypeError
             For complex numbers, text and the like.
         InputError
-            For floats with fractions in the first slab. Whole numbers may be stored as floats, as ImageJ stores more
-            than 65,535 labels: `read_integers` looks at all values.
+            For a compression that changes values, and for floats with fractions in the first slab. Whole numbers may be
+            stored as floats, as ImageJ stores more than 65,535 labels: `read_integers` looks at all values.
         """
+        if LOSSY.search(self.compression):
+            raise InputError(
+                f"{self.name} is stored as {self.compression}, which changes values, so that {role} would not be what "
+                "they were; export it without that compression"
+            )
         if self.dtype.kind not in "buif":
             raise InputTypeError(f"{self.name} holds {self.dtype}; {role} must be bool or integers")
         if self.dtype.kind == "f" and self.rows and self.shape[0]:
             # An image is not read as a whole to find that out.
             _, _, slab = next(self.slabs())
             if not np.array_equal(slab, np.rint(slab)):
-                raise _refuse_floats(self.dtype, self.name, role, "NaN" if np.isnan(slab).any() else "fractions")
+                raise refuse_floats(self.dtype, self.name, role, "NaN" if np.isnan(slab).any() else "fractions")
 
     def read_integers(self, role: str, progress: Progress | None = None) -> Array:
         """Return the array as bool or integers; whole numbers that are stored as floats become integers.
@@ -193,48 +223,11 @@ class Volume:
         array = self.read(progress)
         if array.dtype.kind != "f":
             return array
-        return _whole_numbers(array, self.name, role)
-
-
-def _refuse_floats(dtype: np.dtype[Any], name: str, role: str, what: str) -> InputError:
-    """Return the error about floats that are no ids."""
-    return InputError(
-        f"{name} holds {dtype}; {role} must be bool or integers: threshold the image first (image > 0.5), or pass it "
-        "to propagate with ",
-        Keyword("cost"),
-        f" (whole numbers that are stored as floats are read, but it holds {what})",
-    )
-
-
-def _whole_numbers(array: Array, name: str, role: str) -> Array:
-    """Return the floats of `array` as uint32, or int64 where that cannot hold them; nothing else than whole ones."""
-    low = float(array.min()) if array.size else 0.0
-    high = float(array.max()) if array.size else 0.0
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise _refuse_floats(array.dtype, name, role, "NaN or infinity")
-    exact = EXACT[min(array.dtype.itemsize, 8)]
-    if max(-low, high) > exact:
-        raise InputError(
-            f"{name} holds {array.dtype} up to {max(-low, high):.0f}, where only numbers to {exact} are exact and "
-            f"ids may have been united; save it as integers"
-        )
-    whole = np.empty(array.shape, np.uint32 if low >= 0 and high < 2**32 else np.int64)
-    for i, part in enumerate(array):
-        whole[i] = part
-        if not np.array_equal(whole[i], part):
-            raise _refuse_floats(array.dtype, name, role, "fractions")
-    return whole
+        low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+        return whole_numbers(array, np.uint32 if low >= 0 and high < 2**32 else np.int64, self.name, role)
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
-
-
-def drop_leading(shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
-    """Return how many leading axes of length 1 go, until 3 are left, and the shape without them."""
-    lead = 0
-    while len(shape) - lead > 3 and shape[lead] == 1:
-        lead += 1
-    return lead, tuple(int(size) for size in shape[lead:])
 
 
 def choose_rows(shape: tuple[int, ...], dtype: np.dtype[Any], chunk: int = 1) -> int:

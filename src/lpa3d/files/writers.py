@@ -134,6 +134,7 @@ def plan(
         If the library that writes it is not installed.
     """
     location = locate(os.fspath(name))
+    location.refuse_choice()
     if location.format == "images":
         raise InputError(
             f"cannot write {location.name}: folders of images are only read; write a .tif, which holds all slices, or "

@@ -35,7 +35,7 @@ from .driver.grid import Box, Grid
 from .driver.run import Run, open_run
 from .driver.scratch import Scratch
 from .driver.stages import Stage
-from .driver.stored import Source, check_ids, open_source, same_shape
+from .driver.stored import Source, open_ids, open_source, same_shape
 from .driver.tables import fold
 
 __all__ = ["contacts", "fold_counts", "map_counts", "tile_key"]
@@ -60,8 +60,7 @@ def contacts(call: Call) -> Contacts:
     """Do what `lpa3d.contacts` does for stored arrays."""
     image = call.arrays["image"]
     steps = canonical_connectivity(call.keywords["connectivity"])
-    source = open_source(call.arrays["labels"], "labels")
-    check_ids(source, "labels")
+    source = open_ids(call.arrays["labels"], "labels")
     sizes = check_spacing(call.keywords["spacing"], source.ndim)
     inputs = {"labels": source}
     if image is not None:

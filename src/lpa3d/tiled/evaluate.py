@@ -27,7 +27,7 @@ from ..arrays.classes import ClassPairs, list_pairs
 from ..arrays.components import number_dtype
 from ..arrays.overlap import Overlaps, add_overlaps, count_overlaps, shift_overlaps
 from ..arrays.threads import split
-from ..errors import InputError, InputTypeError, Keyword
+from ..errors import InputError, Keyword
 from ..evaluation.classified import Classified, Sides, classify_classes, classify_components, classify_ids
 from ..evaluation.report import Foreground, report, separate_masks
 from ..evaluation.request import Request, check_ignore, check_mode, check_request, mark_value, pair_classes
@@ -47,7 +47,7 @@ from .driver.grid import Box, Grid
 from .driver.run import Run, open_run
 from .driver.scratch import Scratch
 from .driver.stages import Stage
-from .driver.stored import Source, check_classes, check_ids, open_source, same_shape
+from .driver.stored import Source, open_classes, open_ids, same_shape
 from .driver.tables import digest, fold, unite_rows
 from .surfaces import measure_surfaces, surface_stages
 
@@ -139,18 +139,12 @@ def evaluate(call: Call) -> Evaluation:
     """Do what `lpa3d.evaluate` does for stored arrays."""
     ignore, classes = call.arrays["ignore"], call.arrays["classes"]
     mode = check_mode(call.keywords["instances"])
-    inputs = {name: open_source(call.arrays[name], name) for name in SIDES}
-    for name, source in inputs.items():
-        (check_ids if mode == "ids" else check_classes)(source, name)
+    inputs = {name: (open_ids if mode == "ids" else open_classes)(call.arrays[name], name) for name in SIDES}
     first, second = inputs["reference"], inputs["prediction"]
     same_shape(second, "prediction", first, "reference")
     shape = first.shape[3 - first.ndim :]
     if isinstance(ignore, (str, os.PathLike, np.ndarray)) or hasattr(ignore, "chunks"):
-        inputs["ignore"] = ignore = open_source(ignore, "ignore")
-        if ignore.dtype.kind == "f":
-            raise InputTypeError(
-                Keyword("ignore"), f" has dtype {ignore.dtype}; an array of bool or integers is needed, or one value"
-            )
+        inputs["ignore"] = ignore = open_classes(ignore, "ignore")
         same_shape(ignore, "ignore", first, "reference")
     elif ignore is not None:
         ignore = check_ignore(ignore, shape)
@@ -214,8 +208,7 @@ def _open_classes(classes: Any, mode: str | None, inputs: dict[str, Source]) -> 
     for which, given in enumerate(pair_classes(classes, mode) or (None, None)):
         if given is not None and not isinstance(given, Mapping):
             name = f"classes[{which}]"
-            given = inputs[name] = open_source(given, name)
-            check_classes(given, name)
+            given = inputs[name] = open_classes(given, name)
             same_shape(given, name, inputs[SIDES[which]], SIDES[which])
         found.append(given)
     return found[0], found[1]

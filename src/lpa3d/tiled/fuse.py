@@ -45,7 +45,7 @@ from .driver.outputs import Sink, Wanted
 from .driver.run import open_run
 from .driver.scratch import Scratch
 from .driver.stages import Stage
-from .driver.stored import Source, check_classes, check_ids, is_url, open_source, same_shape
+from .driver.stored import Source, is_url, open_ids, same_shape
 from .driver.tables import digest, fold
 
 __all__ = ["fuse"]
@@ -96,12 +96,11 @@ def fuse(call: Call) -> Fused:
     The driver holds the table of all combinations of two ids and a class that share a voxel, some 500 bytes for each; a
     worker a tile and its own combinations.
     """
-    sources = {name: open_source(array, name) for name, array in call.arrays.items() if array is not None}
+    # Classes too: the resulting class map has their dtype, that of floats as in memory.
+    sources = {name: open_ids(array, name) for name, array in call.arrays.items() if array is not None}
     first = next(iter(sources))
     for name, source in sources.items():
         same_shape(source, name, sources[first], first)
-    for name, source in sources.items():
-        (check_classes if name == CLASSES else check_ids)(source, name)
     shape, ndim = sources[first].shape, sources[first].ndim
     rules = check_rules(
         {name: source.dtype for name, source in sources.items()},

@@ -34,7 +34,7 @@ from .driver.outputs import Sink, Wanted
 from .driver.run import open_run
 from .driver.scratch import Scratch
 from .driver.stages import Stage
-from .driver.stored import Source, check_classes, open_source
+from .driver.stored import Source, open_classes
 
 __all__ = ["label"]
 
@@ -92,8 +92,7 @@ def _write(context: _Write, tile: int) -> None:
 def label(call: Call) -> Any:
     """Do what `lpa3d.label` does for a zarr or dask array; return a zarr array (dask in, dask out)."""
     steps = canonical_connectivity(call.keywords["connectivity"])
-    source = open_source(call.arrays["volume"], "volume")
-    check_classes(source, "volume")
+    source = open_classes(call.arrays["volume"], "volume")
     dtype = number_dtype(math.prod(source.shape))
     with open_run(
         "label",

@@ -27,7 +27,7 @@ from .driver.outputs import Sink, Wanted
 from .driver.run import open_run
 from .driver.scratch import Scratch
 from .driver.stages import Stage
-from .driver.stored import Source, check_classes, check_ids, open_source, same_shape
+from .driver.stored import Source, open_classes, open_ids, same_shape
 from .driver.tables import digest, fold, unite_rows
 
 __all__ = ["merge"]
@@ -56,13 +56,11 @@ class _Context:
 def merge(call: Call) -> Any:
     """Do what `lpa3d.merge` does for stored arrays."""
     classes = call.arrays["classes"]
-    source = open_source(call.arrays["labels"], "labels")
-    check_ids(source, "labels")
+    source = open_ids(call.arrays["labels"], "labels")
     rules = check_rules(source.ndim, **call.keywords)
     inputs = {"labels": source}
     if classes is not None and not isinstance(classes, Mapping):
-        inputs["classes"] = open_source(classes, "classes")
-        check_classes(inputs["classes"], "classes")
+        inputs["classes"] = open_classes(classes, "classes")
         same_shape(inputs["classes"], "classes", source, "labels")
     parameters = {
         "connectivity": rules.connectivity,

@@ -79,7 +79,7 @@ from .driver.outputs import Sink, Wanted
 from .driver.run import Run, open_run
 from .driver.scratch import Scratch, ScratchVolume
 from .driver.stages import Stage
-from .driver.stored import Source, check_classes, check_ids, open_source, same_shape
+from .driver.stored import Source, open_classes, open_ids, open_source, same_shape
 from .geodesic import Spread, settle, spread_stage, spread_tiles
 from .sections import DRAWING, Drawing, draw_tile, run_sections, section_stages
 
@@ -694,12 +694,10 @@ def propagate(call: Call) -> Any:
     and confidence.
     """
     cost, out = call.arrays["cost"], call.place
-    classes, ids = (open_source(call.arrays[name], name) for name in ("volume", "seeds"))
+    classes, ids = open_classes(call.arrays["volume"], "volume"), open_ids(call.arrays["seeds"], "seeds")
     same_shape(ids, "seeds", classes, "volume")
     shape = classes.shape[3 - classes.ndim :]
     rules = check_rules(shape, **call.keywords)
-    check_classes(classes, "volume")
-    check_ids(ids, "seeds")
     inputs = {"volume": classes, "seeds": ids}
     costs = None
     if cost is not None:

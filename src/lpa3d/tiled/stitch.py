@@ -51,7 +51,7 @@ from .driver.outputs import Sink, Wanted
 from .driver.run import Run, open_run
 from .driver.scratch import Scratch
 from .driver.stages import Stage
-from .driver.stored import Source, check_classes, check_ids, open_source, same_shape
+from .driver.stored import Source, open_classes, open_ids, same_shape
 from .driver.tables import digest
 
 __all__ = ["stitch"]
@@ -209,15 +209,13 @@ def stitch(call: Call) -> Any:
     500 bytes for each; a worker the table of the sections of one layer of tiles, some 100 bytes for each.
     """
     classes = call.arrays["classes"]
-    source = open_source(call.arrays["slices"], "slices")
-    check_ids(source, "slices")
+    source = open_ids(call.arrays["slices"], "slices")
     rules = check_rules(source.shape, source.ndim, **call.keywords)
     usable = rules.usable
     refuse_mapping(classes)
     inputs = {"slices": source}
     if classes is not None:
-        inputs["classes"] = open_source(classes, "classes")
-        check_classes(inputs["classes"], "classes")
+        inputs["classes"] = open_classes(classes, "classes")
         same_shape(inputs["classes"], "classes", source, "slices")
     dtype = number_dtype(math.prod(source.shape))
     parameters = {

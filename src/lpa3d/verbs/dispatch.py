@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..arrays.backend import ADVICE, TWINS, check_device, explain_memory, is_on_
 from ..arrays.call import Call, Options
 from ..arrays.checks import check_flag, refuse_mask
 from ..errors import InputError, InputTypeError, Keyword, Lpa3dError
+from ..files.places import split_choice, zarr_kind
 
 __all__ = ["OPTIONS", "check_flags", "run"]
 
@@ -113,19 +115,14 @@ def _take_spacing(call: Call) -> Call:
     """Return the call with the voxel size that the first array states which states one, if it is not given."""
     if call.keywords.get("spacing", ()) is not None:
         return call
-    from ..files.geometry import array_geometry
-    from ..files.readers import open_volume
-    from ..tiled.driver.stored import as_path, is_url
+    from ..tiled.driver.stored import open_source
 
     for name, value in call.arrays.items():
         for part in value if isinstance(value, (tuple, list)) else (value,):
-            geometry = array_geometry(part)
-            if isinstance(part, (str, os.PathLike)) and not is_url(part):
-                try:
-                    with open_volume(os.path.expanduser(as_path(part))) as volume:
-                        geometry = volume.geometry
-                except Lpa3dError:
-                    continue  # the verb says what is wrong with it
+            try:
+                geometry = open_source(part, name).geometry
+            except Lpa3dError:
+                continue  # it is none, or the verb says what is wrong with it
             if geometry.spacing is not None:
                 sizes = " ".join(f"{size:g}" for size in geometry.spacing)
                 _log.info("%s: spacing %s %s (z y x), from %s", call.verb, sizes, geometry.unit, name)
@@ -146,7 +143,10 @@ def _kind(value: Any) -> str:
         return "cuda"
     if isinstance(value, (str, os.PathLike)):
         # Files of other formats are read whole, which the verb's own check says.
-        return "stored" if ".zarr" in os.fspath(value).lower() or "://" in os.fspath(value) else ""
+        place = split_choice(os.fspath(value))[0]
+        return (
+            "stored" if ".zarr" in place.lower() or "://" in place or zarr_kind(Path(os.path.expanduser(place))) else ""
+        )
     module = type(value).__module__.partition(".")[0]
     if module == "zarr" or (module == "dask" and hasattr(value, "chunks")):
         return "stored"

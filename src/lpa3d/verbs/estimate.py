@@ -19,7 +19,7 @@ from ..tiled.driver.budget import COMPRESSED, VERBS, choose_tile, weigh
 from ..tiled.driver.grid import Grid
 from ..tiled.driver.outputs import check_storage, is_store
 from ..tiled.driver.run import find_geometry
-from ..tiled.driver.stored import Source, open_source
+from ..tiled.driver.stored import Source, open_ids, open_source
 from .dispatch import check_flags
 
 __all__ = ["Estimate", "estimate"]
@@ -212,7 +212,8 @@ def _open_sources(verb: str, values: Mapping[str, Any]) -> dict[str, Source]:
                 )
             if name in ("classes", "ignore") and isinstance(part, (Mapping, int, np.integer)):
                 continue
-            sources[name if k == 0 else f"{name}[{k}]"] = open_source(part, name)
+            opened = (open_source if name in ("image", "cost") else open_ids)(part, name)
+            sources[name if k == 0 else f"{name}[{k}]"] = opened
     if not sources:
         raise InputError(f"there is no array to {verb}; pass paths of zarr arrays, zarr arrays or dask arrays")
     return sources

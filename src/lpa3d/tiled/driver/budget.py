@@ -370,7 +370,7 @@ def count_decoded(tile: Place, halo: int, source: Source, workers: int) -> float
         aligned = side == n or (not halo and (t % c == 0 or c % t == 0))
         met *= min(-(-side // c) if aligned else -(-(side - 1) // c) + 1, -(-n // c))
         box *= side
-    size = math.prod(source.chunks) * source.dtype.itemsize
+    size = math.prod(source.chunks) * source.dtype.itemsize * source.decoded
     there = math.prod(-(-n // c) for n, c in zip(source.shape, source.chunks, strict=True))
     # Threads that decode, and workers, which copy (measured).
     kept = size * min(DECODERS + 2 * workers, there) if size < GIVEN_BACK and there > 1 else 0
@@ -378,7 +378,8 @@ def count_decoded(tile: Place, halo: int, source: Source, workers: int) -> float
         met = 1  # one after the other
     # What it is decoded from may be as large where it hardly compresses; within a tile there is room for that.
     size *= 2 if size > box else 1
-    return max(float(kept), min(workers * min(met, CONCURRENT), max(workers, DECODERS)) * size - workers * box)
+    decoded = max(float(kept), min(workers * min(met, CONCURRENT), max(workers, DECODERS)) * size - workers * box)
+    return decoded + workers * source.copied * box / source.dtype.itemsize
 
 
 def choose_tile(

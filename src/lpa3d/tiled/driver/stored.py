@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ import numpy.typing as npt
 
 from ...arrays.checks import advise_floats, refuse_mask
 from ...errors import InputError, InputTypeError, Keyword
-from ...files.geometry import Geometry, array_geometry, check_axes, read_axes
+from ...files.axes import Choice, View, choose_view
+from ...files.coded import Coding, whole_numbers, zarr_coding
+from ...files.geometry import Geometry, zarr_geometry, zarr_view
+from ...files.places import locate, split_choice
 from .grid import Box, Place
 from .origins import Origin, find_origins
 
@@ -27,14 +31,16 @@ __all__ = [
     "Source",
     "as_path",
     "canonical_shape",
-    "check_classes",
-    "check_ids",
     "is_url",
+    "open_classes",
+    "open_ids",
     "open_source",
     "same_shape",
 ]
 
 Array = npt.NDArray[Any]
+
+_log = logging.getLogger("lpa3d")
 
 
 def is_url(place: Any) -> bool:
@@ -66,25 +72,28 @@ class Source:
         What messages call it.
     array
         The zarr, dask or NumPy array.
-    lead : int
-        Leading axes of length 1 that are left out.
+    view : View
+        How it is seen as three or two axes.
     shape : tuple of int
         ``(Z, Y, X)``; a 2D array is one slice.
     ndim : int
         2 or 3, as the caller sees it.
     dtype
-        In native byte order.
+        Of what is read, in native byte order.
     chunks : tuple of int
         What is read at once, along the three axes.
+    coding : Coding or None
+        How stored numbers become values, where they are none.
     """
 
     name: str
     array: Any
-    lead: int
+    view: View
     shape: Place
     ndim: int
     dtype: np.dtype[Any]
     chunks: Place
+    coding: Coding | None = None
 
     @property
     def is_dask(self) -> bool:
@@ -93,10 +102,14 @@ class Source:
 
     def read(self, box: Box) -> Array:
         """Return the voxels of a box as a new C-ordered array in native byte order."""
-        index = (0,) * self.lead + box.slices[3 - self.ndim :]
-        part = self.array[index]
+        part = self.view.read(self.array, box.slices[3 - self.ndim :])
         if self.is_dask:
             part = self._check(part.compute(scheduler="synchronous"), box)
+        if self.coding is not None:
+            part = self.coding.decode(part, box.lo[3 - self.ndim :])
+        if part.dtype.kind == "f" and self.dtype.kind != "f":
+            start = box.lo[3 - self.ndim :]
+            return whole_numbers(part, self.dtype, self.name, "classes and ids", start).reshape(box.shape)
         out = np.ascontiguousarray(part, dtype=self.dtype).reshape(box.shape)
         return out if out.flags.writeable else out.copy()
 
@@ -111,15 +124,15 @@ class Source:
                 f" has chunks of the type {type(part).__module__}.{type(part).__qualname__}; NumPy arrays are needed: "
                 f"pass {self.name}.map_blocks(numpy.asarray)",
             )
-        if part.shape[self.lead :] != box.shape[3 - self.ndim :]:
+        if part.shape != box.shape[3 - self.ndim :]:
             raise InputError(
                 name, f" has chunks of other shapes than it says: {part.shape}, not {box.shape[3 - self.ndim :]}"
             )
-        if not np.can_cast(part.dtype, self.dtype, "safe"):
+        if not np.can_cast(part.dtype, self.array.dtype, "safe"):
             raise InputTypeError(
                 name,
-                f" says that its dtype is {self.dtype}, but a chunk has {part.dtype.name}, of which values would be "
-                f"lost; pass it with the dtype that it has, as map_blocks(..., dtype={part.dtype.name!r}) does",
+                f" says that its dtype is {self.array.dtype}, but a chunk has {part.dtype.name}, of which values would "
+                f"be lost; pass it with the dtype that it has, as map_blocks(..., dtype={part.dtype.name!r}) does",
             )
         return part
 
@@ -140,6 +153,8 @@ class Source:
                 unknown.add(origin.unknown)
             else:
                 found.append(hashlib.sha256(b"\n".join(contents)).hexdigest())
+        if not self.view.is_plain or self.view.beside:
+            form = [form, self.view.index, self.view.order]
         digest = hashlib.sha256(json.dumps([form, sorted(found)], sort_keys=True, default=str).encode())
         return about | {"digest": digest.hexdigest()} | ({"unknown": ", ".join(sorted(unknown))} if unknown else {})
 
@@ -151,7 +166,18 @@ class Source:
     @property
     def geometry(self) -> Geometry:
         """Return what it says of the size of its voxels."""
-        return array_geometry(self.array)
+        return zarr_geometry(self.array, self.view) if hasattr(self.array, "store_path") else Geometry()
+
+    @property
+    def decoded(self) -> int:
+        """Return how many voxels are decoded of a chunk for one that is seen."""
+        return 1 if self.is_dask or isinstance(self.array, np.ndarray) else self.view.count_beside(self.array.chunks)
+
+    @property
+    def copied(self) -> int:
+        """Return the bytes for each voxel of a box that are held, besides the box itself, while it is read."""
+        same = self.view.is_plain and self.coding is None and self.dtype.kind == np.dtype(self.array.dtype).kind
+        return 0 if same else np.dtype(self.array.dtype).itemsize
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "origins"}
@@ -159,7 +185,9 @@ class Source:
     @property
     def place(self) -> str:
         """Return where it lies, in whatever words it was named."""
-        return " ".join(sorted({os.sep.join(one.parts) for one in self.origins if one.is_local})) or self.name
+        places = " ".join(sorted({os.sep.join(one.parts) for one in self.origins if one.is_local})) or self.name
+        chosen = [at for k, at in enumerate(self.view.index) if self.view.sizes[k] > 1 and at is not None]
+        return f"{places} {chosen}" if chosen else places
 
 
 def open_source(array: Any, role: str) -> Source:
@@ -170,11 +198,13 @@ def open_source(array: Any, role: str) -> Source:
     InputError, InputTypeError
         If there is none, or it has not 2 or 3 dimensions, or a dtype that is not bool, integer or float.
     """
-    name = role
+    name = base = role
+    chosen: Choice = ()
     if isinstance(array, (str, os.PathLike)):
         name = os.fspath(array)
+        base, chosen = split_choice(name)
         try:
-            array = _open_url(name) if is_url(name) else _open_path(os.path.expanduser(as_path(name)))
+            array = _open_url(base) if is_url(name) else _open_path(os.path.expanduser(as_path(name)))
         except (InputError, InputTypeError) as error:
             raise type(error)(Keyword(role), ": ", *error.args) from error
     refuse_mask(array, role)
@@ -188,21 +218,15 @@ def open_source(array: Any, role: str) -> Source:
         )
     if isinstance(getattr(array, "_meta", None), np.ma.MaskedArray):
         raise InputTypeError(Keyword(role), LOST, f"pass dask.array.ma.filled({role}, 0)")
-    if hasattr(array, "store_path"):
-        dimensions = getattr(array.metadata, "dimension_names", None)
-        check_axes(name, read_axes(array.attrs.asdict(), dimensions), array.shape)
     if any(not math.isfinite(n) for n in array.shape):
         raise InputError(
             Keyword(role), f" is a dask array of unknown shape {array.shape}; pass {role}.compute_chunk_sizes()"
         )
-    shape = tuple(int(n) for n in array.shape)
-    lead = 0
-    while len(shape) - lead > 3 and shape[lead] == 1:
-        lead += 1
-    shape = shape[lead:]
-    if len(shape) not in (2, 3):
-        raise InputError(Keyword(role), f" has {len(shape)} dimensions, shape {shape}; (Z, Y, X) or (Y, X) is needed")
-    dtype = np.dtype(array.dtype)
+    stored = hasattr(array, "store_path")
+    called = Keyword(role) if name == role else base
+    view = zarr_view(array, called, chosen) if stored else choose_view(called, None, array.shape)
+    coding = zarr_coding(base, array) if stored else None
+    dtype = np.dtype(array.dtype if coding is None else coding.dtype)
     if dtype.kind not in "buif":
         raise InputTypeError(Keyword(role), f" has dtype {dtype}; an array of bool or integers is needed")
     if hasattr(array, "dask"):
@@ -215,11 +239,12 @@ def open_source(array: Any, role: str) -> Source:
     return Source(
         name,
         array,
-        lead,
-        canonical_shape(shape),
-        len(shape),
+        view,
+        canonical_shape(view.shape),
+        len(view.shape),
         dtype.newbyteorder("="),
-        canonical_shape([max(1, int(n)) for n in chunks[lead:]]),
+        canonical_shape([max(1, int(n)) for n in view.pick(chunks)]),
+        coding,
     )
 
 
@@ -227,7 +252,6 @@ def _open_path(name: str) -> Any:
     """Open a local zarr array, or the only one of a group."""
     import zarr
 
-    from ...files.places import locate
     from ...files.readers import open_volume
 
     location = locate(name)
@@ -257,21 +281,33 @@ def _open_url(name: str) -> Any:
         raise InputError(f"{name} is no zarr array that can be opened: {error}") from error
 
 
-def check_classes(source: Source, role: str) -> None:
-    """Refuse a class map of floats."""
-    if source.dtype.kind == "f":
-        raise InputTypeError(
-            Keyword(role),
-            *advise_floats(source.dtype, f"{role} > 0.5", "them stored as int64"),
-        )
+def open_classes(array: Any, role: str) -> Source:
+    """Open a class map; whole numbers that are stored as floats become int32, doubles int64, as they are read."""
+    source = open_source(array, role)
+    if source.dtype.kind != "f":
+        return source
+    if isinstance(array, np.ndarray):
+        raise InputTypeError(Keyword(role), *advise_floats(source.dtype, f"{role} > 0.5", "them stored as int64"))
+    return _take_whole(source, role, np.int32)
 
 
-def check_ids(source: Source, role: str) -> None:
-    """Refuse instance ids of floats."""
-    if source.dtype.kind == "f":
+def open_ids(array: Any, role: str) -> Source:
+    """Open instance ids; whole numbers that are stored as floats become uint32, doubles int64, as they are read."""
+    source = open_source(array, role)
+    if source.dtype.kind != "f":
+        return source
+    if isinstance(array, np.ndarray):
         raise InputTypeError(
             Keyword(role), f" has dtype {source.dtype}; ids are integers: store ", Keyword(role), " as int64 first"
         )
+    return _take_whole(source, role, np.uint32)
+
+
+def _take_whole(source: Source, role: str, dtype: npt.DTypeLike) -> Source:
+    """Return a source of floats as one of integers: `dtype`, or int64 of those that may be too large for it."""
+    taken = replace(source, dtype=np.dtype(dtype if source.dtype.itemsize <= 4 else np.int64))
+    _log.info("%s stores whole numbers as %s; they are read as %s", role, source.dtype, taken.dtype)
+    return taken
 
 
 def same_shape(source: Source, role: str, other: Source, other_role: str) -> None:
