@@ -2,9 +2,11 @@
 
 import argparse
 import csv
+import datetime
 import inspect
 import io as textio
 import json
+import logging
 import os
 import pty
 import re
@@ -23,6 +25,7 @@ import zarr
 import lpa3d
 from lpa3d import cli, io
 from lpa3d.commands import counts as _counts
+from lpa3d.commands import terminal as _terminal
 from lpa3d.commands.terminal import Terminal
 from lpa3d.errors import Lpa3dWarning
 from lpa3d.files.geometry import NANOMETRES
@@ -815,6 +818,52 @@ def test_bar(monkeypatch):
     assert shown == f"\r{line:<59}\r{' ' * len(line)}\rlpa3d: warning: a pause\n"
     terminal.finish()
     assert [verb for verb, _ in terminal.times] == ["read", "worked"]
+
+
+def test_lines_of_progress(monkeypatch):
+    screen = textio.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(_terminal, "INTERVALS", {"plain": 0.0, "json": 0.0})
+    for mode in ("auto", "plain", "json", "none"):
+        with Terminal(progress=mode) as terminal:
+            terminal.step("working", "worked")
+            terminal.progress(0.25, "hard")
+            terminal.tick()
+    plain, same, told = screen.getvalue().splitlines()
+    assert re.fullmatch(r"lpa3d: \d\d:\d\d:\d\d working: hard 25 %, 0 s", plain)
+    assert plain[16:] == same[16:]
+    about = json.loads(told)
+    assert datetime.datetime.fromisoformat(about.pop("time")).tzinfo
+    assert about == {"step": "working", "stage": "hard", "fraction": 0.25, "seconds": 0.0}
+
+
+def test_nothing_is_printed_in_the_first_minute(monkeypatch):
+    screen = textio.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    terminal = Terminal()
+    terminal.step("working", "worked")
+    terminal.tick()
+    assert screen.getvalue() == ""
+
+
+def test_compiling_is_said(monkeypatch, caplog):
+    log = logging.getLogger("lpa3d.kernels")
+    screen = textio.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(_terminal, "INTERVALS", {"plain": 0.0})
+    with Terminal() as terminal:
+        terminal.step("working", "worked")
+        log.debug("compiling kernels")
+        log.warning("compiling kernels")
+        terminal.tick()
+        log.debug("compiled")
+        log.debug("compiled")
+        terminal.tick()
+    busy, idle = screen.getvalue().splitlines()
+    assert "working: compiling kernels (once) 0 s" in busy
+    assert "compiling" not in idle
+    assert not caplog.records
+    assert log.propagate
 
 
 def test_no_progress_if_quiet_or_dumb(files):

@@ -28,7 +28,7 @@ from .commands.pipeline import add_pipeline_arguments, run_pipeline
 from .commands.propagate import add_propagate_arguments, run_propagate
 from .commands.runs import add_runs_arguments, run_runs
 from .commands.stitch import add_stitch_arguments, run_stitch
-from .commands.terminal import Terminal, open_streams
+from .commands.terminal import PROGRESS, Terminal, open_streams
 from .commands.wording import word_options
 
 __all__ = ["main"]
@@ -151,6 +151,13 @@ def _parser(argv: Sequence[str]) -> _Parser:
             sub.add_argument("--overwrite", action="store_true", help="replace an existing output, at the very end")
         sub.add_argument(
             "-q", "--quiet", action="store_true", help="no progress and no summary; errors and warnings stay"
+        )
+        sub.add_argument(
+            "--progress",
+            choices=PROGRESS,
+            default="auto",
+            help="a line that is drawn anew (bar), a line a minute with the time of day (plain), JSON (json), or none; "
+            "by default bar on a terminal, else plain",
         )
         sub.add_argument("--version", **version)  # type: ignore[arg-type]
         sub.set_defaults(run=command.run, word=word_options(sub, keys=command.name == "pipeline"))

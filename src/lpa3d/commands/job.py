@@ -202,14 +202,14 @@ def _debugging() -> bool:
 
 def attend(run: Callable[[Job], None], args: argparse.Namespace, word: Word) -> int:
     """Run a command in a thread, draw its progress, and clean up whatever ends it."""
-    terminal = Terminal(quiet=args.quiet)
+    terminal = Terminal(quiet=args.quiet, progress=args.progress)
     outputs = Outputs(overwrite=getattr(args, "overwrite", False))
     jobs: list[Job] = []
     failures: list[BaseException] = []
 
     def work() -> None:
         try:
-            with _warnings_to(terminal, word), outputs, ExitStack() as files:
+            with terminal, _warnings_to(terminal, word), outputs, ExitStack() as files:
                 jobs.append(Job(args, terminal, outputs, files, word))
                 run(jobs[0])
         except BaseException as error:

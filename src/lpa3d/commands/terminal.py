@@ -1,16 +1,29 @@
-"""What the command line says besides its results: messages, and on a terminal a line that shows the progress."""
+"""What the command line says besides its results: messages, and how far the work is.
+
+Progress is a line that is drawn anew on a terminal ("bar"); else a line a minute with the time of day ("plain"), or a
+JSON object a second at most ("json"), for a log.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import shutil
 import sys
 import threading
 import time
+from types import TracebackType
 
-__all__ = ["Terminal", "open_streams"]
+__all__ = ["PROGRESS", "Terminal", "open_streams"]
 
 BAR = 24
+
+PROGRESS = ("auto", "bar", "plain", "json", "none")
+"""How progress is shown; "auto": as "bar" on a terminal, else as "plain"."""
+
+INTERVALS = {"plain": 60.0, "json": 1.0}
+"""Seconds between two lines of progress, and before the first one."""
 
 
 def open_streams() -> None:
@@ -30,15 +43,32 @@ def open_streams() -> None:
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
 
 
-class Terminal:
-    """Messages to standard error; the progress line only where that is a terminal.
+class _Compiling(logging.Handler):
+    """Counts the kernels that are being compiled, by what is logged of them."""
 
-    The line is drawn by `tick`, which one thread calls while another one works. Messages may come from any thread.
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += 1 if record.msg.startswith("compiling") else -1
+
+
+class Terminal:
+    """Messages and progress to standard error.
+
+    Progress is shown by `tick`, which one thread calls while another one works. Messages may come from any thread. In a
+    ``with`` block progress also says when kernels are compiled.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, progress: str = "auto") -> None:
         self.quiet = quiet
-        self.animated = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        if progress == "auto":
+            drawn = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+            progress = "none" if quiet else "bar" if drawn else "plain"
+        self.mode = progress
+        self._compiling = _Compiling()
+        self._told = time.perf_counter()
         self.times: list[tuple[str, float]] = []
         self._lock = threading.Lock()
         self._step = self._verb = self._stage = ""
@@ -46,6 +76,22 @@ class Terminal:
         self._fraction: float | None = None
         self._shown = ""
         self._notes: list[str] = []
+
+    def __enter__(self) -> Terminal:
+        log = logging.getLogger("lpa3d.kernels")
+        self._log = log.level, log.propagate
+        log.addHandler(self._compiling)
+        log.propagate = False
+        log.setLevel(logging.DEBUG)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        log = logging.getLogger("lpa3d.kernels")
+        log.removeHandler(self._compiling)
+        level, log.propagate = self._log
+        log.setLevel(level)
 
     def step(self, name: str, verb: str) -> None:
         """Begin a step: `name` is shown while it runs ("reading a.npy"), `verb` in the summary ("read")."""
@@ -73,23 +119,48 @@ class Terminal:
         self._fraction, self._stage = fraction, stage
 
     def tick(self) -> None:
-        """Draw the line anew if it would look different."""
-        if not self.animated:
+        """Show the progress: draw the line anew if it would look different, or print one if it is time."""
+        if self.mode == "none":
             return
         with self._lock:
             if not self._step:
                 return
-            elapsed = f"{time.perf_counter() - self._started:.0f} s"
-            name = f"{self._step}: {self._stage}" if self._stage else self._step
-            line = f"{name}  {elapsed}"
-            if self._fraction is not None:
-                done = min(max(self._fraction, 0.0), 1.0)
-                filled = int(done * BAR)
-                line = f"{name}  [{'#' * filled}{'.' * (BAR - filled)}] {100 * done:3.0f} %  {elapsed}"
-            line = line[: max(shutil.get_terminal_size().columns - 1, 1)]
-            if line != self._shown:
-                self._write(f"\r{line}{' ' * (len(self._shown) - len(line))}")
-                self._shown = line
+            now = time.perf_counter()
+            if self.mode == "bar":
+                self._draw(now - self._started)
+            elif now - self._told >= INTERVALS[self.mode]:
+                self._told = now
+                self._print(now - self._started)
+
+    def _name(self) -> str:
+        stage = "compiling kernels (once)" if self._compiling.count > 0 else self._stage
+        return f"{self._step}: {stage}" if stage else self._step
+
+    def _draw(self, seconds: float) -> None:
+        line = f"{self._name()}  {seconds:.0f} s"
+        if self._fraction is not None:
+            done = min(max(self._fraction, 0.0), 1.0)
+            filled = int(done * BAR)
+            line = f"{self._name()}  [{'#' * filled}{'.' * (BAR - filled)}] {100 * done:3.0f} %  {seconds:.0f} s"
+        line = line[: max(shutil.get_terminal_size().columns - 1, 1)]
+        if line != self._shown:
+            self._write(f"\r{line}{' ' * (len(self._shown) - len(line))}")
+            self._shown = line
+
+    def _print(self, seconds: float) -> None:
+        fraction = None if self._fraction is None else min(max(self._fraction, 0.0), 1.0)
+        if self.mode == "plain":
+            done = "" if fraction is None else f" {100 * fraction:.0f} %,"
+            self._write(f"lpa3d: {time.strftime('%H:%M:%S')} {self._name()}{done} {seconds:.0f} s\n")
+            return
+        told = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "step": self._step,
+            "stage": "compiling kernels" if self._compiling.count > 0 else self._stage,
+            "fraction": fraction,
+            "seconds": round(seconds, 1),
+        }
+        self._write(f"{json.dumps(told)}\n")
 
     def _clear(self) -> None:
         if self._shown:

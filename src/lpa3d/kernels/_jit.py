@@ -13,6 +13,7 @@ signature. So a stale one cannot be found, and any number of processes share one
 
 import contextlib
 import hashlib
+import logging
 import os
 import pickle
 import secrets
@@ -27,6 +28,9 @@ import numpy as np
 from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
+
+_log = logging.getLogger("lpa3d.kernels")
+"""Says once that kernels are compiled, which takes long enough to be wondered at, and at the level DEBUG of each."""
 
 CACHE = os.environ.get("LPA3D_KERNEL_CACHE", "1") != "0"
 
@@ -75,7 +79,19 @@ class _Cache(FunctionCache):
         name = f"{self._py_func.__module__}.{self._py_func.__qualname__} {key}"
         return self._folder / f"{self._py_func.__name__}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
+    _told = False
+
     def _load_overload(self, sig, target_context):
+        found = self._find_overload(sig, target_context)
+        if found is None:
+            _log.log(
+                logging.DEBUG if _Cache._told else logging.WARNING,
+                "compiling kernels for this machine (once; some 5 to 25 s for each verb)",
+            )
+            _Cache._told = True
+        return found
+
+    def _find_overload(self, sig, target_context):
         key = self._index_key(sig, target_context.codegen())
         try:
             data = self._path(key).read_bytes()
@@ -87,6 +103,7 @@ class _Cache(FunctionCache):
         return self._impl.rebuild(target_context, compiled) if stored == repr(key) else None
 
     def _save_overload(self, sig, data):
+        _log.debug("compiled %s", self._py_func.__name__)
         if not self._impl.check_cachable(data):
             return
         key = self._index_key(sig, data.codegen)
