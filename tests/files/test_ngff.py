@@ -123,6 +123,7 @@ def test_sheets_stay_and_background_loses_ties() -> None:
         ((1, 1, 7), 3, None, 3, [(1, 1, 2), (1, 1, 2)]),
         ((0, 4, 4), 3, None, 3, []),
         ((1, 1, 1), 3, None, 3, []),
+        ((4, 4, 4), 3, (0, 0, 0), 2, [(2, 2, 2)]),
     ],
 )
 def test_finest_axes_are_halved(shape: Any, ndim: int, spacing: Any, levels: Any, steps: Any) -> None:
@@ -286,6 +287,15 @@ def test_a_group_needs_no_suffix(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cell"]
 
 
+def test_the_labels_themselves_are_no_image(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "cell.zarr")
+    with pytest.raises(InputError, match="choose a name in it"):
+        io.write(tmp_path / "cell.zarr/labels", LABELS)
+    with pytest.raises(InputError, match="choose a name in it"):
+        lpa3d.label(tmp_path / "cell.zarr", out=tmp_path / "cell.zarr/labels")
+    np.testing.assert_array_equal(io.read(tmp_path / "cell.zarr"), image)
+
+
 def test_only_the_label_image_is_replaced(tmp_path: Path) -> None:
     place = tmp_path / "cell.zarr"
     image = make_image(place)
@@ -310,7 +320,7 @@ def test_nothing_else_of_an_image_is_replaced(inner: str, tmp_path: Path) -> Non
         lambda name: lpa3d.label(tmp_path / "in.zarr", out=name, overwrite=True),
     ):
         io.write(tmp_path / "in.zarr", LABELS, overwrite=True)
-        with pytest.raises(InputError, match=r"never replaced|cannot write"):
+        with pytest.raises(InputError, match=r"never replaced|cannot write|choose a name in it"):
             function(f"{tmp_path}/cell.zarr{inner}")
     np.testing.assert_array_equal(io.read(tmp_path / "cell.zarr"), image)
     np.testing.assert_array_equal(io.read(tmp_path / "cell.zarr/labels/mito"), LABELS)

@@ -45,7 +45,6 @@ __all__ = [
     "check_target",
     "choose_array",
     "choose_form",
-    "choose_format",
     "describe_array",
     "describe_geometry",
     "describe_image",
@@ -217,9 +216,11 @@ def choose_form(
         image.
     """
     check_form(storage)
-    group = next((folder for folder in path.parents if zarr_kind(folder).startswith("group")), None)
-    layout = storage.get("layout")
-    around = None if group is None else choose_format(group)
+    groups = [folder for folder in path.parents if zarr_kind(folder).startswith("group")]
+    for folder in groups:
+        check_version(folder)
+    layout, group = storage.get("layout"), groups[0] if groups else None
+    around = None if group is None else int(zarr_kind(group)[-1])
     if layout is None:
         layout = {None: "0.5", 3: "0.5", 2: "0.4"}[around]
     zarr_format = around or 3 if layout == ARRAY else {"0.5": 3, "0.4": 2}[layout]
@@ -236,15 +237,12 @@ def choose_form(
     return Form(layout, zarr_format, steps, image, None if image else find_listing(path))
 
 
-def choose_format(group: Path) -> int:
-    """Return the zarr format of what is written into a group, refusing versions of OME-Zarr that are not known."""
-    if zarr_kind(group) == "group2":
-        return 2
+def check_version(group: Path) -> None:
+    """Refuse to write into a group of a version of OME-Zarr that is not known."""
     about = read_attributes(group)
-    said = about.get("ome", {}).get("version") if isinstance(about.get("ome"), Mapping) else None
+    said = about["ome"].get("version") if isinstance(about.get("ome"), Mapping) else None
     if isinstance(said, str) and not said.startswith("0.5"):
         raise InputError(f"{group} is OME-Zarr {said}; labels are added to versions 0.4 and 0.5")
-    return 3
 
 
 def plan_steps(
@@ -254,7 +252,9 @@ def plan_steps(
 
     Axes whose voxels are the finest are halved, until voxels are as long as they are wide; then all are.
     """
-    sides, sizes = list(shape), [float(size) for size in spacing or (1.0, 1.0, 1.0)]
+    sides, sizes = list(shape), [float(size) for size in spacing or ()]
+    if not sizes or not all(math.isfinite(size) and size > 0 for size in sizes):
+        sizes = [1.0, 1.0, 1.0]
     steps: list[Sides] = []
     while math.prod(sides) and (
         math.prod(sides) > SMALL[ndim] if levels is None else len(steps) + 1 < levels and max(sides) > 1
@@ -349,6 +349,11 @@ def check_target(location: Location) -> Path:
             )
         if path.relative_to(group).as_posix() in _list_datasets(read_image(group)):
             raise InputError(f"{location.name} is a level of the image in {group}, so it is never replaced")
+    if path.name == "labels" and read_image(path.parent).get("multiscales"):
+        raise InputError(
+            f"{location.name} is where the labels of the image {path.parent} are listed; choose a name in it: "
+            f"{path / 'NAME'}"
+        )
     if path.exists() and not zarr_kind(path).startswith("array") and not _is_sole(path):
         more = " that holds more than one image" if _list_datasets(read_image(path)) else ""
         what = f"a zarr group{more}" if zarr_kind(path) else "no zarr array"
