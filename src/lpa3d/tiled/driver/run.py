@@ -583,16 +583,17 @@ def _make_levels(run: Run) -> None:
 def find_geometry(inputs: Mapping[str, Source], keywords: Mapping[str, Any]) -> Geometry:
     """Return what outputs say of their voxels: what `storage` has for attributes, else what the call says, else what
     the first input does that says anything."""
-    ndim = next(iter(inputs.values())).ndim
-    view = choose_view("storage", "zyx"[-ndim:], (1,) * ndim)
-    asked = attribute_geometry((keywords.get("storage") or {}).get("attributes", {}), view)
+    first = next(iter(inputs.values()))
+    shape = first.shape[3 - first.ndim :]
+    seen = choose_view(Keyword("storage"), list("zyx"[3 - first.ndim :]), shape)
+    asked = attribute_geometry((keywords.get("storage") or {}).get("attributes", {}), seen)
     if asked.spacing is not None:
         return asked
     stated = (source.geometry for source in inputs.values())
     found = next((geometry for geometry in stated if geometry.spacing), Geometry())
     given = keywords.get("spacing")
     if given is not None:
-        sizes = canonical_spacing(given, ndim)
+        sizes = canonical_spacing(given, first.ndim)
         if found.spacing is None or not np.allclose(sizes, found.spacing):
             return Geometry(sizes)
     return found
