@@ -487,3 +487,24 @@ def test_labels_of_unknown_size_lie_where_their_image_does(tiled: bool, tmp_path
             found[name] = volume.geometry.spacing, volume.geometry.offset
     offset = 90.0, 7.3, 1.1
     assert found == {"fine": ((30.0, 8.1, 8.1), offset), "coarse": ((30.0, 16.2, 16.2), offset), "other": (None, None)}
+
+
+def test_labels_of_an_image_with_channels(tmp_path: Path) -> None:
+    place = tmp_path / "cell.zarr"
+    channels = np.stack([LABELS % 2, LABELS // 2]).astype(np.uint8)
+    group = zarr.create_group(str(place))
+    group.create_array("0", shape=channels.shape, dtype="u1")[...] = channels
+    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
+    steps = [
+        {"type": "scale", "scale": [1, 30.0, 8.1, 8.0]},
+        {"type": "translation", "translation": [0, 5.0, 6.0, 7.0]},
+    ]
+    image = {"axes": [{"name": "c", "type": "channel"}, *axes], "datasets": [{"path": "0"}]}
+    image["datasets"][0]["coordinateTransformations"] = steps
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
+    lpa3d.label(f"{place}:c=1", out=place / "labels/tiled")
+    io.write(place / "labels/whole", lpa3d.label(channels[1]))
+    for name in ("tiled", "whole"):
+        np.testing.assert_array_equal(io.read(place / f"labels/{name}"), lpa3d.label(channels[1]))
+        with open_volume(place / f"labels/{name}") as volume:
+            assert (volume.geometry.spacing, volume.geometry.offset) == ((30.0, 8.1, 8.0), (5.0, 6.0, 7.0))

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from ..arrays.text import list_some
 from ..errors import InputError, InputTypeError, Keyword
-from .geometry import Geometry, nanometres, zarr_geometry, zarr_view
+from .geometry import Geometry, drop_unfilled, nanometres, zarr_geometry, zarr_view
 from .outputs import ASIDE, TEMPORARY, Beside, flush, flush_folders, remove
 from .places import LIBRARIES, Location, load_library, zarr_kind
 
@@ -301,8 +301,10 @@ def adopt_geometry(path: Path, shape: Sequence[int], geometry: Geometry) -> Geom
             array = zarr.open_array(str(level), mode="r")
             sides = dict(zip(axes, array.shape, strict=False))
             if tuple(sides[axis] for axis in "zyx" if axis in sides) == tuple(shape):
-                others = tuple((axis, 0) for axis, side in sides.items() if axis not in "zyx" and side > 1)
-                return zarr_geometry(array, zarr_view(array, str(level), others))
+                # Of whatever channel and time, which lie in one place.
+                others = tuple((axis, 0) for axis, n in sides.items() if axis not in "zyx" and n > 1)
+                with contextlib.suppress(InputError):  # an image that cannot be read may get labels all the same
+                    return drop_unfilled(zarr_geometry(array, zarr_view(array, str(level), others)))
     return geometry
 
 
