@@ -645,7 +645,7 @@ def test_bad_input(arguments, options, error, message):
 @pytest.mark.parametrize(
     ("decisions", "message"),
     [
-        ({"rand_zeros": "all"}, "rand_zeros is 'all'; 'none' or 'reference' or 'both' is needed"),
+        ({"rand_zeros": "all"}, "rand_zeros is 'all'; 'none' or 'reference' or 'prediction' or 'both' is needed"),
         ({"ap_strata": None}, "ap_strata is None; 'closed' or"),
         ({"ap_thresholds": (0.5,)}, r"ap_thresholds is \(0.5,\); ten numbers"),
         ({"ap_thresholds": (0.1,) * 10}, "ten numbers from 0.5 to 1"),
