@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError, Keyword
+from ..files.coded import whole_numbers
 from ..files.volume import Box, Lazy, Volume, choose_rows
 from ..files.writers import plan
 from ..linking.combine import Survey, combine_instances, find_winners
@@ -97,7 +98,7 @@ def run_combine(job: Job) -> None:
         )
     total = int(np.prod(shape, dtype=np.int64))
     job.results.append(_describe(names, survey, offsets, total))
-    job.finish(f"{format_count(len(names), 'class').replace('classs', 'classes')} of {format_count(total, 'voxel')}")
+    job.finish(f"{len(names)} class{'es' if len(names) > 1 else ''} of {format_count(total, 'voxel')}")
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -123,20 +124,13 @@ def _choose_order(priority: Sequence[str] | None, names: Sequence[str]) -> list[
 
 def _read(files: Sequence[Volume], box: Box) -> list[Array]:
     """Return the same box of all files, as integers."""
-    return [_whole(file, file.read_box(box)) for file in files]
-
-
-def _whole(file: Volume, part: Array) -> Array:
-    if part.dtype.kind == "b":
-        return part.view(np.uint8)
-    if part.dtype.kind != "f":
-        return part
-    if not (np.isfinite(part).all() and np.array_equal(part, np.rint(part))):
-        raise InputError(f"{file.name} holds fractions or NaN; masks and labels are whole numbers: threshold it first")
-    exact = 2 ** (np.finfo(part.dtype).nmant + 1)
-    if part.size and float(np.abs(part).max()) > exact:
-        raise InputError(f"{file.name} holds {part.dtype} beyond {exact:,}, where ids may have been united")
-    return part.astype(np.int64)
+    parts = []
+    for file in files:
+        part = file.read_box(box)
+        if part.dtype.kind == "f":
+            part = whole_numbers(part, np.int64, file.name, "labels", [side.start for side in box])
+        parts.append(part.view(np.uint8) if part.dtype.kind == "b" else part)
+    return parts
 
 
 def _check_values(job: Job, files: Sequence[Volume], names: Sequence[str], survey: Survey) -> None:
