@@ -88,6 +88,13 @@ def run_combine(job: Job) -> None:
         job.progress(box[0].stop / shape[0])
     _check_values(job, files, names, survey)
     offsets = survey.offsets()
+    if instances is not None and offsets[-1] >= 2**64:
+        largest = max(range(len(files)), key=lambda k: survey.high[k] or 0)
+        raise InputError(
+            f"the ids of all files behind each other reach to {offsets[-1]}, and 64 bits to {2**64 - 1}; "
+            f"{files[largest].name} has ids to {survey.high[largest]}: if that marks voxels that do not count, set "
+            "them to 0, else number its ids anew"
+        )
     if classes is not None:
         dtype = np.dtype(np.uint8 if len(names) < 2**8 else np.uint16)
         job.write(classes, Lazy(shape, dtype, lambda box: find_winners(_read(files, box), order)), geometry)

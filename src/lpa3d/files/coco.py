@@ -128,6 +128,8 @@ def _parse_options(location: Location) -> Options:
     said: dict[str, Any] = {}
     for part in location.inner.split(",") if location.inner else ():
         name, _, value = part.strip().partition("=")
+        if name in said:
+            raise InputError(f"{location.name}: {name} is given twice; give it once")
         try:
             if name == "classes" and not value:
                 said["classes"] = True

@@ -107,6 +107,10 @@ def code_line(
     Whole numbers stay integers where the line's numbers are whole, else they become float64.
     """
     dtype = np.dtype(dtype)
+    if scale == 0 or not (math.isfinite(scale) and math.isfinite(offset)):
+        raise InputError(
+            f"{name} says that its values are {scale:g} * number + {offset:g}, which tells nothing; mend the file"
+        )
     found = tuple(
         (key, number)
         for key, number in (missing or {}).items()

@@ -435,7 +435,11 @@ def tiff_geometry(tiff: Any, view: View) -> Geometry:
         if ("spacing" in metadata or unit) and "XResolution" in tags and "YResolution" in tags:
             (nx, dx), (ny, dy) = tags["XResolution"].value, tags["YResolution"].value
             if nx and ny:
-                return Geometry((float(metadata.get("spacing", 1.0)), dy / ny, dx / nx), unit)
+                # Of an axis that has another unit than x it says so.
+                units = [
+                    _imagej_unit({"unit": metadata.get(key, metadata.get("unit", ""))}) for key in ("zunit", "yunit")
+                ]
+                return _common_unit((float(metadata.get("spacing", 1.0)), dy / ny, dx / nx), [*units, unit])
     if tiff.is_shaped:
         return attribute_geometry(dict(tiff.shaped_metadata[0]), view)
     return Geometry()

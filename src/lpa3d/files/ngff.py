@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -357,9 +358,11 @@ def check_target(location: Location) -> Path:
             f"{location.name} is where the labels of the image {path.parent} are listed; choose a name in it: "
             f"{path / 'NAME'}"
         )
-    if path.exists() and not zarr_kind(path).startswith("array") and not _is_sole(path):
+    if path.exists() and not (zarr_kind(path) and _is_sole(path)):
         more = " that holds more than one image" if _list_datasets(read_image(path)) else ""
         what = f"a zarr group{more}" if zarr_kind(path) else "no zarr array"
+        if zarr_kind(path).startswith("array"):
+            what = "an array with other files in its folder"
         raise InputError(f"{location.name} exists and is {what}, so it is never replaced; choose another output")
     return path
 
@@ -370,10 +373,17 @@ def _list_datasets(about: Mapping[str, Any]) -> list[str]:
     return [str(dataset.get("path")) for image in images for dataset in image.get("datasets") or []]
 
 
-def _is_sole(group: Path) -> bool:
-    """Return whether a group holds nothing but one image."""
-    levels = {Path(name).parts[0] for name in _list_datasets(read_image(group))}
-    return bool(levels) and {entry.name for entry in os.scandir(group) if entry.is_dir()} <= levels
+METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata", ".DS_Store"}
+
+
+def _is_sole(node: Path) -> bool:
+    """Return whether a group holds nothing but one image, or an array nothing but chunks."""
+    entries = {entry.name for entry in os.scandir(node)} - METADATA
+    if zarr_kind(node).startswith("array"):
+        return all(re.fullmatch(r"c|(c[/.])?[0-9.]+", name) for name in entries)
+    about = read_image(node)
+    levels = _list_datasets(about)
+    return len(about.get("multiscales") or []) == 1 and bool(levels) and entries <= set(levels)
 
 
 # -------------------------------------------------------------------------------------------------------------- levels
@@ -401,7 +411,9 @@ def reduce_level(fine: Array, step: Sides, *, image: bool) -> Array:
         reduce_labels(np.ascontiguousarray(fine).view(bits), *step, out.view(bits))
         return out
     whole = fine.dtype.kind != "f"
-    total: Array = np.zeros(out.shape, np.int64 if whole else np.float64)
+    # Eight numbers of 64 bits need more: Python's integers, which are slow, but such images are rare.
+    kind = np.float64 if not whole else np.int64 if fine.dtype.itemsize < 8 else np.object_
+    total: Array = np.zeros(out.shape, kind)
     count = np.zeros(out.shape, np.int64)
     for first in itertools.product(*(range(s) for s in step)):
         part = fine[tuple(slice(lo, None, s) for lo, s in zip(first, step, strict=True))]

@@ -35,13 +35,28 @@ from .metaimage import open_metaimage
 from .mrc import open_mrc
 from .ngff import choose_array, list_arrays
 from .nrrd import open_nrrd
-from .places import INTERRUPTED, KNOWN, LIBRARIES, TILED, Location, load_library, locate, reaching, reading, zarr_kind
+from .places import (
+    INTERRUPTED,
+    KNOWN,
+    LIBRARIES,
+    TILED,
+    Location,
+    load_library,
+    locate,
+    reaching,
+    reading,
+    refuse_short,
+    zarr_kind,
+)
 from .tensors import open_n5, open_precomputed
 from .volume import Box, Volume, choose_rows, cut_box
 
 __all__ = ["open_volume", "read"]
 
 Array = npt.NDArray[Any]
+
+DEEPEST = 32
+"""Steps from a virtual dataset of HDF5 to the voxels."""
 
 SMALLEST, LARGEST = 1e-3, 1e8
 """Sides of a voxel in nanometres, beyond which its unit must be wrong: a picometre, and ten centimetres."""
@@ -299,6 +314,18 @@ def _open_nifti(location: Location) -> Volume:
     sizes = [float(str(size)) for size in header.get_zooms()[:3]]
     sizes += [max(sizes, default=1.0)] * (3 - len(sizes))
     unit = header.get_xyzt_units()[0]
+    if int(header.get("sform_code", 0)) > 0:
+        said = np.sqrt((np.asarray(image.affine, np.float64)[:3, :3] ** 2).sum(axis=0)).tolist()
+        count = min(3, len(image.shape))
+        if not np.allclose(said[:count], sizes[:count], rtol=1e-3):
+            shown = [" ".join(f"{size:g}" for size in reversed(each[:count])) for each in (said, sizes)]
+            warnings.warn(
+                f"{location.name} contradicts itself: by its affine voxels are {shown[0]} large, by pixdim {shown[1]}; "
+                "the affine is believed, and the spacing that you pass counts more",
+                Lpa3dWarning,
+                2,
+            )
+            sizes[:count] = said[:count]
     packed = location.path.name.lower().endswith(".gz")
 
     def fetch(lo: int, hi: int) -> Array:
@@ -511,7 +538,7 @@ def _open_hdf5(location: Location) -> Volume:
         if not isinstance(node, h5py.Dataset):
             below = [name for name in arrays if not inner or name.startswith(f"/{inner}/")]
             node = file[_choose(location, below, ":")]
-        _check_virtual(h5py, location, node)
+        _check_parts(h5py, location.name, location.path, node)
         attributes = {key: node.attrs[key] for key in node.attrs}
         view = location.choose(read_axes(attributes, node.ndim, _name_dimensions(node)), node.shape)
         shape, dtype = view.shape, np.dtype(node.dtype)
@@ -567,19 +594,34 @@ def _name_dimensions(node: Any) -> list[str | None]:
     ]
 
 
-def _check_virtual(h5py: Any, location: Location, node: Any) -> None:
-    """Refuse a dataset that is made of others where one is missing: it would be read as the fill value."""
+def _check_parts(h5py: Any, name: str, path: Path, node: Any, depth: int = 0) -> None:
+    """Refuse a dataset of the file `path` that is made of other files where one, or a part of one, is missing.
+
+    It would be read as the fill value.
+    """
+    needed = int(node.nbytes)
+    for file_name, offset, size in node.external or ():
+        taken = min(needed, int(size))
+        needed -= taken
+        for raw in (Path(file_name), path.parent / file_name):
+            if raw.is_file():
+                refuse_short(raw, raw.stat().st_size, int(offset) + taken)
+                break
+    if depth > DEEPEST:
+        raise InputError(f"{name} is made of other datasets, one below another without an end; copy its voxels")
     for source in node.virtual_sources() if node.is_virtual else ():
         if "%" in source.file_name:
             continue  # a pattern, of as many files as there are
-        path = location.path if source.file_name == "." else location.path.parent / source.file_name
-        there = path.is_file()
+        other = path if source.file_name == "." else path.parent / source.file_name
+        there = other.is_file()
         if there:
-            with h5py.File(path, "r") as file:
+            with h5py.File(other, "r") as file:
                 there = source.dset_name in file
+                if there:
+                    _check_parts(h5py, name, other, file[source.dset_name], depth + 1)
         if not there:
             raise InputError(
-                f"{location.name} is made of other files, of which {path}:{source.dset_name} is missing; put it back"
+                f"{name} is made of other files, of which {other}:{source.dset_name} is missing; put it back"
             )
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..arrays.text import list_some
 from ..errors import InputError, Lpa3dWarning
-from .axes import View, read_axes
+from .axes import View, read_axes, read_transform
 from .geometry import Geometry, attribute_geometry, convert_unit, drop_unfilled, named_geometry
 from .places import LIBRARIES, Location, load_library
 from .volume import Box, Volume, choose_rows, cut_box, find_bounds
@@ -267,7 +267,8 @@ def _n5_geometry(
             steps = scales[int(level[1])]
         found = _read_sizes(location, about, view)
         if found.spacing is not None:
-            return _times(found, steps)
+            # An array's own transform is that of the level.
+            return found if own and read_transform(about).get("scale") else _times(found, steps)
     if layer is not None and layer["scale"] is not None:
         said = layer["scale"]
         of = said if isinstance(said, Mapping) else {"factor": said}

@@ -218,10 +218,17 @@ READ_ONLY: dict[str | tuple[str, str], str] = {
 def _check_hdf5_loss(location: Location) -> None:
     """Refuse to replace an HDF5 file that holds anything but the dataset that is written anew."""
     h5py = load_library(*LIBRARIES["hdf5"])
-    found: list[str] = []
+    own = (location.inner or HDF5_DEFAULT).strip("/")
+    others: list[str] = []
+
+    def look(name: str, node: Any) -> None:
+        around = not isinstance(node, h5py.Dataset) and own.startswith(f"{name}/") and not len(node.attrs)
+        if name != own and not around:
+            others.append(name)
+
     with reading(str(location.path)), h5py.File(location.path, "r") as file:
-        file.visititems(lambda name, node: found.append(name) if isinstance(node, h5py.Dataset) else None)
-    others = [name for name in found if name != (location.inner or HDF5_DEFAULT)]
+        file.visititems(look)
+        others += [f"attribute {name}" for name in file.attrs]
     if others:
         raise InputError(
             f"{location.path} also holds {list_some(others, 8, show='/{}'.format)}, and an HDF5 file is replaced as a "
