@@ -146,3 +146,24 @@ def test_mean_of_numbers_of_64_bits():
         high = np.iinfo(dtype).max
         volume = np.full((2, 2, 2), high, dtype)
         assert reduce_level(volume, (2, 2, 2), image=True).tolist() == [[[high]]]
+
+
+def test_a_place_that_is_lost_is_told_of(tmp_path, capsys):
+    nibabel = pytest.importorskip("nibabel")
+    affine = np.diag([8, 8, 40, 1.0])
+    for name, at in (("here", 0.0), ("there", 800.0)):
+        affine[0, 3] = at
+        image = nibabel.Nifti1Image(VOLUME.T.copy(), affine)
+        image.header.set_xyzt_units("micron")
+        nibabel.save(image, tmp_path / f"{name}.nii")
+    for name, out, lost in (
+        ("here.nii", "a.zarr", ""),
+        ("there.nii", "b.zarr", "the place of the first voxel of"),
+        ("there.nii", "c.nii", ""),
+        ("there.nii", "d.nrrd", ""),
+        ("d.nrrd", "e.tif", "the place of the first voxel of"),
+    ):
+        assert cli.main(["convert", str(tmp_path / name), str(tmp_path / out)]) == 0
+        said = capsys.readouterr().err
+        assert ("is not kept" in said) == (lost != "")
+        assert lost in said

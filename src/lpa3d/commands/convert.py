@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..arrays.checks import canonical_spacing
 from ..errors import InputError, Keyword
-from ..files.geometry import NANOMETRES, Geometry, nanometres
+from ..files.geometry import NANOMETRES, Geometry, nanometres, state_place
 from ..files.volume import Box, Lazy, Volume
 from ..files.writers import plan
 from .inputs import add_spacing, format_sizes
@@ -57,6 +57,8 @@ def run_convert(job: Job) -> None:
     )
     if target.location.format in ("npy", "npz") and geometry.spacing is not None:
         job.terminal.message(f"warning: {args.out} cannot hold a voxel size, and that of {source.name} is lost")
+    elif lost := _find_lost(geometry, target.location.format):
+        job.terminal.message(f"warning: {lost} of {source.name} is not kept in {args.out}")
     dtype = np.dtype(args.dtype or ("uint8" if source.dtype.kind == "b" else source.dtype.newbyteorder("=")))
 
     def read(box: Box) -> Array:
@@ -97,6 +99,25 @@ def _choose_geometry(job: Job, source: Volume) -> Geometry:
             )
         return replace(geometry, unit=args.unit)
     return geometry
+
+
+PLACELESS = ("tiff", "imagej")
+"""Formats that hold a size, but no place."""
+
+DIRECTED = ("nifti", "nrrd", "metaimage")
+"""Formats that hold where axes point to."""
+
+
+def _find_lost(geometry: Geometry, target: str) -> str:
+    """Return what a format does not keep of where a volume lies, in words; empty where it keeps all, or all is 0."""
+    if target in DIRECTED:
+        return ""
+    stated = state_place(geometry)
+    # That of a NIfTI header is written to formats with directions only.
+    place = stated.offset is not None and any(stated.offset) and (target in PLACELESS or geometry.offset is None)
+    straight = stated.directions is None or np.allclose(stated.directions, np.eye(3), atol=1e-4)
+    turned = stated.frame == "LPS" or not straight
+    return " and ".join(["the place of the first voxel"] * place + ["where the axes point to"] * turned)
 
 
 def _cast(part: Array, dtype: np.dtype[Any], name: str, first: int) -> Array:
