@@ -43,7 +43,7 @@ def test_any_format_to_any(data, tmp_path_factory):
     with io.open_volume(folder / f"b.{second}") as found:
         np.testing.assert_array_equal(found.read(), array)
         if not {first, second} & {"npy", "npz"}:
-            size = {"nm": 1, "angstrom": 0.1, "um": 1e3, "µm": 1e3, "micron": 1e3}[found.geometry.unit]
+            size = {"nm": 1, "angstrom": 0.1, "Å": 0.1, "um": 1e3, "µm": 1e3, "micron": 1e3}[found.geometry.unit]
             assert [size * one for one in found.geometry.spacing] == pytest.approx([40, 8, 4])
 
 

@@ -122,14 +122,14 @@ def test_an_input_is_no_output(folder: Path, kind: str) -> None:
 def test_the_file_of_an_input_lies_in_an_output(tmp_path: Path) -> None:
     out = store_values(tmp_path / "out.zarr")
     assert out.shape == VALUES.shape
-    store_zip(tmp_path / "out.zarr" / "in.zip", VALUES)
-    zipped = zarr.open_array(zarr.storage.ZipStore(tmp_path / "out.zarr" / "in.zip", mode="r"), mode="r")
-    np.save(tmp_path / "out.zarr" / "in.npy", VALUES)
+    store_zip(tmp_path / "out.zarr" / "c" / "in.zip", VALUES)
+    zipped = zarr.open_array(zarr.storage.ZipStore(tmp_path / "out.zarr" / "c" / "in.zip", mode="r"), mode="r")
+    np.save(tmp_path / "out.zarr" / "c" / "in.npy", VALUES)
     # dask takes a copy of what is mapped into memory, but what is made of it is none.
     mapped = da.from_delayed(
-        dask.delayed(np.add)(np.load(tmp_path / "out.zarr" / "in.npy", mmap_mode="r")[1:], 0), (7, 8, 8), np.uint8
+        dask.delayed(np.add)(np.load(tmp_path / "out.zarr" / "c" / "in.npy", mmap_mode="r")[1:], 0), (7, 8, 8), np.uint8
     )
-    named = da.from_delayed(dask.delayed(np.load)(tmp_path / "out.zarr" / "in.npy"), (8, 8, 8), np.uint8)
+    named = da.from_delayed(dask.delayed(np.load)(tmp_path / "out.zarr" / "c" / "in.npy"), (8, 8, 8), np.uint8)
     for array in (zipped, da.from_zarr(zipped), mapped, named):
         with pytest.raises(InputError, match=r"is also an input \(volume\)"):
             lpa3d.label(array, out=tmp_path / "out.zarr", overwrite=True, tile=4)
