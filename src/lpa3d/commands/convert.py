@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..arrays.checks import canonical_spacing
 from ..errors import InputError, Keyword
+from ..files.coded import EXACT
 from ..files.geometry import NANOMETRES, Geometry, nanometres, state_place
 from ..files.volume import Box, Lazy, Volume
 from ..files.writers import plan
@@ -142,7 +143,7 @@ def _cast(part: Array, dtype: np.dtype[Any], name: str, first: int) -> Array:
     with np.errstate(over="ignore"):
         cast = part.astype(dtype)
     if dtype.kind == "f" and part.dtype.kind in "ui" and part.size:
-        exact = 2 ** (np.finfo(dtype).nmant + 1)
+        exact = EXACT[dtype.itemsize]
         if max(-int(part.min()), int(part.max())) > exact:
             raise InputError(
                 f"{what} holds values beyond {exact:,}, up to which {dtype} is exact; choose another ", Keyword("dtype")

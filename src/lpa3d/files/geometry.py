@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import InputError, Keyword, Lpa3dWarning
 from .axes import SPACE, Choice, View, choose_view, read_axes, read_axistags, read_transform, split_names
@@ -27,6 +28,7 @@ __all__ = [
     "convert_unit",
     "directed_geometry",
     "in_nanometres",
+    "measure_steps",
     "named_geometry",
     "nanometres",
     "state_place",
@@ -113,6 +115,12 @@ def convert_unit(geometry: Geometry, unit: str, name: str) -> tuple[Sizes | None
     return convert(geometry.spacing), None if place is None else convert(place)
 
 
+def measure_steps(affine: Any) -> npt.NDArray[np.float64]:
+    """Return how long a step along each of the three axes is by an affine of NIfTI."""
+    steps: npt.NDArray[np.float64] = np.sqrt((np.asarray(affine, np.float64)[:3, :3] ** 2).sum(axis=0))
+    return steps
+
+
 def state_place(geometry: Geometry) -> Geometry:
     """Return a geometry that says for itself where the axes point to and where the first voxel is, if a NIfTI header
     does."""
@@ -120,7 +128,7 @@ def state_place(geometry: Geometry) -> Geometry:
     if header is None or not (int(header["sform_code"]) or int(header["qform_code"])):
         return geometry
     affine = header.get_best_affine()
-    lengths = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    lengths = measure_steps(affine)
     if not lengths.all() or not np.isfinite(affine).all():
         return geometry
     ways = tuple((float(a), float(b), float(c)) for a, b, c in (affine[:3, :3] / lengths).T)
@@ -430,22 +438,20 @@ def tiff_geometry(tiff: Any, view: View) -> Geometry:
                 return _common_unit([float(z), float(sizes["Y"]), float(sizes["X"])], units)
     if tiff.is_imagej:
         metadata = tiff.imagej_metadata or {}
-        tags, unit = tiff.pages[0].tags, _imagej_unit(tiff.imagej_metadata or {})
+        tags, unit = tiff.pages[0].tags, _imagej_unit(metadata, "unit")
         # ImageJ leaves out slices that are 1 unit apart. Without a unit nothing was calibrated.
         if ("spacing" in metadata or unit) and "XResolution" in tags and "YResolution" in tags:
             (nx, dx), (ny, dy) = tags["XResolution"].value, tags["YResolution"].value
             if nx and ny:
                 # Of an axis that has another unit than x it says so.
-                units = [
-                    _imagej_unit({"unit": metadata.get(key, metadata.get("unit", ""))}) for key in ("zunit", "yunit")
-                ]
-                return _common_unit((float(metadata.get("spacing", 1.0)), dy / ny, dx / nx), [*units, unit])
+                units = [_imagej_unit(metadata, key) for key in ("zunit", "yunit", "unit")]
+                return _common_unit((float(metadata.get("spacing", 1.0)), dy / ny, dx / nx), units)
     if tiff.is_shaped:
         return attribute_geometry(dict(tiff.shaped_metadata[0]), view)
     return Geometry()
 
 
-def _imagej_unit(metadata: Mapping[str, Any]) -> str:
-    """Return ImageJ's unit; it writes µ as an escape."""
-    unit = str(metadata.get("unit", "")).replace("\\u00B5", "µ")
+def _imagej_unit(metadata: Mapping[str, Any], key: str) -> str:
+    """Return one of ImageJ's units, that of x where it has none of its own; it writes µ as an escape."""
+    unit = str(metadata.get(key, metadata.get("unit", ""))).replace("\\u00B5", "µ")
     return "" if unit.startswith("pixel") else unit

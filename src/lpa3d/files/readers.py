@@ -25,6 +25,7 @@ from .geometry import (
     Geometry,
     attribute_geometry,
     drop_unfilled,
+    measure_steps,
     nanometres,
     tiff_geometry,
     zarr_geometry,
@@ -315,7 +316,7 @@ def _open_nifti(location: Location) -> Volume:
     sizes += [max(sizes, default=1.0)] * (3 - len(sizes))
     unit = header.get_xyzt_units()[0]
     if int(header.get("sform_code", 0)) > 0:
-        said = np.sqrt((np.asarray(image.affine, np.float64)[:3, :3] ** 2).sum(axis=0)).tolist()
+        said = measure_steps(image.affine).tolist()
         count = min(3, len(image.shape))
         if not np.allclose(said[:count], sizes[:count], rtol=1e-3):
             shown = [" ".join(f"{size:g}" for size in reversed(each[:count])) for each in (said, sizes)]

@@ -20,7 +20,7 @@ from ..errors import InputError, Lpa3dWarning
 from .axes import View, read_axes, read_transform
 from .geometry import Geometry, attribute_geometry, convert_unit, drop_unfilled, named_geometry
 from .places import LIBRARIES, Location, load_library
-from .volume import Box, Volume, choose_rows, cut_box, find_bounds
+from .volume import Box, Volume, choose_rows, cut_box, cut_boxes, find_bounds
 
 __all__ = ["TensorArray", "open_n5", "open_precomputed", "tensor_target", "write_n5", "write_precomputed"]
 
@@ -418,12 +418,8 @@ def _write(spec: Mapping[str, Any], array: Any, chunk: int, progress: Callable[[
     if stored.rank == 4:
         stored = stored[..., 0]
     seen = stored.T if array.ndim == 3 or stored.rank == 2 else stored.T[0]
-    unit = (chunk,) * array.ndim
-    whole = tuple(slice(0, size) for size in array.shape)
-    boxes = list(cut_box(whole, unit, np.dtype(array.dtype).itemsize)) if 0 not in array.shape else []
-    for k, box in enumerate(boxes):
-        seen[box].write(np.ascontiguousarray(array[box], dtype=stored.dtype.numpy_dtype)).result()
-        progress((k + 1) / len(boxes))
+    for box, part in cut_boxes(array, chunk, progress):
+        seen[box].write(np.ascontiguousarray(part, dtype=stored.dtype.numpy_dtype)).result()
 
 
 def write_n5(

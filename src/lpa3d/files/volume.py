@@ -19,7 +19,7 @@ from .coded import Coding, refuse_floats, whole_numbers
 from .geometry import Geometry
 from .places import reading
 
-__all__ = ["Box", "Lazy", "Volume", "choose_rows", "cut_box", "cut_slabs", "find_bounds"]
+__all__ = ["Box", "Lazy", "Volume", "choose_rows", "cut_box", "cut_boxes", "cut_slabs", "find_bounds"]
 
 Array = npt.NDArray[Any]
 Box = tuple[slice, ...]
@@ -286,6 +286,16 @@ def cut_slabs(array: Any, progress: Progress, chunk: int = 1) -> Iterator[tuple[
         hi = min(lo + rows, length)
         yield lo, hi, np.asarray(array[lo:hi])
     progress(1.0)
+
+
+def cut_boxes(array: Any, chunk: int, progress: Progress) -> Iterator[tuple[Box, Array]]:
+    """Yield ``(box, array[box])`` as `cut_slabs` does slabs, of boxes of whole chunks."""
+    whole = tuple(slice(0, size) for size in array.shape)
+    itemsize = np.dtype(array.dtype).itemsize
+    boxes = list(cut_box(whole, (chunk,) * array.ndim, itemsize)) if 0 not in array.shape else []
+    for k, box in enumerate(boxes):
+        yield box, np.asarray(array[box])
+        progress((k + 1) / len(boxes))
 
 
 def find_bounds(array: Any) -> tuple[Any, Any]:

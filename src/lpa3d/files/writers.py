@@ -39,7 +39,7 @@ from .outputs import Beside, Outputs
 from .places import LIBRARIES, FileError, Location, load_library, locate, reading, writing
 from .readers import open_volume
 from .tensors import tensor_target, write_n5, write_precomputed
-from .volume import Box, Lazy, choose_rows, cut_box, cut_slabs, find_bounds
+from .volume import Box, Lazy, choose_rows, cut_boxes, cut_slabs, find_bounds
 
 __all__ = ["Target", "plan", "write"]
 
@@ -346,7 +346,8 @@ def _write_zarr(target: Target, array: Array, geometry: Geometry, progress: Prog
             chunk_key_encoding=None if three else {"name": "v2", "separator": "/"},
             zarr_format=form.zarr_format,
         )
-        _write_boxes(made, flat, side, said)
+        for box, part in cut_boxes(flat, side, said):
+            made[box] = part
         stored.append(made)
         done += flat.size
     if form.is_group:
@@ -386,15 +387,6 @@ def _reduce(fine: Any, shape: Sequence[int], step: tuple[int, int, int], *, imag
         return out
 
     return Lazy(tuple(shape[flat:]), np.dtype(fine.dtype), read)
-
-
-def _write_boxes(stored: Any, array: Array, chunk: int, progress: Progress) -> None:
-    """Write a volume, box by box of whole chunks."""
-    whole = tuple(slice(0, size) for size in array.shape)
-    boxes = list(cut_box(whole, (chunk,) * array.ndim, array.dtype.itemsize)) if 0 not in array.shape else []
-    for k, box in enumerate(boxes):
-        stored[box] = array[box]
-        progress((k + 1) / len(boxes))
 
 
 def _write_npy(target: Target, array: Array, geometry: Geometry, progress: Progress) -> None:
@@ -558,7 +550,8 @@ def _write_hdf5(target: Target, array: Array, geometry: Geometry, progress: Prog
                 stored.attrs["offset"] = geometry.offset[-array.ndim :]
         if target.names:
             stored.attrs["class_names"] = json.dumps(_name_classes(target))
-        _write_boxes(stored, array, HDF5_CHUNK, progress)
+        for box, part in cut_boxes(array, HDF5_CHUNK, progress):
+            stored[box] = part
 
 
 def _write_nrrd(target: Target, array: Array, geometry: Geometry, progress: Progress) -> None:

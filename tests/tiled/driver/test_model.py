@@ -557,15 +557,20 @@ def test_many_sequences(verb: str, place: str, tmp_path: Path) -> None:
         report(run_machine(verb, place, tmp_path, changes, examples, 8), "sequences", verb, place)
 
 
+def list_changes(world: World) -> list[tuple[int, str]]:
+    """Return the changes of a call, each with what it is of; the world is as before."""
+    begin, seen = world.save(), []
+    with world.watched(lambda number, what, of: seen.append((number, of))):
+        world.call()
+    world.restore(begin)
+    return seen
+
+
 @pytest.mark.parametrize("few", [8, pytest.param(None, marks=pytest.mark.long)])
 def test_killed_while_labels_are_listed(few: int | None, tmp_path: Path) -> None:
     with watch(tmp_path) as changes:
         world = World("fuse", "group", tmp_path, changes)
-        begin, seen = world.save(), []
-        with world.watched(lambda number, what, of: seen.append((number, of))):
-            world.call()
-        world.restore(begin)
-        numbers = [number for number, of in seen if of.startswith(str(world.root / "cell.zarr"))]
+        numbers = [number for number, of in list_changes(world) if of.startswith(str(world.root / "cell.zarr"))]
         tally = Tally()
         # The list is written last.
         sweep_crashes(world, tally, set(numbers if few is None else numbers[-few:]))
@@ -576,11 +581,7 @@ def test_killed_while_labels_are_listed(few: int | None, tmp_path: Path) -> None
 def test_killed_where_something_new_is_made(at: str, tmp_path: Path) -> None:
     with watch(tmp_path) as changes:
         world = World("fuse", "folder", tmp_path, changes)
-        begin, seen = world.save(), []
-        with world.watched(lambda number, what, of: seen.append((number, of))):
-            world.call()
-        world.restore(begin)
-        numbers = [number for number, of in seen if at in of or "-group" in of]
+        numbers = [number for number, of in list_changes(world) if at in of or "-group" in of]
         tally = Tally()
         sweep_crashes(world, tally, set(numbers[:8]))
     report(tally, at)
